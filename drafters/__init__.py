@@ -1,0 +1,1 @@
+"""What might the next tokens be?"""

@@ -1,0 +1,1 @@
+"""How does a checkpoint become files a device can run?"""

@@ -1,0 +1,1 @@
+"""One file per model family, each written once against the op protocol."""

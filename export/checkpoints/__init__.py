@@ -1,0 +1,1 @@
+"""Readers: weights, config and tokenizer in, one in-memory form out."""

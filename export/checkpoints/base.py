@@ -1,0 +1,83 @@
+"""The one in-memory form of a checkpoint: what every reader returns and every architecture reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from quickdraft.errors import CheckpointError
+from quickdraft.export.weights import Weight
+
+
+class WeightMap(Mapping[str, Weight]):
+    """Weights by their Hugging Face names, remembering which were asked for."""
+
+    def __init__(self, weights: Mapping[str, Weight]) -> None:
+        self._weights = dict(weights)
+        self.used: set[str] = set()
+
+    def __getitem__(self, name: str) -> Weight:
+        if name not in self._weights:
+            raise CheckpointError(f"the checkpoint lacks the tensor {name!r}")
+        self.used.add(name)
+        return self._weights[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._weights
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._weights)
+
+    def __len__(self) -> int:
+        return len(self._weights)
+
+    def expect(self, name: str, shape: tuple[int, ...]) -> Weight:
+        """The weight `name`, checked to have `shape`."""
+        weight = self[name]
+        if weight.shape != shape:
+            raise CheckpointError(
+                f"the tensor {name!r} has shape {list(weight.shape)}; the config asks for "
+                f"{list(shape)}"
+            )
+        return weight
+
+
+@dataclass(frozen=True)
+class TokenizerFiles:
+    """tokenizer_json: the bytes of a `tokenizer.json`. Ids are None where the model has none.
+
+    add_bos: whether the text of a plain prompt starts with the bos token. special_tokens: the
+    text of named special tokens (`bos_token`, `eos_token`, ...) as chat templates see them.
+    """
+
+    tokenizer_json: bytes
+    chat_template: str | None
+    bos_token_id: int | None
+    eos_token_ids: tuple[int, ...]
+    add_bos: bool
+    special_tokens: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a checkpoint came from. kind: `gguf`, `huggingface`. fingerprint: sha256 of the
+    weight files (or of their sorted hashes), hex."""
+
+    kind: str
+    name: str
+    fingerprint: str
+    revision: str | None = None
+    licence: str | None = None
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """config: as in Hugging Face's config.json, whatever the file format was. weights: under
+    Hugging Face names and row orders. generation: as in generation_config.json."""
+
+    config: Mapping[str, Any]
+    weights: WeightMap
+    tokenizer: TokenizerFiles
+    generation: Mapping[str, Any]
+    source: Source

@@ -1,0 +1,1 @@
+"""Implementations of the op protocol: one per target format."""

@@ -1,0 +1,116 @@
+"""The op protocol: the small set of operations every architecture is written in.
+
+An emitter implements it for its own kind of value (a node output, an array, a tensor). Shapes use
+n for the rows of a step (tokens), m for the rows whose logits are wanted. Everything is float32
+unless said. The meaning of each op is the function of the same name in `quickdraft.numpy_ops`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeVar
+
+from quickdraft.export.weights import Weight
+
+V = TypeVar("V")
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary embedding of the first 2 * len(frequencies) values of each head, halves rotated
+    against each other (the "neox" order).
+
+    frequencies: angle per position, one per pair. attention_factor multiplies sine and cosine.
+    """
+
+    frequencies: tuple[float, ...]
+    attention_factor: float = 1.0
+
+
+@dataclass(frozen=True)
+class Attention:
+    """How one layer attends. window: as in ModelSpec. softcap: cap * tanh(scores / cap), before
+    the mask."""
+
+    layer: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    scale: float
+    window: int | None = None
+    softcap: float | None = None
+
+
+class Ops(Protocol[V]):
+    """One implementation per emitter."""
+
+    def tokens(self) -> V:
+        """Token ids of the step, int64 [n]."""
+
+    def positions(self) -> V:
+        """Logical positions of the rows, int64 [n]."""
+
+    def output_rows(self) -> V:
+        """Rows whose logits are wanted, int64 [m]."""
+
+    def embed(self, ids: V, table: Weight) -> V:
+        """Rows of `table` [vocabulary, width] for `ids` [n]: [n, width]."""
+
+    def take_rows(self, x: V, rows: V) -> V:
+        """Rows of x: [n, width] and int64 [m] to [m, width]."""
+
+    def linear(self, x: V, weight: Weight, bias: Weight | None = None) -> V:
+        """x @ weight.T + bias: [n, in], weight [out, in] to [n, out]."""
+
+    def rms_norm(self, x: V, weight: Weight | None, eps: float, heads: int = 1) -> V:
+        """x / sqrt(mean(x^2) + eps) * weight, over the last axis cut in `heads` equal parts.
+
+        weight: [width / heads], or None for all ones.
+        """
+
+    def layer_norm(
+        self, x: V, weight: Weight | None, bias: Weight | None, eps: float, heads: int = 1
+    ) -> V:
+        """(x - mean) / sqrt(variance + eps) * weight + bias, parts as in rms_norm.
+
+        weight: [width / heads] or, where each head has its own, [width].
+        """
+
+    def rope(self, x: V, positions: V, rope: Rope, heads: int) -> V:
+        """Rotate each of the `heads` parts of x [n, heads * head_dim] by its row's position."""
+
+    def attend(self, q: V, k: V, v: V, attention: Attention) -> V:
+        """Stage k and v [n, kv_heads * head_dim] in the cache of the layer, then attend.
+
+        q: [n, heads * head_dim]. Row i sees the committed cache and, of this step, itself and
+        its ancestors, all within the window. Returns [n, heads * head_dim].
+        """
+
+    def activate(self, x: V, kind: Activation) -> V:
+        """An activation, value by value."""
+
+    def add(self, a: V, b: V) -> V:
+        """Sum of equal shapes."""
+
+    def multiply(self, a: V, b: V) -> V:
+        """Product of equal shapes."""
+
+    def scale(self, x: V, factor: float) -> V:
+        """Product with a constant."""
+
+    def softcap(self, x: V, cap: float) -> V:
+        """cap * tanh(x / cap)."""
+
+    def gated_mlp(
+        self, x: V, gate: Weight, up: Weight, down: Weight, kind: Activation,
+        biases: tuple[Weight | None, Weight | None, Weight | None] = (None, None, None),
+    ) -> V:
+        """down(activate(gate(x)) * up(x)); one op so that a kernel may fuse it."""
+
+    def hidden_state(self, x: V, layer: int) -> None:
+        """Offer the residual stream [n, width] after `layer` layers (0: the embedding) as an
+        output; emitted if it was asked for."""
+
+    def logits(self, x: V) -> None:
+        """Name x [m, vocabulary] the result."""

@@ -1,0 +1,93 @@
+"""Weights as lazily read values: dense, or in blocks that share a scale.
+
+Nothing is decoded before it is emitted, so exporting needs memory for one tensor, not one model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Dense:
+    """A plain array. values: float32, float16 or bfloat16-expanded float32, any shape."""
+
+    values: NDArray[np.float32] | NDArray[np.float16]
+
+
+@dataclass(frozen=True)
+class Blocked:
+    """A matrix whose rows are cut in groups of `group` columns that share a scale.
+
+    value[r, c] = scale[r, c // group] * (codes[r, c] - zero) + minimum[r, c // group]
+
+    codes: uint8 [rows, columns], one code per byte, below 2**bits. scale: float32
+    [rows, columns / group]. minimum: the same, or None where there is none. zero: one integer.
+    """
+
+    codes: NDArray[np.uint8]
+    scale: Floats
+    minimum: Floats | None
+    bits: int
+    group: int
+    zero: int
+
+    def to_dense(self) -> Floats:
+        """Float32 [rows, columns], each product rounded once, as the GGUF reference does."""
+        rows, columns = self.codes.shape
+        groups = self.codes.reshape(rows, columns // self.group, self.group)
+        values = (groups.astype(np.float32) - np.float32(self.zero)) * self.scale[:, :, None]
+        if self.minimum is not None:
+            values += self.minimum[:, :, None]
+        return values.reshape(rows, columns)
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A named parameter. shape: rows (outputs) first. load: reads and decodes it, each time.
+
+    `stored_as` is the format in the checkpoint (`F32`, `BF16`, `Q4_1`, ...).
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    stored_as: str
+    load: Callable[[], Dense | Blocked]
+
+    def dense(self) -> Floats:
+        """The values as float32."""
+        data = self.load()
+        if isinstance(data, Blocked):
+            return data.to_dense()
+        return np.asarray(data.values, np.float32)
+
+    def take_rows(self, index: NDArray[np.int64] | slice, name: str) -> Weight:
+        """The rows of `index` (outputs), in that order; blocks stay as they are."""
+
+        def load() -> Dense | Blocked:
+            data = self.load()
+            if isinstance(data, Dense):
+                return Dense(np.ascontiguousarray(data.values[index]))
+            minimum = None if data.minimum is None else data.minimum[index]
+            return Blocked(
+                np.ascontiguousarray(data.codes[index]), data.scale[index], minimum,
+                data.bits, data.group, data.zero,
+            )
+
+        rows = len(np.arange(self.shape[0])[index])
+        return Weight(name, (rows, *self.shape[1:]), self.stored_as, load)
+
+    def map(self, change: Callable[[Floats], Floats], shape: tuple[int, ...], name: str) -> Weight:
+        """A float32 function of the values (transpose, add one); blocks are decoded."""
+        return Weight(name, shape, "F32", lambda: Dense(change(self.dense())))
+
+
+def dense_weight(name: str, values: NDArray[np.float32]) -> Weight:
+    """A weight from an array in memory."""
+    return Weight(name, values.shape, "F32", lambda: Dense(values))

@@ -1,0 +1,1 @@
+"""What has the model seen, and what may we assume it will see?"""

@@ -1,0 +1,58 @@
+"""The cache contract.
+
+A step writes the keys and values of its n rows into slots length .. length+n-1: they are *staged*.
+`commit(path)` keeps the staged rows named by `path`, in that order, and drops the others. The laws,
+property-tested for every implementation:
+
+* append then truncate = never appended;
+* commit(path) = having decoded the tokens of that path plainly;
+* nbytes = bytes held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@runtime_checkable
+class KvCache(Protocol):
+    """Keys and values of one conversation, one pair of buffers per layer."""
+
+    @property
+    def length(self) -> int:
+        """Committed rows."""
+
+    @property
+    def staged(self) -> int:
+        """Rows written by the last step and not yet committed."""
+
+    @property
+    def capacity(self) -> int:
+        """Slots held; a multiple of the slot alignment of the layout."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held by all buffers."""
+
+    def stage(self, rows: int) -> None:
+        """Drop what is staged, make room for `rows` slots after `length`, call them staged.
+
+        Raises:
+            ContextOverflow: more slots than the model can hold.
+        """
+
+    def commit(self, path: Sequence[int]) -> None:
+        """Keep the staged rows of `path` (increasing indices from 0), drop the others."""
+
+    def truncate(self, length: int) -> None:
+        """Forget committed rows from `length` on, and everything staged."""
+
+    def fork(self) -> KvCache:
+        """An independent copy of the committed rows."""
+
+    def layer(self, index: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Key and value buffers of one layer, [capacity, kv_heads, head_dim], not copied."""

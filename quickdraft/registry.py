@@ -1,0 +1,37 @@
+"""Name to import path: what can be plugged in, without importing any of it.
+
+Adding an architecture, emitter, drafter or backend is one file and one line here.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any
+
+from quickdraft.errors import OptionError
+
+ARCHITECTURES: Mapping[str, str] = {}
+EMITTERS: Mapping[str, str] = {}
+BACKENDS: Mapping[str, str] = {}
+DRAFTERS: Mapping[str, str] = {}
+
+
+def lookup(kind: str, table: Mapping[str, str], name: str) -> Any:
+    """Import and return what `name` stands for in `table`.
+
+    Values of a table read "module.path:attribute".
+
+    Raises:
+        OptionError: the name is unknown; the message lists what there is.
+    """
+    try:
+        module, attribute = table[name].split(":")
+    except KeyError:
+        near = get_close_matches(name, table, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise OptionError(
+            f"unknown {kind} {name!r}{hint} (there are: {', '.join(sorted(table)) or 'none'})"
+        ) from None
+    return getattr(importlib.import_module(module), attribute)

@@ -1,0 +1,1 @@
+"""Backends: a manifest in, logits for a tree of tokens out."""
