@@ -25,8 +25,10 @@ class Tree:
     def __post_init__(self) -> None:
         n = len(self.tokens)
         if n < 1 or self.tokens.shape != (n,) or self.parent.shape != (n,):
-            raise ValueError(f"a tree needs equal, non-empty 1-d arrays, got {self.tokens.shape}"
-                             f" and {self.parent.shape}")
+            raise ValueError(
+                f"a tree needs equal, non-empty 1-d arrays, got {self.tokens.shape}"
+                f" and {self.parent.shape}"
+            )
         if (self.parent < -1).any() or (self.parent >= np.arange(n)).any():
             raise ValueError("parents must come before their children, and roots have parent -1")
 

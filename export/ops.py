@@ -103,7 +103,12 @@ class Ops(Protocol[V]):
         """cap * tanh(x / cap)."""
 
     def gated_mlp(
-        self, x: V, gate: Weight, up: Weight, down: Weight, kind: Activation,
+        self,
+        x: V,
+        gate: Weight,
+        up: Weight,
+        down: Weight,
+        kind: Activation,
         biases: tuple[Weight | None, Weight | None, Weight | None] = (None, None, None),
     ) -> V:
         """down(activate(gate(x)) * up(x)); one op so that a kernel may fuse it."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,7 @@ Floats = NDArray[np.float32]
 class Dense:
     """A plain array. values: float32, float16 or bfloat16-expanded float32, any shape."""
 
-    values: NDArray[np.float32] | NDArray[np.float16]
+    values: NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,12 @@ class Weight:
                 return Dense(np.ascontiguousarray(data.values[index]))
             minimum = None if data.minimum is None else data.minimum[index]
             return Blocked(
-                np.ascontiguousarray(data.codes[index]), data.scale[index], minimum,
-                data.bits, data.group, data.zero,
+                np.ascontiguousarray(data.codes[index]),
+                data.scale[index],
+                minimum,
+                data.bits,
+                data.group,
+                data.zero,
             )
 
         rows = len(np.arange(self.shape[0])[index])

@@ -33,9 +33,7 @@ class ContiguousCache:
         self._length = 0
         self._staged = 0
         self.version = 0
-        self._layers = [
-            (self._buffer(heads), self._buffer(heads)) for heads in spec.num_kv_heads
-        ]
+        self._layers = [(self._buffer(heads), self._buffer(heads)) for heads in spec.num_kv_heads]
 
     def _buffer(self, heads: int) -> NDArray[np.float32]:
         return np.zeros((self._capacity, heads, self._spec.head_dim), np.float32)

@@ -1,4 +1,4 @@
-"""The one in-memory form of a checkpoint: what every reader returns and every architecture reads."""
+"""The one in-memory form of a checkpoint: every reader returns it, every architecture reads it."""
 
 from __future__ import annotations
 

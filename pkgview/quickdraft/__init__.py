@@ -1,0 +1,1 @@
+../../quickdraft/__init__.py

@@ -1,0 +1,90 @@
+"""The backend contract: a loaded model that turns a tree of tokens into logits."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quickdraft.drafters.tree import Tree
+from quickdraft.errors import Cancelled
+from quickdraft.kvcache.base import KvCache
+from quickdraft.types import Guarantee, ModelSpec
+
+
+class CancelToken:
+    """Asks running work to stop, from any thread; stays set. Calling twice is harmless."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+        self._lock = threading.Lock()
+        self._callback: Callable[[], None] | None = None
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether `cancel` was called."""
+        return self._event.is_set()
+
+    def cancel(self) -> None:
+        """Stop the step that runs now, and every later one."""
+        with self._lock:
+            self._event.set()
+            if self._callback is not None:
+                self._callback()
+
+    def check(self) -> None:
+        """Raise Cancelled if `cancel` was called."""
+        if self.cancelled:
+            raise Cancelled("stopped on request")
+
+    def attach(self, callback: Callable[[], None] | None) -> None:
+        """Set what `cancel` calls while a step runs (a backend's way to interrupt it)."""
+        with self._lock:
+            self._callback = callback
+            if callback is not None and self._event.is_set():
+                callback()
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """logits: float32 [m, vocabulary], one row per wanted row. hidden_states: float32
+    [n, hidden] by number of layers passed, for those the bundle was exported with."""
+
+    logits: NDArray[np.float32]
+    hidden_states: Mapping[int, NDArray[np.float32]] = field(default_factory=dict)
+
+
+class Backend(Protocol):
+    """A loaded model. Thread-safe: several conversations, each with its own cache, share it."""
+
+    name: str
+    flavour: str
+    spec: ModelSpec
+    guarantee: Guarantee
+
+    def new_cache(self) -> KvCache:
+        """An empty cache that fits this backend."""
+
+    def step(
+        self,
+        tree: Tree,
+        cache: KvCache,
+        rows: NDArray[np.int64] | None = None,
+        cancel: CancelToken | None = None,
+    ) -> StepOutput:
+        """Run the tree over the committed cache; its keys and values are staged in the cache.
+
+        rows: int64 [m], m >= 1, the nodes whose logits are wanted; None means all.
+
+        Raises:
+            Cancelled: nothing is staged, the cache stays usable.
+            ContextOverflow: the rows do not fit.
+            BackendError: the engine failed, or a wanted logit is not a number.
+        """
+
+    def close(self) -> None:
+        """Release the model; later steps raise BackendError."""
