@@ -1,0 +1,250 @@
+"""How to generate: one frozen value with transformers' names, checked when it is made."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from types import MappingProxyType
+from typing import Any
+
+from quickdraft.errors import OptionError
+
+MAX_NEW_TOKENS = 1 << 20
+MAX_STOP_STRINGS = 16
+MAX_STOP_BYTES = 256
+MAX_BIASES = 1_024
+MAX_TOKEN_ID = (1 << 31) - 1
+
+_INTEGERS: Mapping[str, tuple[int, int]] = {
+    "max_new_tokens": (1, MAX_NEW_TOKENS),
+    "min_new_tokens": (0, MAX_NEW_TOKENS),
+    "top_k": (0, 1 << 20),
+    "no_repeat_ngram_size": (0, 256),
+    "seed": (0, (1 << 64) - 1),
+    "logprobs": (0, 20),
+    "prompt_lookup_num_tokens": (0, 64),
+    "max_matching_ngram_size": (1, 16),
+    "prefill_chunk_size": (1, 8_192),
+}
+_FLOATS: Mapping[str, tuple[float, float, bool]] = {  # low, high, whether low itself is allowed
+    "temperature": (0.0, 100.0, True),
+    "top_p": (0.0, 1.0, False),
+    "min_p": (0.0, 1.0, True),
+    "typical_p": (0.0, 1.0, False),
+    "repetition_penalty": (0.0, 100.0, False),
+    "presence_penalty": (-100.0, 100.0, True),
+    "frequency_penalty": (-100.0, 100.0, True),
+    "max_time": (0.0, 1e7, False),
+}
+_OPTIONAL = ("seed", "max_time", "eos_token_id")
+
+
+@dataclass(frozen=True)
+class GenerationConfig:
+    """Options of one answer.
+
+    Nothing is clamped: a value out of range raises OptionError. `do_sample` is derived
+    (temperature 0 is greedy); `from_dict` and `replace` also take it as a key.
+
+    max_new_tokens, min_new_tokens: tokens of the answer; end-of-text is masked below the minimum.
+    temperature: 0 picks the most likely token. top_k: 0 turns it off.
+    repetition_penalty: over prompt and answer, as in transformers (1 is off).
+    presence_penalty, frequency_penalty: over the answer only, subtracted (0 is off).
+    no_repeat_ngram_size: n-grams of prompt and answer that may not come twice (0 is off).
+    logit_bias: added to the logits, by token id. seed: None draws a fresh one.
+    stop_strings: the answer ends before the first of these. eos_token_id: replaces the model's
+    end-of-text tokens; ignore_eos: they do not end the answer.
+    max_time: seconds from the call. logprobs: report this many most likely tokens per token.
+    prompt_lookup_num_tokens: longest draft (0 turns drafting off); max_matching_ngram_size:
+    longest n-gram looked up. prefill_chunk_size: prompt tokens per step.
+    """
+
+    max_new_tokens: int = 512
+    min_new_tokens: int = 0
+    temperature: float = 0.0
+    top_k: int = 50
+    top_p: float = 1.0
+    min_p: float = 0.0
+    typical_p: float = 1.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    no_repeat_ngram_size: int = 0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    seed: int | None = None
+    stop_strings: tuple[str, ...] = ()
+    eos_token_id: tuple[int, ...] | None = None
+    ignore_eos: bool = False
+    max_time: float | None = None
+    logprobs: int = 0
+    prompt_lookup_num_tokens: int = 8
+    max_matching_ngram_size: int = 3
+    prefill_chunk_size: int = 256
+
+    def __post_init__(self) -> None:
+        for name, (low, high) in _INTEGERS.items():
+            self._set(name, lambda v, n=name, lo=low, hi=high: _integer(n, v, lo, hi))
+        for name, (bottom, top, closed) in _FLOATS.items():
+            self._set(name, lambda v, n=name, lo=bottom, hi=top, c=closed: _real(n, v, lo, hi, c))
+        self._set("logit_bias", _biases)
+        self._set("stop_strings", _stop_strings)
+        self._set("eos_token_id", _token_ids)
+        if not isinstance(self.ignore_eos, bool):
+            raise OptionError(f"ignore_eos is {self.ignore_eos!r}; it must be true or false")
+        if self.min_new_tokens > self.max_new_tokens:
+            raise OptionError(
+                f"min_new_tokens is {self.min_new_tokens}, more than max_new_tokens "
+                f"({self.max_new_tokens}); lower one or raise the other"
+            )
+
+    def _set(self, name: str, check: Callable[[Any], Any]) -> None:
+        value = getattr(self, name)
+        if value is None and name in _OPTIONAL:
+            return
+        object.__setattr__(self, name, check(value))
+
+    @property
+    def do_sample(self) -> bool:
+        """Whether tokens are drawn at random; otherwise the most likely one is taken."""
+        return self.temperature > 0
+
+    @classmethod
+    def from_dict(cls, options: Mapping[str, Any]) -> GenerationConfig:
+        """A config from names and values.
+
+        Raises:
+            OptionError: a name is unknown (the message has the nearest), or a value is bad.
+        """
+        return cls().replace(**options)
+
+    @classmethod
+    def from_defaults(cls, generation: Mapping[str, Any]) -> GenerationConfig:
+        """The defaults of a bundle, read as transformers reads generation_config.json.
+
+        Keys that are not ours and nulls are ignored; temperature counts only with do_sample.
+
+        Raises:
+            OptionError: a known key has a bad value.
+        """
+        known = {k: v for k, v in generation.items() if k in OPTION_NAMES and v is not None}
+        if not _flag("do_sample", known.setdefault("do_sample", False)):
+            known.pop("temperature", None)
+        return cls.from_dict(known)
+
+    def replace(self, **overrides: Any) -> GenerationConfig:
+        """A copy with some options changed.
+
+        `do_sample=False` sets temperature 0; `do_sample=True` sets it to 1 where it is 0.
+
+        Raises:
+            OptionError: a name is unknown (the message has the nearest), or a value is bad.
+        """
+        for name in overrides:
+            if name not in OPTION_NAMES:
+                raise OptionError(_unknown(name))
+        sample = overrides.pop("do_sample", None)
+        if sample is not None:
+            sample = _flag("do_sample", sample)
+            given = overrides.setdefault("temperature", (self.temperature or 1.0) * sample)
+            if not isinstance(given, str) and sample != bool(given):
+                raise OptionError(
+                    f"do_sample is {str(sample).lower()} and temperature is {given}; give one"
+                )
+        return dataclasses.replace(self, **overrides)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All options as plain JSON types; `from_dict` reads it back."""
+        options = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        options["logit_bias"] = {str(k): v for k, v in self.logit_bias.items()}
+        options["stop_strings"] = list(self.stop_strings)
+        if self.eos_token_id is not None:
+            options["eos_token_id"] = list(self.eos_token_id)
+        return options
+
+    def check_vocabulary(self, size: int) -> None:
+        """Refuse token ids that a vocabulary of `size` tokens does not have.
+
+        Raises:
+            OptionError: an id of logit_bias or eos_token_id is too high.
+        """
+        for name in ("logit_bias", "eos_token_id"):
+            for token in getattr(self, name) or ():
+                if token >= size:
+                    raise OptionError(
+                        f"{name} names token {token}, and the vocabulary has {size} tokens"
+                    )
+
+
+OPTION_NAMES = frozenset({f.name for f in dataclasses.fields(GenerationConfig)} | {"do_sample"})
+
+
+def _unknown(name: str) -> str:
+    near = get_close_matches(name, OPTION_NAMES, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"unknown generation option {name!r}{hint}"
+
+
+def _flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise OptionError(f"{name} is {value!r}; it must be true or false")
+    return value
+
+
+def _integer(name: str, value: Any, low: int, high: int) -> int:
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise OptionError(f"{name} is {value!r}; it must be a whole number")
+    number = int(value)
+    if not low <= number <= high:
+        raise OptionError(f"{name} is {number}; it must be between {low} and {high}")
+    return number
+
+
+def _real(name: str, value: Any, low: float, high: float, closed: bool) -> float:
+    if isinstance(value, (bool, str)) or not hasattr(value, "__float__"):
+        raise OptionError(f"{name} is {value!r}; it must be a number")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    # NaN fails both comparisons, so it is refused here too.
+    if not ((low <= number if closed else low < number) and number <= high):
+        bound = "at least" if closed else "above"
+        raise OptionError(f"{name} is {value}; it must be {bound} {low:g} and at most {high:g}")
+    return number
+
+
+def _biases(value: Any) -> Mapping[int, float]:
+    if not isinstance(value, Mapping):
+        raise OptionError(f"logit_bias is {value!r}; it must map token ids to numbers")
+    if len(value) > MAX_BIASES:
+        raise OptionError(f"logit_bias has {len(value)} entries; at most {MAX_BIASES} are allowed")
+    biases = {}
+    for key, bias in value.items():
+        digits = isinstance(key, str) and key.isascii() and key.isdigit() and len(key) < 11
+        token = _integer("a token id of logit_bias", int(key) if digits else key, 0, MAX_TOKEN_ID)
+        biases[token] = _real(f"logit_bias of token {token}", bias, -1e6, 1e6, True)
+    return MappingProxyType(biases)
+
+
+def _stop_strings(value: Any) -> tuple[str, ...]:
+    strings = (value,) if isinstance(value, str) else value
+    if not isinstance(strings, (list, tuple)):
+        raise OptionError(f"stop_strings is {value!r}; it must be a string or a list of strings")
+    if len(strings) > MAX_STOP_STRINGS:
+        raise OptionError(
+            f"stop_strings has {len(strings)} entries; at most {MAX_STOP_STRINGS} are allowed"
+        )
+    for string in strings:
+        if not isinstance(string, str) or not string:
+            raise OptionError(f"stop_strings holds {string!r}; each must be a non-empty string")
+        if len(string.encode("utf-8", "surrogatepass")) > MAX_STOP_BYTES:
+            raise OptionError(f"a stop string is longer than {MAX_STOP_BYTES} bytes")
+    return tuple(strings)
+
+
+def _token_ids(value: Any) -> tuple[int, ...]:
+    ids = value if isinstance(value, (list, tuple)) else (value,)
+    return tuple(_integer("eos_token_id", token, 0, MAX_TOKEN_ID) for token in ids)

@@ -1,0 +1,74 @@
+"""What an answer is: the whole of it, and the pieces it streams in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from quickdraft.runtime.metrics import StepRecord, Timings
+from quickdraft.types import Guarantee
+
+FinishReason = Literal["stop", "length", "cancelled", "time"]
+"""stop: an end-of-text token or a stop string. length: max_new_tokens or the context is full."""
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """Natural-log probability of a chosen token under the model itself (before any option), and
+    the most likely tokens, best first."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        top = [{"token_id": token, "logprob": logprob} for token, logprob in self.top]
+        return {"token_id": self.token_id, "logprob": self.logprob, "top": top}
+
+
+@dataclass(frozen=True)
+class Result:
+    """An answer. token_ids hold an end-of-text token that ended it; text does not, and ends
+    before a stop string. logprobs is None unless asked for. guarantee: how speculation relates
+    to plain decoding here."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    prompt_token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...] | None
+    model: str
+    backend: str
+    flavour: str
+    guarantee: Guarantee
+    timings: Timings
+    steps: tuple[StepRecord, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The object that `quickdraft run --json` prints."""
+        answer: dict[str, Any] = {
+            "text": self.text,
+            "token_ids": list(self.token_ids),
+            "finish_reason": self.finish_reason,
+            "model": self.model,
+            "backend": self.backend,
+            "flavour": self.flavour,
+            "guarantee": self.guarantee,
+            "timings": self.timings.to_dict(),
+        }
+        if self.logprobs is not None:
+            answer["logprobs"] = [entry.to_dict() for entry in self.logprobs]
+        return answer
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A piece of a streamed answer: text decided since the last piece (possibly none) and the
+    tokens behind it. The last piece alone has a finish_reason and the whole result."""
+
+    text: str
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    finish_reason: FinishReason | None = None
+    result: Result | None = None
