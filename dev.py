@@ -1,0 +1,240 @@
+#!/usr/bin/env python3
+"""All commands a contributor needs: `python dev.py --help`. Standard library only."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+VENV = ROOT / ".venv"
+STAMP = VENV / "quickdraft-setup.json"
+PACKAGES = ("quickdraft", "export", "runtime", "drafters", "kvcache", "device_profiles")
+OLDEST_PYTHON = (3, 11)
+# The one torch the parity lane is known to agree with; an index without it gives its newest.
+TORCH = ("torch==2.13.0", "torch>=2.5")
+DEMO_MODEL = "smollm2-135m"
+DEMO_PROMPT = "Repeat this line three times: the quick brown fox jumps over the lazy dog."
+
+
+class Failed(Exception):
+    """A step did not work; carries the exit code to leave with."""
+
+    def __init__(self, message: str, code: int = 1) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def say(text: str) -> None:
+    """Print a line of our own, apart from the output of what we run."""
+    print(f"dev.py: {text}", file=sys.stderr, flush=True)
+
+
+def tool(name: str) -> str:
+    """Path of a program inside the environment, on any system."""
+    if os.name == "nt":
+        return str(VENV / "Scripts" / f"{name}.exe")
+    return str(VENV / "bin" / name)
+
+
+# Progress bars are for people; in a log they would be a thousand lines.
+PIP = (tool("python"), "-m", "pip", "install", *(() if sys.stderr.isatty() else ("-qq",)))
+
+
+def run(*command: str, quiet: bool = False) -> None:
+    """Run a command in the repository, its output passed through.
+
+    Raises:
+        Failed: it exited with something else than 0; the same code is passed on.
+    """
+    if not quiet:
+        say(" ".join(command))
+    started = time.monotonic()
+    code = subprocess.run(command, cwd=ROOT, check=False).returncode
+    if code:
+        raise Failed(f"exit code {code} from: {' '.join(command)}", code if code > 0 else 1)
+    if not quiet:
+        say(f"done in {time.monotonic() - started:.1f} s")
+
+
+def pip_install(*arguments: str) -> None:
+    """`pip install`, tried twice: a hiccup of the network should not cost the whole set-up."""
+    try:
+        run(*PIP, *arguments)
+    except Failed:
+        say("that failed; trying once more")
+        run(*PIP, *arguments)
+
+
+def install_torch() -> None:
+    """Install torch before anything that would ask for it without naming a version."""
+    exact, range_ = TORCH
+    try:
+        run(*PIP, exact)
+    except Failed:
+        say(f"{exact} is not to be had here; taking {range_}")
+        pip_install(range_)
+
+
+def fingerprint() -> str:
+    """Hash of all that decides what the environment holds."""
+    facts = (ROOT / "pyproject.toml").read_bytes() + "\n".join((sys.version, *TORCH)).encode()
+    return hashlib.sha256(facts).hexdigest()
+
+
+def read_stamp() -> dict[str, str]:
+    """What is installed already: fingerprint by part (`base`, `parity`)."""
+    try:
+        stamp = json.loads(STAMP.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return stamp if isinstance(stamp, dict) else {}
+
+
+def create_venv() -> None:
+    """Make `.venv` with the Python that runs this file."""
+    say(f"creating {VENV} with Python {sys.version.split()[0]}")
+    code = subprocess.run([sys.executable, "-m", "venv", "--clear", str(VENV)], check=False)
+    if code.returncode:
+        raise Failed(
+            "this Python cannot create environments; on Debian and Ubuntu install the package "
+            "python3-venv, elsewhere a complete Python"
+        )
+
+
+def setup(everything: bool = False) -> None:
+    """Bring `.venv` up to date with pyproject.toml; do nothing if it is."""
+    wanted = fingerprint()
+    stamp = read_stamp()
+    if stamp.get("base") != wanted or not Path(tool("python")).exists():
+        if not Path(tool("python")).exists() or stamp.get("python") != sys.version:
+            create_venv()
+        pip_install("--editable", ".[onnx,dev]")
+        stamp = {"base": wanted, "python": sys.version}
+        STAMP.write_text(json.dumps(stamp), encoding="utf-8")
+    if everything and stamp.get("parity") != wanted:
+        install_torch()
+        pip_install("--editable", ".[onnx,dev,parity]")
+        STAMP.write_text(json.dumps({**stamp, "parity": wanted}), encoding="utf-8")
+
+
+def test(everything: bool, arguments: Sequence[str]) -> None:
+    """Run the default lane of the tests, or every lane; `arguments` go to pytest."""
+    setup(everything)
+    lanes = ("-m", "") if everything else ()
+    run(tool("python"), "-m", "pytest", *lanes, *arguments)
+
+
+def check_types() -> None:
+    """Run mypy, and see that it looked at every file: through broken links it sees two."""
+    command = [tool("python"), "-m", "mypy", "--cache-dir", str(VENV / "mypy-cache")]
+    say("mypy")
+    result = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
+    print(result.stdout, result.stderr, sep="", end="", flush=True)
+    if result.returncode:
+        raise Failed("mypy found errors", result.returncode)
+    found = re.search(r"no issues found in (\d+) source files", result.stdout)
+    seen = int(found.group(1)) if found else 0
+    expected = sum(1 for package in PACKAGES for _ in (ROOT / package).rglob("*.py"))
+    if seen < expected:
+        raise Failed(f"mypy checked {seen} files of {expected}; are the links in pkgview whole?")
+
+
+def check() -> None:
+    """Everything that needs no model: style, types, house tests. Never writes to the sources."""
+    setup()
+    ruff_cache = ("--cache-dir", str(VENV / "ruff-cache"))
+    run(tool("python"), "-m", "ruff", "check", *ruff_cache, ".")
+    run(tool("python"), "-m", "ruff", "format", "--check", *ruff_cache, ".")
+    check_types()
+    run(tool("python"), "-m", "pytest", "-p", "no:cacheprovider", "tests/house")
+
+
+def format_sources() -> None:
+    """Let ruff rewrite the sources: imports in order, one style."""
+    setup()
+    run(tool("python"), "-m", "ruff", "check", "--fix", ".")
+    run(tool("python"), "-m", "ruff", "format", ".")
+
+
+def demo() -> None:
+    """Fetch a small model, export it, and let it answer while it drafts."""
+    setup()
+    run(tool("quickdraft"), "run", DEMO_MODEL, DEMO_PROMPT, "--temperature", "0", "--verbose")
+
+
+def clean() -> None:
+    """Remove the environment, builds and caches; models in the user's cache stay."""
+    names = ("build", "dist", ".pytest_cache", ".mypy_cache", ".ruff_cache", ".hypothesis")
+    for folder in (VENV, *(ROOT / name for name in names)):
+        if folder.exists():
+            say(f"removing {folder}")
+            shutil.rmtree(folder)
+    for package in (*PACKAGES, "tests", "bench"):
+        for folder in list((ROOT / package).rglob("__pycache__")):
+            shutil.rmtree(folder)
+
+
+def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    """The command, and what is left over for pytest."""
+    parser = argparse.ArgumentParser(prog="dev.py", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    everything = {
+        "setup": "also install torch and transformers, for the parity lane",
+        "test": "run every lane: parity with transformers, real models, slow tests",
+    }
+    for name, text in {
+        "setup": "create .venv and install the project; repeated only if pyproject.toml changed",
+        "demo": "fetch a small model, export it, answer a prompt with speculation",
+        "test": "run the tests; what follows goes to pytest",
+        "check": "style, types and house tests; never writes",
+        "format": "rewrite the sources in the house style",
+        "docs": "regenerate the tables of the documentation",
+        "clean": "remove the environment, builds and caches",
+    }.items():
+        command = commands.add_parser(name, help=text, description=text)
+        if name in everything:
+            command.add_argument("--all", action="store_true", help=everything[name])
+    options, rest = parser.parse_known_args(arguments)
+    if rest and options.command != "test":
+        parser.error(f"unknown arguments for {options.command}: {' '.join(rest)}")
+    return options, rest
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    if sys.version_info < OLDEST_PYTHON:
+        found, oldest = sys.version.split()[0], ".".join(map(str, OLDEST_PYTHON))
+        say(f"this is Python {found}; quickdraft needs {oldest} or newer")
+        return 2
+    options, rest = parse(arguments)
+    actions = {
+        "setup": lambda: setup(options.all),
+        "demo": demo,
+        "test": lambda: test(options.all, rest),
+        "check": check,
+        "format": format_sources,
+        "docs": lambda: run(sys.executable, str(ROOT / "docs" / "tables.py"), quiet=True),
+        "clean": clean,
+    }
+    try:
+        actions[options.command]()
+    except Failed as failure:
+        say(str(failure))
+        return failure.code
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
