@@ -1,0 +1,272 @@
+"""A loaded model: what `quickdraft.load` returns."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, runtime_checkable
+
+from quickdraft.errors import InputError, OptionError, TemplateError
+from quickdraft.manifest import Manifest
+from quickdraft.registry import DRAFTERS, lookup
+from quickdraft.runtime.answer import AnswerStream
+from quickdraft.runtime.backends.base import Backend, CancelToken
+from quickdraft.runtime.backends.opening import open_backend
+from quickdraft.runtime.chat import ChatTemplate, Message
+from quickdraft.runtime.conversation import Conversation
+from quickdraft.runtime.generation import GenerationConfig
+from quickdraft.runtime.result import Chunk, Result
+from quickdraft.runtime.session import Session
+from quickdraft.runtime.text import Tokenizer
+
+__all__ = ["CancelToken", "Chunk", "Conversation", "Model", "Result", "Session", "TextSink"]
+
+AUTO_DRAFTER = "prompt_lookup"
+
+
+@runtime_checkable
+class TextSink(Protocol):
+    """Receives an answer as it is decided."""
+
+    def put(self, text: str) -> None:
+        """Take the next piece of text."""
+
+    def end(self) -> None:
+        """The answer is complete."""
+
+
+class Model:
+    """A model, its tokenizer and its chat template, ready to answer.
+
+    Thread-safe: conversations in several threads share one model, each with its own session.
+    Use it as a context manager, or call `close`.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        manifest: Manifest,
+        tokenizer: Tokenizer,
+        chat_template: ChatTemplate | None = None,
+        *,
+        drafter: str = "auto",
+        name: str = "",
+        load_ms: float = 0.0,
+    ) -> None:
+        self.backend = backend
+        self.manifest = manifest
+        self.spec = manifest.model
+        self.tokenizer = tokenizer
+        self.chat_template = chat_template
+        self.generation_config = GenerationConfig.from_defaults(manifest.generation)
+        self.name = name or manifest.source.name
+        self.load_ms = load_ms
+        self.drafter = AUTO_DRAFTER if drafter == "auto" else drafter
+        if self.drafter != "none":
+            lookup("drafter", DRAFTERS, self.drafter)  # an unknown name fails now, not later
+
+    @classmethod
+    def open(
+        cls,
+        folder: Path,
+        *,
+        manifest: Manifest,
+        backend: str = "auto",
+        drafter: str = "auto",
+        threads: int | None = None,
+        name: str = "",
+    ) -> Model:
+        """Load a verified bundle.
+
+        backend: a name of the registry; "auto" takes onnxruntime where the bundle has a portable
+        ONNX variant, else the reference. drafter: a name of the registry, "auto" or "none".
+
+        Raises:
+            OptionError: an unknown backend or drafter, or a bad number of threads.
+            BundleError, TokenizerError, TemplateError: a part of the bundle cannot be used.
+            MissingExtra: the backend needs a package that is not installed.
+        """
+        started = time.perf_counter()
+        if threads is not None and not 1 <= threads <= 1024:
+            raise OptionError(f"threads is {threads}; it must be between 1 and 1024")
+        entry = manifest.tokenizer
+        tokenizer = Tokenizer.from_entry(folder, entry, manifest.model.vocab_size)
+        template = None
+        if entry.chat_template is not None:
+            source = (folder / entry.chat_template).read_text(encoding="utf-8")
+            template = ChatTemplate(source, entry.special_tokens)
+        loaded = open_backend(folder, manifest, backend, threads)
+        try:
+            model = cls(loaded, manifest, tokenizer, template, drafter=drafter, name=name)
+        except BaseException:
+            loaded.close()
+            raise
+        model.load_ms = 1e3 * (time.perf_counter() - started)
+        return model
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release the model. Answers still running fail with BackendError."""
+        self.backend.close()
+
+    def session(self) -> Session:
+        """A new conversation state: what is asked in it again is not computed again."""
+        drafter = None if self.drafter == "none" else lookup("drafter", DRAFTERS, self.drafter)()
+        return Session(self.backend.new_cache(), drafter)
+
+    def conversation(self, system: str | None = None) -> Conversation:
+        """A chat that remembers its turns and computes only what is new in each."""
+        return Conversation(self, system)
+
+    def tokenize(self, text: str, *, special: bool = True) -> list[int]:
+        """Token ids of a text, as `generate` would see it.
+
+        special: whether the text of special tokens stands for them, or is plain text.
+        """
+        return self.tokenizer.encode(text, special=special, bos=self.tokenizer.add_bos)
+
+    def detokenize(self, token_ids: Sequence[int], *, skip_special: bool = True) -> str:
+        """The text of token ids."""
+        return self.tokenizer.decode(token_ids, skip_special=skip_special)
+
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        config: GenerationConfig | None = None,
+        *,
+        session: Session | None = None,
+        cancel: CancelToken | None = None,
+        callback: Any = None,
+        **overrides: Any,
+    ) -> Result:
+        """Continue a prompt (text or token ids) and return the whole answer.
+
+        config: defaults to the model's; overrides: single options by name. session: reuses what
+        it holds of the prompt. cancel: stops within one step, from any thread. callback: called
+        with each piece of text, or an object with `put` and `end`.
+
+        Raises:
+            OptionError: an option is unknown or has a bad value.
+            ContextOverflow: the prompt does not fit the model.
+            BackendError: the engine failed; the session stays usable.
+        """
+        started = time.perf_counter()
+        chunks = self._stream(self._prompt(prompt), config, session, cancel, overrides, started)
+        return _drain(chunks, callback)
+
+    def stream(
+        self,
+        prompt: str | Sequence[int],
+        config: GenerationConfig | None = None,
+        *,
+        session: Session | None = None,
+        cancel: CancelToken | None = None,
+        **overrides: Any,
+    ) -> Iterator[Chunk]:
+        """As `generate`, piece by piece; the last chunk holds the result.
+
+        Options and prompt are checked at the call. Dropping the iterator ends the answer.
+        """
+        started = time.perf_counter()
+        return self._stream(self._prompt(prompt), config, session, cancel, overrides, started)
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        config: GenerationConfig | None = None,
+        *,
+        session: Session | None = None,
+        cancel: CancelToken | None = None,
+        callback: Any = None,
+        **overrides: Any,
+    ) -> Result:
+        """Answer a list of messages ({"role", "content"}) through the model's chat template.
+
+        Raises as `generate`, and TemplateError: there is no template, or it refuses the messages.
+        """
+        chunks = self.stream_chat(messages, config, session=session, cancel=cancel, **overrides)
+        return _drain(chunks, callback)
+
+    def stream_chat(
+        self,
+        messages: Sequence[Message],
+        config: GenerationConfig | None = None,
+        *,
+        session: Session | None = None,
+        cancel: CancelToken | None = None,
+        **overrides: Any,
+    ) -> Iterator[Chunk]:
+        """As `chat`, piece by piece; the last chunk holds the result."""
+        started = time.perf_counter()
+        ids = self.tokenize_chat(messages)
+        return self._stream(ids, config, session, cancel, overrides, started)
+
+    def tokenize_chat(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids of messages, the opening of the answer included."""
+        if self.chat_template is None:
+            raise TemplateError(
+                f"{self.name or 'this model'} has no chat template; use generate with a text"
+            )
+        return self.chat_template.encode(messages, self.tokenizer, self.spec.context_length)
+
+    def _prompt(self, prompt: str | Sequence[int]) -> list[int]:
+        if isinstance(prompt, str):
+            # A hostile length must not reach the tokenizer.
+            self.tokenizer.check_length(prompt, self.spec.context_length)
+            return self.tokenize(prompt)
+        return _token_list(prompt, self.spec.vocab_size)
+
+    def _stream(
+        self,
+        prompt: list[int],
+        config: GenerationConfig | None,
+        session: Session | None,
+        cancel: CancelToken | None,
+        overrides: Mapping[str, Any],
+        started: float,
+    ) -> Iterator[Chunk]:
+        options = (config or self.generation_config).replace(**overrides)
+        options.check_vocabulary(self.spec.vocab_size)
+        answer = AnswerStream(self, prompt, options, started, cancel)
+        return answer.run(session or self.session())
+
+
+def _token_list(prompt: Sequence[int], vocab_size: int) -> list[int]:
+    ids = []
+    for token in prompt:
+        if isinstance(token, bool) or not hasattr(token, "__index__"):
+            raise InputError(f"the prompt holds {token!r}; give a text or token ids")
+        if not 0 <= int(token) < vocab_size:
+            raise InputError(
+                f"the prompt holds token {int(token)}, and the vocabulary has {vocab_size} tokens"
+            )
+        ids.append(int(token))
+    return ids
+
+
+def _drain(chunks: Iterator[Chunk], callback: Any) -> Result:
+    """Run an answer to its end, handing its text to the callback."""
+    put = callback.put if isinstance(callback, TextSink) else callback
+    if put is not None and not callable(put):
+        raise OptionError(f"callback is {callback!r}; give a function, or an object with put, end")
+    result = None
+    for chunk in chunks:
+        if chunk.text and put is not None:
+            put(chunk.text)
+        result = chunk.result
+    assert result is not None  # the last chunk of a stream that did not raise has it  # noqa: S101
+    if isinstance(callback, TextSink):
+        callback.end()
+    return result
