@@ -13,8 +13,12 @@ from typing import Any
 from quickdraft.errors import OptionError
 
 ARCHITECTURES: Mapping[str, str] = {}
-EMITTERS: Mapping[str, str] = {}
-BACKENDS: Mapping[str, str] = {}
+EMITTERS: Mapping[str, str] = {
+    "onnx": "quickdraft.export.emitters.onnx:emit_onnx",
+}
+BACKENDS: Mapping[str, str] = {
+    "onnxruntime": "quickdraft.runtime.backends.onnxruntime:OnnxRuntimeBackend",
+}
 DRAFTERS: Mapping[str, str] = {}
 
 

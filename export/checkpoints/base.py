@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,16 +11,22 @@ from quickdraft.export.weights import Weight
 
 
 class WeightMap(Mapping[str, Weight]):
-    """Weights by their Hugging Face names, remembering which were asked for."""
+    """Weights by their Hugging Face names, remembering which were asked for.
+
+    on_use: called after each request, for progress.
+    """
 
     def __init__(self, weights: Mapping[str, Weight]) -> None:
         self._weights = dict(weights)
         self.used: set[str] = set()
+        self.on_use: Callable[[], None] | None = None
 
     def __getitem__(self, name: str) -> Weight:
         if name not in self._weights:
             raise CheckpointError(f"the checkpoint lacks the tensor {name!r}")
         self.used.add(name)
+        if self.on_use is not None:
+            self.on_use()
         return self._weights[name]
 
     def __contains__(self, name: object) -> bool:

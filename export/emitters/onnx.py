@@ -1,0 +1,341 @@
+"""The portable ONNX emitter: standard ops and ONNX Runtime's contrib ops, one node stream.
+
+Values are [1, n, width] inside the graph. Keys and values are written in place into slot-major
+caches, then attended over whole slots, so that a row's sums run over logical positions in one
+fixed order: its bits do not depend on how many rows share the step
+(docs/decisions/001-slot-major-attention.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from quickdraft.errors import BackendError
+from quickdraft.export.emitters.base import EmitRequest
+from quickdraft.export.emitters.composed import ComposedOps
+from quickdraft.export.emitters.onnx_graph import CONTRIB, DataFile, GraphBuilder
+from quickdraft.export.emitters.onnx_weights import WeightStore
+from quickdraft.export.ops import Activation, Attention, Rope
+from quickdraft.export.weights import Weight
+from quickdraft.manifest import CacheLayout, StepNames, Variant
+from quickdraft.types import ModelSpec
+
+LAYOUT = CacheLayout(
+    kind="slots",
+    alignment=64,
+    past_key="past_key_values.{layer}.key",
+    past_value="past_key_values.{layer}.value",
+    present_key="present.{layer}.key",
+    present_value="present.{layer}.value",
+)
+
+
+@dataclass
+class _Sum:
+    """A residual addition that a following norm may fuse."""
+
+    a: ir.Value
+    b: ir.Value
+    value: ir.Value | None = None
+
+
+Value = ir.Value | _Sum
+
+
+class OnnxOps(ComposedOps[Value]):
+    """Emits one step of a model; `finish` writes it."""
+
+    def __init__(
+        self, graph: GraphBuilder, store: WeightStore, spec: ModelSpec, hidden_states: Sequence[int]
+    ) -> None:
+        self._graph = graph
+        self._store = store
+        self._spec = spec
+        self._wanted = set(hidden_states)
+        self._hidden: dict[int, str] = {}
+        self._biases: dict[int | None, str] = {}
+        self._memo: dict[tuple[Any, ...], ir.Value] = {}
+        self._tokens = graph.input("input_ids", ir.DataType.INT64, ["n"])
+        self._positions = graph.input("position_ids", ir.DataType.INT64, ["n"])
+        slots = graph.input("slot_ids", ir.DataType.INT64, ["n"])
+        self._rows = graph.input("output_rows", ir.DataType.INT64, ["m"])
+        self._slots = graph.one("Unsqueeze", [slots, graph.constant([1])])
+
+    # Inputs and outputs
+
+    def tokens(self) -> Value:
+        """Token ids, [1, n]."""
+        return self._graph.one("Unsqueeze", [self._tokens, self._graph.constant([0])])
+
+    def positions(self) -> Value:
+        """Positions, [n]."""
+        return self._positions
+
+    def output_rows(self) -> Value:
+        """Rows whose logits are wanted, [m]."""
+        return self._rows
+
+    def hidden_state(self, x: Value, layer: int) -> None:
+        """Emit the residual stream if this layer was asked for."""
+        if layer in self._wanted:
+            name = f"hidden_states.{layer}"
+            flat = self._graph.one("Squeeze", [self._value(x), self._graph.constant([0])])
+            self._graph.output(flat, name, ir.DataType.FLOAT, ["n", self._spec.hidden_size])
+            self._hidden[layer] = name
+
+    def logits(self, x: Value) -> None:
+        """Name the result."""
+        self._graph.output(
+            self._value(x), "logits", ir.DataType.FLOAT, ["m", self._spec.vocab_size]
+        )
+
+    def finish(self, path: Path) -> StepNames:
+        """Write the graph and say how its tensors are called."""
+        self._graph.save(path, self._spec.family)
+        return StepNames(
+            tokens="input_ids", positions="position_ids", slots="slot_ids",
+            output_rows="output_rows", logits="logits", biases=self._biases,
+            hidden_states=self._hidden,
+        )
+
+    # Rows and matrices
+
+    def embed(self, ids: Value, table: Weight) -> Value:
+        """Rows of the embedding table."""
+        return self._store.gather(table, self._value(ids))
+
+    def take_rows(self, x: Value, rows: Value) -> Value:
+        """[1, n, width] to [m, width]."""
+        flat = self._graph.one("Squeeze", [self._value(x), self._graph.constant([0])])
+        return self._graph.one("Gather", [flat, self._value(rows)], {"axis": 0})
+
+    def linear(self, x: Value, weight: Weight, bias: Weight | None = None) -> Value:
+        """Matrix product, quantised or not, plus bias."""
+        return self._store.linear(self._value(x), weight, bias)
+
+    # Norms
+
+    def rms_norm(self, x: Value, weight: Weight | None, eps: float, heads: int = 1) -> Value:
+        """RMSNormalization, fused with a residual addition where one came just before."""
+        scale = self._store.vector(weight) if weight else None
+        if isinstance(x, _Sum) and x.value is None and heads == 1 and scale is not None:
+            return self._skip_norm("SkipSimplifiedLayerNormalization", x, [scale], eps)
+        if heads == 1:
+            return self._rms(self._value(x), scale, eps, self._width(weight))
+        parts, width = self._split_heads(self._value(x), heads), self._width(weight)
+        return self._join_heads(self._rms(parts, scale, eps, width))
+
+    def _rms(self, x: ir.Value, scale: ir.Value | None, eps: float, width: int) -> ir.Value:
+        if scale is None:
+            scale = self._graph.constant(np.ones(width, np.float32))
+        return self._graph.one("RMSNormalization", [x, scale], {"axis": -1, "epsilon": eps})
+
+    def layer_norm(
+        self, x: Value, weight: Weight | None, bias: Weight | None, eps: float, heads: int = 1
+    ) -> Value:
+        """LayerNormalization; a weight per head is applied after normalising with ones."""
+        scale = self._store.vector(weight) if weight else None
+        shift = self._store.vector(bias) if bias else None
+        if isinstance(x, _Sum) and x.value is None and heads == 1 and scale is not None:
+            return self._skip_norm("SkipLayerNormalization", x, [scale, shift], eps)
+        attributes = {"axis": -1, "epsilon": eps}
+        if heads == 1:
+            if scale is None:
+                scale = self._graph.constant(np.ones(self._spec.hidden_size, np.float32))
+            inputs = [self._value(x), scale, shift]
+            return self._graph.one("LayerNormalization", inputs, attributes)
+        ones = self._graph.constant(np.ones(self._spec.head_dim, np.float32))
+        parts = self._split_heads(self._value(x), heads)
+        per_head = weight is not None and weight.shape[-1] != self._spec.head_dim
+        inner = [parts, ones] if per_head or scale is None else [parts, scale, shift]
+        joined = self._join_heads(self._graph.one("LayerNormalization", inner, attributes))
+        if per_head and scale is not None:
+            joined = self._graph.one("Mul", [joined, scale])
+            if shift is not None:
+                joined = self._graph.one("Add", [joined, shift])
+        return joined
+
+    def _skip_norm(
+        self, op_type: str, total: _Sum, scales: Sequence[ir.Value | None], eps: float
+    ) -> ir.Value:
+        outputs = self._graph.node(
+            op_type, [total.a, total.b, *scales], {"epsilon": eps}, domain=CONTRIB, outputs=4
+        )
+        total.value = outputs[3]
+        return outputs[0]
+
+    def _width(self, weight: Weight | None) -> int:
+        return weight.shape[-1] if weight else self._spec.hidden_size
+
+    def _split_heads(self, x: ir.Value, heads: int) -> ir.Value:
+        return self._reshape(x, [0, 0, heads, -1])
+
+    def _join_heads(self, x: ir.Value) -> ir.Value:
+        return self._reshape(x, [0, 0, -1])
+
+    def _reshape(self, x: ir.Value, shape: Sequence[int]) -> ir.Value:
+        return self._graph.one("Reshape", [x, self._graph.constant(shape)])
+
+    # Attention
+
+    def rope(self, x: Value, positions: Value, rope: Rope, heads: int) -> Value:
+        """RotaryEmbedding over sines and cosines of this step's rows only."""
+        cosine, sine = self._angles(rope)
+        start = self._graph.constant([0])
+        attributes = {"num_heads": heads, "rotary_embedding_dim": 2 * len(rope.frequencies)}
+        inputs = [self._value(x), start, cosine, sine]
+        return self._graph.one("RotaryEmbedding", inputs, attributes, domain=CONTRIB)
+
+    def _angles(self, rope: Rope) -> tuple[ir.Value, ir.Value]:
+        if ("cos", rope) not in self._memo:
+            graph = self._graph
+            column = graph.one("Unsqueeze", [self._positions, graph.constant([1])])
+            column = graph.one("Cast", [column], {"to": ir.DataType.FLOAT})
+            frequencies = np.asarray(rope.frequencies, np.float32)
+            angles = graph.one("Mul", [column, graph.constant(frequencies)])
+            for kind, op_type in (("cos", "Cos"), ("sin", "Sin")):
+                value = graph.one(op_type, [angles])
+                if rope.attention_factor != 1.0:
+                    factor = graph.constant(np.float32(rope.attention_factor).reshape(1))
+                    value = graph.one("Mul", [value, factor])
+                self._memo[kind, rope] = value
+        return self._memo["cos", rope], self._memo["sin", rope]
+
+    def attend(self, q: Value, k: Value, v: Value, attention: Attention) -> Value:
+        """Write k and v into their slots, then attend over all slots under the bias."""
+        graph, a = self._graph, attention
+        # A matrix of one row takes another path through the library, with other rounding; so
+        # heads that share no KV head are computed twice.
+        group = a.num_heads // a.num_kv_heads
+        copies = 2 if group == 1 else 1
+        query = self._reshape(self._value(q), [-1, a.num_kv_heads, group, a.head_dim])
+        if copies == 2:
+            query = graph.one("Concat", [query, query], {"axis": 2})
+        query = graph.one("Transpose", [query], {"perm": [1, 0, 2, 3]})
+        query = self._reshape(query, [a.num_kv_heads, -1, a.head_dim])
+        keys = self._write(k, a, LAYOUT.past_key, LAYOUT.present_key)
+        values = self._write(v, a, LAYOUT.past_value, LAYOUT.present_value)
+        scores = self._scores(query, keys, a)
+        biased = graph.one("Add", [scores, self._bias(a.window, group * copies)])
+        weights = graph.one("Softmax", [biased], {"axis": -1})
+        mixed = graph.one("FusedMatMul", [weights, values], {"transBatchB": 1}, domain=CONTRIB)
+        mixed = self._reshape(mixed, [a.num_kv_heads, -1, group * copies, a.head_dim])
+        mixed = graph.one("Transpose", [mixed], {"perm": [1, 0, 2, 3]})
+        if copies == 2:
+            mixed = graph.one("Gather", [mixed, graph.constant([0])], {"axis": 2})
+        return self._reshape(mixed, [1, -1, a.num_heads * a.head_dim])
+
+    def _write(self, rows: Value, a: Attention, past: str, present: str) -> ir.Value:
+        shape = ["slots", a.num_kv_heads, a.head_dim]
+        cache = self._graph.input(past.format(layer=a.layer), ir.DataType.FLOAT, shape)
+        updates = self._reshape(self._value(rows), [-1, a.num_kv_heads, a.head_dim])
+        written = self._graph.one("ScatterND", [cache, self._slots, updates])
+        self._graph.output(written, present.format(layer=a.layer), ir.DataType.FLOAT, shape)
+        return written
+
+    def _scores(self, query: ir.Value, keys: ir.Value, a: Attention) -> ir.Value:
+        alpha = a.scale / a.softcap if a.softcap else a.scale
+        attributes = {"transB": 1, "transBatchB": 1, "alpha": float(alpha)}
+        scores = self._graph.one("FusedMatMul", [query, keys], attributes, domain=CONTRIB)
+        if not a.softcap:
+            return scores
+        capped = self._graph.one("Tanh", [scores])
+        return self._times(capped, a.softcap)
+
+    def _bias(self, window: int | None, group: int) -> ir.Value:
+        """The mask of one window, [1, n * group, slots], each row repeated for its heads."""
+        if window not in self._biases:
+            name = "attention_bias" if window is None else f"attention_bias.window_{window}"
+            self._biases[window] = name
+            self._memo["bias", window] = self._graph.input(
+                name, ir.DataType.FLOAT, ["n", "slots"]
+            )
+        if ("bias", window, group) not in self._memo:
+            graph, bias = self._graph, self._memo["bias", window]
+            rows = graph.one("Unsqueeze", [bias, graph.constant([1])])
+            rows = graph.one("Tile", [rows, graph.constant([1, group, 1])])
+            slots = graph.one("Shape", [bias], {"start": 1, "end": 2})
+            shape = graph.one("Concat", [graph.constant([1, -1]), slots], {"axis": 0})
+            self._memo["bias", window, group] = graph.one("Reshape", [rows, shape])
+        return self._memo["bias", window, group]
+
+    # Value by value
+
+    def activate(self, x: Value, kind: Activation) -> Value:
+        """One node each; SiLU is QuickGelu with alpha 1."""
+        value = self._value(x)
+        if kind == "silu":
+            return self._graph.one("QuickGelu", [value], {"alpha": 1.0}, domain=CONTRIB)
+        if kind == "relu":
+            return self._graph.one("Relu", [value])
+        approximate = "tanh" if kind == "gelu_tanh" else "none"
+        return self._graph.one("Gelu", [value], {"approximate": approximate})
+
+    def add(self, a: Value, b: Value) -> Value:
+        """Deferred, in case a norm follows."""
+        return _Sum(self._value(a), self._value(b))
+
+    def multiply(self, a: Value, b: Value) -> Value:
+        """Product of equal shapes."""
+        return self._graph.one("Mul", [self._value(a), self._value(b)])
+
+    def scale(self, x: Value, factor: float) -> Value:
+        """Product with a constant."""
+        return self._times(self._value(x), factor)
+
+    def softcap(self, x: Value, cap: float) -> Value:
+        """cap * tanh(x / cap)."""
+        inner = self._times(self._value(x), 1.0 / cap)
+        return self._times(self._graph.one("Tanh", [inner]), cap)
+
+    def _times(self, x: ir.Value, factor: float) -> ir.Value:
+        constant = self._graph.constant(np.float32(factor).reshape(1))
+        return self._graph.one("Mul", [x, constant])
+
+    def _value(self, x: Value) -> ir.Value:
+        if isinstance(x, ir.Value):
+            return x
+        if x.value is None:
+            x.value = self._graph.one("Add", [x.a, x.b])
+        return x.value
+
+
+def emit_onnx(request: EmitRequest) -> Variant:
+    """Write `onnx/model.onnx` and its data file, checked by onnx's full checker.
+
+    Raises:
+        BackendError: the checker found the graph invalid (a fault of ours).
+    """
+    folder = request.folder / "onnx"
+    folder.mkdir()
+    model, data_path = folder / "model.onnx", folder / "model.onnx_data"
+    data = DataFile(data_path)
+    try:
+        graph = GraphBuilder(data)
+        store = WeightStore(graph, request.fmt)
+        ops = OnnxOps(graph, store, request.spec, request.hidden_states)
+        request.build(ops)
+    finally:
+        data.close()
+    step = ops.finish(model)
+    _check(model)
+    return Variant(
+        target_format="onnx", flavour="portable", weight_format=request.fmt.name,
+        model="onnx/model.onnx", files=("onnx/model.onnx", "onnx/model.onnx_data"), step=step,
+        cache=LAYOUT, guarantee="bit_identical",
+    )
+
+
+def _check(model: Path) -> None:
+    import onnx
+
+    try:
+        onnx.checker.check_model(str(model), full_check=True)
+    except onnx.checker.ValidationError as error:
+        raise BackendError(f"the exported graph is not valid ONNX: {error}") from error

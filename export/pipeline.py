@@ -1,0 +1,160 @@
+"""From a checkpoint to a bundle: read, build, emit, check, write; one function per arrow."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import quickdraft
+from quickdraft import registry
+from quickdraft.bundle import BundleWriter
+from quickdraft.errors import CheckpointError, OptionError, UnsupportedModel
+from quickdraft.export.checkpoints.base import Checkpoint
+from quickdraft.export.emitters.base import EmitRequest
+from quickdraft.export.quantize import weight_format
+from quickdraft.manifest import Manifest, SourceEntry, TokenizerEntry, Variant
+from quickdraft.types import ModelSpec
+
+Progress = Callable[[str, int, int], None]
+"""Called with a stage (`read`, `emit`, `check`, `write`), what is done of it, and its total."""
+
+
+def read_checkpoint(source: Path) -> Checkpoint:
+    """Read a `.gguf` file or a Hugging Face folder; nothing is decoded yet.
+
+    Raises:
+        CheckpointError: it is neither, or damaged.
+    """
+    if source.is_dir():
+        from quickdraft.export.checkpoints.hf import read_huggingface
+
+        return read_huggingface(source)
+    if not source.is_file():
+        raise CheckpointError(f"{source} is neither a .gguf file nor a checkpoint folder")
+    from quickdraft.export.checkpoints.gguf import read_gguf
+
+    return read_gguf(source)
+
+
+def plan(checkpoint: Checkpoint) -> tuple[Any, Callable[[Any], None], ModelSpec]:
+    """The architecture's description of the checkpoint, and the function that builds it.
+
+    Raises:
+        UnsupportedModel: no architecture reads this `model_type`, or it refuses a config value.
+    """
+    model_type = checkpoint.config.get("model_type")
+    if not isinstance(model_type, str) or model_type not in registry.ARCHITECTURES:
+        known = ", ".join(sorted(registry.ARCHITECTURES))
+        raise UnsupportedModel(
+            f"config.json: model_type is {model_type!r}, which is not implemented (there are: "
+            f"{known})"
+        )
+    architecture = registry.lookup("architecture", registry.ARCHITECTURES, model_type)
+    description = architecture.read(checkpoint.config)
+
+    def build(ops: Any) -> None:
+        architecture.build(ops, description, checkpoint.weights)
+
+    return description, build, description.model_spec()
+
+
+def export_model(
+    source: Path,
+    out: Path,
+    *,
+    weights: str = "auto",
+    hidden_states: Sequence[int] = (),
+    formats: Sequence[str] = ("onnx",),
+    progress: Progress | None = None,
+    overwrite: bool = False,
+) -> Manifest:
+    """Export a checkpoint to the bundle folder `out`, all or nothing.
+
+    weights: `auto` (GGUF blocks kept; floats to int8), `fp32`, `fp16`, `int8`, `int4`, `gguf`.
+    hidden_states: residual streams to offer as outputs, by number of layers passed. formats:
+    names of emitters, best first.
+
+    Raises:
+        CheckpointError, UnsupportedModel, OptionError, BundleError: nothing is written.
+    """
+    report = progress or (lambda stage, done, total: None)
+    emitters = [registry.lookup("format", registry.EMITTERS, name) for name in formats]
+    if not emitters:
+        raise OptionError("name at least one format to export to")
+    report("read", 0, 1)
+    checkpoint = read_checkpoint(source)
+    fmt = weight_format(weights, checkpoint.source.kind)
+    _, build, spec = plan(checkpoint)
+    _check_hidden_states(hidden_states, spec)
+    report("read", 1, 1)
+    with BundleWriter(out, overwrite=overwrite) as writer:
+        request = EmitRequest(build, spec, writer.folder, fmt, tuple(hidden_states))
+        variants = [_emit(emit, request, checkpoint, report) for emit in emitters]
+        used = (checkpoint.weights[name].shape for name in checkpoint.weights.used)
+        spec = replace(spec, num_parameters=sum(math.prod(shape) for shape in used))
+        manifest_parts = _describe(checkpoint, spec, variants, writer.folder)
+        report("write", 0, 1)
+        manifest = writer.finish(**manifest_parts)
+        report("write", 1, 1)
+    return manifest
+
+
+def _check_hidden_states(layers: Sequence[int], spec: ModelSpec) -> None:
+    for layer in layers:
+        if not 0 <= layer <= spec.num_layers:
+            raise OptionError(
+                f"--hidden-states {layer}: the model has {spec.num_layers} layers, so the streams "
+                f"are 0 to {spec.num_layers}"
+            )
+
+
+def _emit(
+    emit: Callable[[EmitRequest], Variant],
+    request: EmitRequest,
+    checkpoint: Checkpoint,
+    report: Progress,
+) -> Variant:
+    weights = checkpoint.weights
+    weights.used.clear()
+    weights.on_use = lambda: report("emit", len(weights.used), len(weights))
+    try:
+        return emit(request)
+    finally:
+        weights.on_use = None
+
+
+def _describe(
+    checkpoint: Checkpoint, spec: ModelSpec, variants: Sequence[Variant], folder: Path
+) -> dict[str, Any]:
+    tokenizer = checkpoint.tokenizer
+    (folder / "tokenizer.json").write_bytes(tokenizer.tokenizer_json)
+    template = None
+    if tokenizer.chat_template is not None:
+        template = "chat_template.jinja"
+        (folder / template).write_text(tokenizer.chat_template, encoding="utf-8", newline="")
+    source = checkpoint.source
+    return {
+        "model": spec,
+        "roles": {"target": tuple(variants)},
+        "tokenizer": TokenizerEntry(
+            file="tokenizer.json", chat_template=template,
+            bos_token_id=tokenizer.bos_token_id, eos_token_ids=tokenizer.eos_token_ids,
+            add_bos=tokenizer.add_bos, special_tokens=dict(tokenizer.special_tokens),
+        ),
+        "source": SourceEntry(
+            source.kind, source.name, source.fingerprint, source.revision, source.licence
+        ),
+        "generation": dict(checkpoint.generation),
+        "written_by": _versions(),
+    }
+
+
+def _versions() -> Mapping[str, str]:
+    versions = {"quickdraft": quickdraft.__version__}
+    for package in ("onnx-ir", "numpy"):
+        versions[package] = importlib.metadata.version(package)
+    return versions

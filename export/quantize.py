@@ -1,0 +1,95 @@
+"""Weight formats as data: what each name means, and how floats become blocks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from quickdraft.errors import OptionError
+from quickdraft.export.weights import Blocked, Dense, Floats, Weight
+
+GROUP = 32
+
+
+@dataclass(frozen=True)
+class WeightFormat:
+    """How matrices are stored. bits None: as floats of `dtype`; keep: as the checkpoint has them."""
+
+    name: str
+    dtype: type[np.floating] = np.float32
+    bits: int | None = None
+    keep: bool = False
+
+
+FORMATS = {
+    fmt.name: fmt
+    for fmt in (
+        WeightFormat("fp32"),
+        WeightFormat("fp16", dtype=np.float16),
+        WeightFormat("int8", bits=8),
+        WeightFormat("int4", bits=4),
+        WeightFormat("gguf", keep=True),
+    )
+}
+
+
+def weight_format(name: str, checkpoint_kind: str) -> WeightFormat:
+    """The format called `name`; `auto` keeps GGUF blocks and turns floats into int8.
+
+    Raises:
+        OptionError: the name is unknown, or `gguf` is asked of another kind of checkpoint.
+    """
+    if name == "auto":
+        name = "gguf" if checkpoint_kind == "gguf" else "int8"
+    if name not in FORMATS:
+        raise OptionError(f"unknown weight format {name!r} (there are: auto, {', '.join(FORMATS)})")
+    if name == "gguf" and checkpoint_kind != "gguf":
+        raise OptionError("--weights gguf keeps the blocks of a GGUF file; this checkpoint has none")
+    return FORMATS[name]
+
+
+def store(weight: Weight, fmt: WeightFormat) -> Dense | Blocked:
+    """The values of a matrix [rows, columns] in the given format.
+
+    Rows that a group of 32 does not divide stay float32, whatever the format.
+    """
+    if fmt.keep:
+        return weight.load()
+    if fmt.bits is None:
+        return Dense(weight.dense().astype(fmt.dtype))
+    if weight.shape[-1] % GROUP:
+        return Dense(weight.dense())
+    return quantize(weight.dense(), fmt.bits)
+
+
+def quantize(values: Floats, bits: int, group: int = GROUP) -> Blocked:
+    """Round float32 [rows, columns] to symmetric blocks of `bits`, the least squares way.
+
+    The value of largest magnitude maps to -2**(bits-1), as in GGUF's Q4_0; at 4 bits a few
+    neighbouring scales are tried as well, and each block keeps the one with the least error.
+    """
+    rows, columns = values.shape
+    zero = 1 << (bits - 1)
+    blocks = values.reshape(rows, columns // group, group)
+    at = np.abs(blocks).argmax(-1)[..., None]
+    extreme = np.take_along_axis(blocks, at, -1)[..., 0]
+    factors = (1.0,) if bits == 8 else (1.0, 0.95, 0.9, 0.85, 1.05, -1.0, -0.93)
+    best_scale = np.zeros(extreme.shape, np.float32)
+    best_codes = np.full(blocks.shape, zero, np.uint8)
+    best_error = np.full(extreme.shape, np.inf, np.float32)
+    for factor in factors:
+        scale = (extreme * np.float32(factor) / np.float32(-zero)).astype(np.float32)
+        codes, error = _round(blocks, scale, zero)
+        better = error < best_error
+        best_error = np.where(better, error, best_error)
+        best_scale = np.where(better, scale, best_scale)
+        best_codes = np.where(better[..., None], codes, best_codes)
+    return Blocked(best_codes.reshape(rows, columns), best_scale, None, bits, group, zero)
+
+
+def _round(blocks: Floats, scale: Floats, zero: int) -> tuple[np.ndarray, Floats]:  # type: ignore[type-arg]
+    inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale != 0)
+    steps = np.clip(np.rint(blocks * inverse[..., None]), -zero, zero - 1)
+    error = np.square(steps * scale[..., None] - blocks).sum(-1, dtype=np.float32)
+    return (steps + zero).astype(np.uint8), error
