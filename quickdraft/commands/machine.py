@@ -1,0 +1,129 @@
+"""Facts of this machine, read from the system without third-party packages.
+
+Every function returns None where the system does not say; nothing here raises.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+# Features that the kernels of inference engines look for, separated by spaces.
+FEATURES = (
+    "sse4_2 avx avx2 fma f16c avx_vnni avx512f avx512bw avx512vl avx512_vnni avx512_bf16 "
+    "amx_tile amx_int8 amx_bf16 asimd asimdhp asimddp i8mm bf16 sve sve2 sme"
+)
+_APPLE = {"dotprod": "FEAT_DotProd", "i8mm": "FEAT_I8MM", "bf16": "FEAT_BF16", "sme": "FEAT_SME"}
+
+
+def cpu_name() -> str | None:
+    """The name of the processor."""
+    if sys.platform == "darwin":
+        return _sysctl("machdep.cpu.brand_string")
+    fields = _cpuinfo()
+    for core in fields:
+        if "model name" in core:
+            return core["model name"]
+    return platform.processor() or None
+
+
+def cpu_features() -> list[str] | None:
+    """Those of FEATURES that the processor has, in the system's spelling."""
+    if sys.platform == "darwin":
+        return [name for name, key in _APPLE.items() if _sysctl(f"hw.optional.arm.{key}") == "1"]
+    for core in _cpuinfo():
+        flags = core.get("flags") or core.get("Features")
+        if flags is not None:
+            present = set(flags.split())
+            return [name for name in FEATURES.split() if name in present]
+    return None
+
+
+def physical_cores() -> int | None:
+    """Cores, each counted once however many threads it runs."""
+    if sys.platform == "darwin":
+        count = _sysctl("hw.physicalcpu")
+        return int(count) if count else None
+    cores = {
+        (core["physical id"], core["core id"])
+        for core in _cpuinfo()
+        if "physical id" in core and "core id" in core
+    }
+    return len(cores) or None
+
+
+def usable_processors() -> int | None:
+    """Hardware threads this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()
+
+
+def memory() -> tuple[int | None, int | None]:
+    """Bytes of memory in all, and free for new work."""
+    if sys.platform == "darwin":
+        total = _sysctl("hw.memsize")
+        return (int(total) if total else None), None
+    fields = {}
+    for line in _read("/proc/meminfo").splitlines():
+        name, _, rest = line.partition(":")
+        words = rest.split()
+        if words and words[0].isdigit():
+            fields[name] = int(words[0]) * 1024
+    return fields.get("MemTotal"), fields.get("MemAvailable")
+
+
+def peak_memory() -> int | None:
+    """Largest resident size of this process so far, in bytes."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def folder_size(folder: Path) -> int:
+    """Bytes of all files below a folder, links not followed."""
+    total = 0
+    for path, _, names in os.walk(folder):
+        for name in names:
+            try:
+                total += os.lstat(os.path.join(path, name)).st_size
+            except OSError:  # removed by somebody else meanwhile
+                continue
+    return total
+
+
+def is_writable(folder: Path) -> bool:
+    """Whether files can be made in a folder, or in the nearest parent that exists."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return os.access(folder, os.W_OK)
+
+
+def _cpuinfo() -> list[dict[str, str]]:
+    """One mapping per processor of /proc/cpuinfo."""
+    blocks = _read("/proc/cpuinfo").strip().split("\n\n")
+    pairs = [[line.partition(":") for line in block.splitlines()] for block in blocks]
+    return [{name.strip(): value.strip() for name, _, value in block} for block in pairs]
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _sysctl(name: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["/usr/sbin/sysctl", "-n", name], capture_output=True, text=True, timeout=5, check=False
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None

@@ -1,0 +1,194 @@
+"""Options that several commands share. What the user did not give is not passed on."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import click
+
+from quickdraft.errors import InputError, OptionError
+
+Command = Callable[..., Any]
+
+MAX_THREADS = 1024
+
+
+class LogitBias(click.ParamType):
+    """`ID=VALUE`, a token id and what is added to its logit."""
+
+    name = "id=value"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, float]:
+        """Read one pair; ranges are GenerationConfig's business."""
+        token, _, bias = str(value).partition("=")
+        try:
+            return int(token), float(bias)
+        except ValueError:
+            self.fail(f"{value!r} is not a token id and a number, such as 42=-100", param, ctx)
+
+
+# Field of GenerationConfig, names on the command line, type, help.
+GENERATION: tuple[tuple[str, tuple[str, ...], Any, str], ...] = (
+    ("max_new_tokens", ("-n", "--max-new-tokens"), int, "Most tokens of an answer."),
+    ("min_new_tokens", ("--min-new-tokens",), int, "Least tokens of an answer."),
+    ("temperature", ("--temperature", "--temp"), float, "0 always takes the likeliest token."),
+    ("top_k", ("--top-k",), int, "Sample from the K likeliest tokens; 0 is off."),
+    ("top_p", ("--top-p",), float, "Sample from the likeliest tokens that add up to P."),
+    ("min_p", ("--min-p",), float, "Least probability, relative to the likeliest token."),
+    ("typical_p", ("--typical-p",), float, "Sample from the most typical tokens adding up to P."),
+    ("repetition_penalty", ("--repetition-penalty",), float, "Divide logits of past tokens."),
+    ("presence_penalty", ("--presence-penalty",), float, "Subtract once per token of the answer."),
+    ("frequency_penalty", ("--frequency-penalty",), float, "Subtract per use in the answer."),
+    ("no_repeat_ngram_size", ("--no-repeat-ngram-size",), int, "No n-gram of this size twice."),
+    ("logit_bias", ("--logit-bias",), LogitBias(), "Add VALUE to a token's logit. Repeatable."),
+    ("seed", ("--seed",), int, "Make sampling repeatable."),
+    ("stop_strings", ("--stop",), str, "End the answer before this text. Repeatable."),
+    ("logprobs", ("--logprobs",), int, "Report this many likeliest tokens per token (--json)."),
+    ("max_time", ("--max-time",), float, "Most seconds of an answer."),
+)
+_REPEATED = frozenset({"logit_bias", "stop_strings"})
+
+# Parameter of quickdraft.load, names on the command line, attributes of the option.
+LOADING: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
+    ("drafter", "--drafter", {"help": "auto, none, or the name of a drafter."}),
+    ("backend", "--backend", {"help": "auto, or the name of a backend."}),
+    ("weights", "--weights", {"help": "Weight format: auto, gguf, fp32, fp16, int8 or int4."}),
+    (
+        "threads",
+        "--threads",
+        {"type": int, "envvar": "QUICKDRAFT_THREADS", "help": "Threads of the backend."},
+    ),
+    ("offline", "--offline", {"is_flag": True, "help": "Never use the network."}),
+)
+
+
+def common_options(command: Command) -> Command:
+    """`--json` (parameter as_json) and `--debug` (read by `quickdraft.cli`)."""
+    command = click.option("--debug", is_flag=True, expose_value=False, hidden=True)(command)
+    return click.option(
+        "--json", "as_json", is_flag=True, help="Print JSON on standard output, errors too."
+    )(command)
+
+
+def generation_options(command: Command) -> Command:
+    """Options of an answer, gathered in the parameter `generation`: fields that were given."""
+
+    @functools.wraps(command)
+    def gather(*args: Any, **params: Any) -> Any:
+        values = {field: params.pop(field) for field, *_ in GENERATION}
+        values["ignore_eos"] = params.pop("ignore_eos") or None
+        generation = {name: v for name, v in values.items() if v is not None and v != ()}
+        if "logit_bias" in generation:
+            generation["logit_bias"] = _unique(generation["logit_bias"])
+        return command(*args, generation=generation, **params)
+
+    wrapped = click.option(
+        "--ignore-eos", is_flag=True, help="Do not end the answer at an end-of-text token."
+    )(gather)
+    for field, names, kind, text in reversed(GENERATION):
+        repeated = field in _REPEATED
+        wrapped = click.option(
+            *names, field, type=kind, multiple=repeated, default=None, help=text
+        )(wrapped)
+    return wrapped
+
+
+def _unique(pairs: tuple[tuple[int, float], ...]) -> dict[int, float]:
+    """The biases by token; the same token twice is a contradiction."""
+    biases: dict[int, float] = {}
+    for token, bias in pairs:
+        if token in biases:
+            raise OptionError(f"logit_bias names token {token} twice")
+        biases[token] = bias
+    return biases
+
+
+def loading_options(*names: str) -> Callable[[Command], Command]:
+    """Options of how a model is opened, gathered in `loading`: those that were given.
+
+    names: which of LOADING; all of them if empty.
+    """
+    chosen = [entry for entry in LOADING if not names or entry[0] in names]
+
+    def decorate(command: Command) -> Command:
+        @functools.wraps(command)
+        def gather(*args: Any, **params: Any) -> Any:
+            values = {name: params.pop(name) for name, *_ in chosen}
+            loading = {name: v for name, v in values.items() if v is not None and v is not False}
+            _check_threads(loading.get("threads"))
+            return command(*args, loading=loading, **params)
+
+        wrapped: Command = gather
+        for name, flag, attributes in reversed(chosen):
+            wrapped = click.option(flag, name, **attributes)(wrapped)
+        return wrapped
+
+    return decorate
+
+
+def _check_threads(threads: int | None) -> None:
+    if threads is not None and not 1 <= threads <= MAX_THREADS:
+        raise OptionError(
+            f"threads is {threads}; it must be between 1 and {MAX_THREADS} "
+            f"(this machine has {os.cpu_count()} processors)"
+        )
+
+
+def whole_numbers(
+    ctx: click.Context, param: click.Parameter, value: str | None
+) -> tuple[int, ...] | None:
+    """A click callback: `5,14` as numbers, in order, without repeats."""
+    if value is None:
+        return None
+    try:
+        numbers = [int(part) for part in value.split(",") if part.strip()]
+    except ValueError:
+        raise click.BadParameter(
+            f"{value!r} is not a list of whole numbers, such as 5,14", ctx, param
+        ) from None
+    return tuple(dict.fromkeys(numbers))
+
+
+def read_input() -> str:
+    """Everything on standard input, without the last line break; empty on a terminal.
+
+    Raises:
+        InputError: it is not UTF-8.
+    """
+    if sys.stdin is None or sys.stdin.closed or sys.stdin.isatty():
+        return ""
+    return decode_input(sys.stdin.buffer.read()).removesuffix("\n").removesuffix("\r")
+
+
+def decode_input(data: bytes) -> str:
+    """UTF-8 text from standard input.
+
+    Raises:
+        InputError: it is not UTF-8; the message has the place.
+    """
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"standard input is not UTF-8: byte 0x{data[error.start]:02x} at offset {error.start}; "
+            "convert it first"
+        ) from None
+
+
+def check_text(name: str, text: str) -> str:
+    """The same text.
+
+    Raises:
+        InputError: it holds bytes of the command line that are not UTF-8.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"the {name} is not valid UTF-8") from None
+    return text
