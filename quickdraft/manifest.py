@@ -7,14 +7,22 @@ the variants it comes in. Reading one trusts nothing: sizes, depth, names and ty
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from quickdraft import filenames, strict_json
+from quickdraft.errors import BundleError
 from quickdraft.types import Guarantee, ModelSpec
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
+
+MAX_MANIFEST_BYTES = 1 << 20
+MAX_MANIFEST_DEPTH = 32
+MAX_FILES = 1000
 
 Role = Literal["target", "drafter", "auxiliary", "predictor", "encoder"]
 TargetFormat = Literal["onnx", "openvino", "coreml", "reference"]
@@ -108,10 +116,115 @@ class Manifest:
     """
 
     model: ModelSpec
-    roles: Mapping[str, tuple[Variant, ...]]
+    roles: Mapping[Role, tuple[Variant, ...]]
     tokenizer: TokenizerEntry
     files: Mapping[str, FileEntry]
     source: SourceEntry
     generation: Mapping[str, Any]
     written_by: Mapping[str, str]
     schema_version: int = SCHEMA_VERSION
+
+    def to_json(self) -> str:
+        """The text of `manifest.json`; `parse_manifest` gives an equal manifest back."""
+        text = json.dumps(strict_json.encode(self), indent=1, ensure_ascii=False, allow_nan=False)
+        return text + "\n"
+
+
+def parse_manifest(text: bytes, where: str) -> Manifest:
+    """Read a manifest that nobody vouches for; `where` names it in errors.
+
+    Raises:
+        BundleError: it is too large, not JSON, of another version, or says something impossible.
+    """
+    try:
+        value = strict_json.loads(text, max_bytes=MAX_MANIFEST_BYTES, max_depth=MAX_MANIFEST_DEPTH)
+        _check_version(value)
+        manifest = strict_json.decode(Manifest, value, "the manifest")
+        _check_files(manifest)
+        _check_roles(manifest)
+    except strict_json.JsonProblem as problem:
+        raise BundleError(f"{where}: {_sentence(str(problem))}") from None
+    except BundleError as error:  # from ModelSpec, which knows the field but not the file
+        raise BundleError(f"{where}: {error}") from None
+    return manifest
+
+
+def _sentence(problem: str) -> str:
+    """Problems of the whole text start with their verb."""
+    whole = problem.startswith(("is ", "has ", "holds "))
+    return f"the manifest {problem}" if whole else problem
+
+
+def _check_version(value: Any) -> None:
+    """Look at the version before anything else: the rest may have changed its meaning."""
+    if not isinstance(value, dict) or "schema_version" not in value:
+        raise strict_json.JsonProblem(
+            "it has no schema_version, so it is not the manifest of a quickdraft bundle"
+        )
+    version = value["schema_version"]
+    if isinstance(version, bool) or not isinstance(version, int):
+        raise strict_json.JsonProblem("schema_version must be a whole number")
+    if version > SCHEMA_VERSION:
+        raise strict_json.JsonProblem(
+            f"schema_version is {version} and this quickdraft reads {SCHEMA_VERSION}; the bundle "
+            "was written by a newer version: upgrade quickdraft"
+        )
+    if version < SCHEMA_VERSION:
+        raise strict_json.JsonProblem(
+            f"schema_version is {version} and this quickdraft reads {SCHEMA_VERSION}; export the "
+            "model again"
+        )
+
+
+def _check_files(manifest: Manifest) -> None:
+    if any(window == 0 for window in manifest.model.windows):
+        raise BundleError("model.windows has a window of 0; it must be at least 1")
+    if not 1 <= len(manifest.files) <= MAX_FILES:
+        raise BundleError(f"it lists {len(manifest.files)} files; 1 to {MAX_FILES} are allowed")
+    for name, entry in manifest.files.items():
+        problem = filenames.name_problem(name)
+        if problem:
+            raise BundleError(f"the file name {name[:120]!r} cannot be used: {problem}")
+        if filenames.fold(name) == MANIFEST_NAME:
+            raise BundleError(f"the file {name!r} cannot be listed in itself")
+        if not re.fullmatch("[0-9a-f]{64}", entry.sha256):
+            raise BundleError(f"sha256 of {name!r} is not 64 lower-case hexadecimal digits")
+    same = filenames.collision(manifest.files)
+    if same:
+        raise BundleError(f"the file names {same[0]!r} and {same[1]!r} collide on some systems")
+
+
+def _check_roles(manifest: Manifest) -> None:
+    """Everything that is named must be listed, so that everything that is read is hashed."""
+    if not manifest.roles.get("target"):
+        raise BundleError("roles has no variant for 'target', so there is no model to run")
+    used = [("tokenizer.file", manifest.tokenizer.file)]
+    if manifest.tokenizer.chat_template is not None:
+        used.append(("tokenizer.chat_template", manifest.tokenizer.chat_template))
+    for role, variants in manifest.roles.items():
+        for number, variant in enumerate(variants):
+            where = f"roles[{role!r}][{number}]"
+            used += [(f"{where}.files", name) for name in variant.files]
+            _check_variant(variant, where)
+    for where, name in used:
+        if name not in manifest.files:
+            raise BundleError(f"{where} names {name[:120]!r}, which files does not list")
+    for number, variant in enumerate(manifest.roles["target"]):
+        missing = set(manifest.model.windows) - set(variant.step.biases)
+        if missing:
+            raise BundleError(
+                f"roles['target'][{number}].step.biases has no input for the attention window "
+                f"{missing.pop() or strict_json.NONE_KEY}"
+            )
+
+
+def _check_variant(variant: Variant, where: str) -> None:
+    if variant.model not in variant.files:
+        raise BundleError(f"{where}.model is {variant.model[:120]!r}, which its files lack")
+    if variant.cache.alignment < 1:
+        raise BundleError(f"{where}.cache.alignment is 0; it must be at least 1")
+    for name in ("past_key", "past_value", "present_key", "present_value"):
+        pattern = getattr(variant.cache, name)
+        # Filled in by str.format later, which must find this one plain field and no other.
+        if "{layer}" not in pattern or set("{}") & set(pattern.replace("{layer}", "", 1)):
+            raise BundleError(f"{where}.cache.{name} is {pattern[:120]!r}; it must hold {{layer}}")

@@ -1,0 +1,1 @@
+../../quickdraft/strict_json.py

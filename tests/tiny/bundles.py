@@ -1,0 +1,107 @@
+"""A bundle of a few bytes: a true manifest over files that no engine opens."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from quickdraft.manifest import (
+    CacheLayout,
+    FileEntry,
+    Manifest,
+    SourceEntry,
+    StepNames,
+    TokenizerEntry,
+    Variant,
+)
+from quickdraft.types import ModelSpec
+
+TINY_FILES: Mapping[str, bytes] = {
+    "model.onnx": b"graph" * 7,
+    "weights/model.bin": bytes(range(256)) * 9,
+    "tokenizer.json": b"{}",
+    "chat_template.jinja": b"{{ messages }}",
+}
+
+
+def entries(files: Mapping[str, bytes]) -> dict[str, FileEntry]:
+    return {
+        name: FileEntry(len(data), hashlib.sha256(data).hexdigest()) for name, data in files.items()
+    }
+
+
+def tiny_manifest(files: Mapping[str, bytes] = TINY_FILES) -> Manifest:
+    step = StepNames(
+        tokens="tokens",
+        positions="positions",
+        slots="slots",
+        output_rows="output_rows",
+        logits="logits",
+        biases={None: "bias", 128: "bias_128"},
+        hidden_states={0: "hidden_0", 2: "hidden_2"},
+    )
+    cache = CacheLayout(
+        kind="slots",
+        alignment=8,
+        past_key="past_key_{layer}",
+        past_value="past_value_{layer}",
+        present_key="present_key_{layer}",
+        present_value="present_value_{layer}",
+    )
+    variant = Variant(
+        target_format="onnx",
+        flavour="portable",
+        weight_format="int4",
+        model="model.onnx",
+        files=("model.onnx", "weights/model.bin"),
+        step=step,
+        cache=cache,
+        guarantee="same_distribution",
+    )
+    model = ModelSpec(
+        family="llama",
+        num_layers=2,
+        hidden_size=16,
+        vocab_size=32,
+        context_length=64,
+        num_heads=(4, 4),
+        num_kv_heads=(2, 2),
+        head_dim=4,
+        windows=(None, 128),
+        num_parameters=1234,
+    )
+    tokenizer = TokenizerEntry(
+        file="tokenizer.json",
+        chat_template="chat_template.jinja",
+        bos_token_id=1,
+        eos_token_ids=(2, 3),
+        add_bos=False,
+        special_tokens={"eos_token": "<|end|>"},
+    )
+    return Manifest(
+        model=model,
+        roles={"target": (variant,)},
+        tokenizer=tokenizer,
+        files=entries(files),
+        source=SourceEntry("gguf", "tiny", "0" * 64, licence="Apache-2.0"),
+        generation={"temperature": 0.7, "top_k": 40, "stop_strings": ["a", None, True]},
+        written_by={"quickdraft": "0.1.0"},
+    )
+
+
+def write_tiny_bundle(folder: Path, files: Mapping[str, bytes] = TINY_FILES) -> Manifest:
+    """Lay a sound bundle out by hand, so that tests of reading do not depend on the writer."""
+    for name, data in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    manifest = tiny_manifest(files)
+    (folder / "manifest.json").write_text(manifest.to_json(), encoding="utf-8")
+    return manifest
+
+
+def with_extra_file(manifest: Manifest, name: str) -> Manifest:
+    """The same manifest, which also lists a file called `name`."""
+    return replace(manifest, files={**manifest.files, name: FileEntry(0, "0" * 64)})
