@@ -12,7 +12,8 @@ from typing import Any
 import quickdraft
 from quickdraft import registry
 from quickdraft.bundle import BundleWriter
-from quickdraft.errors import CheckpointError, OptionError, UnsupportedModel
+from quickdraft.errors import CheckpointError, OptionError
+from quickdraft.export.architectures.base import find_family
 from quickdraft.export.checkpoints.base import Checkpoint
 from quickdraft.export.emitters.base import EmitRequest
 from quickdraft.export.quantize import weight_format
@@ -38,28 +39,6 @@ def read_checkpoint(source: Path) -> Checkpoint:
     from quickdraft.export.checkpoints.gguf import read_gguf
 
     return read_gguf(source)
-
-
-def plan(checkpoint: Checkpoint) -> tuple[Any, Callable[[Any], None], ModelSpec]:
-    """The architecture's description of the checkpoint, and the function that builds it.
-
-    Raises:
-        UnsupportedModel: no architecture reads this `model_type`, or it refuses a config value.
-    """
-    model_type = checkpoint.config.get("model_type")
-    if not isinstance(model_type, str) or model_type not in registry.ARCHITECTURES:
-        known = ", ".join(sorted(registry.ARCHITECTURES))
-        raise UnsupportedModel(
-            f"config.json: model_type is {model_type!r}, which is not implemented (there are: "
-            f"{known})"
-        )
-    architecture = registry.lookup("architecture", registry.ARCHITECTURES, model_type)
-    description = architecture.read(checkpoint.config)
-
-    def build(ops: Any) -> None:
-        architecture.build(ops, description, checkpoint.weights)
-
-    return description, build, description.model_spec()
 
 
 def export_model(
@@ -88,11 +67,19 @@ def export_model(
     report("read", 0, 1)
     checkpoint = read_checkpoint(source)
     fmt = weight_format(weights, checkpoint.source.kind)
-    _, build, spec = plan(checkpoint)
+    family = find_family(checkpoint.config)
+    description = family.read(checkpoint.config)
+    spec = description.model_spec()
     _check_hidden_states(hidden_states, spec)
     report("read", 1, 1)
     with BundleWriter(out, overwrite=overwrite) as writer:
-        request = EmitRequest(build, spec, writer.folder, fmt, tuple(hidden_states))
+        request = EmitRequest(
+            build=lambda ops: family.build(ops, description, checkpoint.weights),
+            spec=spec,
+            folder=writer.folder,
+            fmt=fmt,
+            hidden_states=tuple(hidden_states),
+        )
         variants = [_emit(emit, request, checkpoint, report) for emit in emitters]
         used = (checkpoint.weights[name].shape for name in checkpoint.weights.used)
         spec = replace(spec, num_parameters=sum(math.prod(shape) for shape in used))
@@ -141,9 +128,12 @@ def _describe(
         "model": spec,
         "roles": {"target": tuple(variants)},
         "tokenizer": TokenizerEntry(
-            file="tokenizer.json", chat_template=template,
-            bos_token_id=tokenizer.bos_token_id, eos_token_ids=tokenizer.eos_token_ids,
-            add_bos=tokenizer.add_bos, special_tokens=dict(tokenizer.special_tokens),
+            file="tokenizer.json",
+            chat_template=template,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_ids=tokenizer.eos_token_ids,
+            add_bos=tokenizer.add_bos,
+            special_tokens=dict(tokenizer.special_tokens),
         ),
         "source": SourceEntry(
             source.kind, source.name, source.fingerprint, source.revision, source.licence

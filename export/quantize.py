@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from quickdraft.errors import OptionError
 from quickdraft.export.weights import Blocked, Dense, Floats, Weight
@@ -14,7 +15,7 @@ GROUP = 32
 
 @dataclass(frozen=True)
 class WeightFormat:
-    """How matrices are stored. bits None: as floats of `dtype`; keep: as the checkpoint has them."""
+    """How matrices are stored: in blocks of `bits`, else as `dtype`; keep: as they are."""
 
     name: str
     dtype: type[np.floating] = np.float32
@@ -45,7 +46,9 @@ def weight_format(name: str, checkpoint_kind: str) -> WeightFormat:
     if name not in FORMATS:
         raise OptionError(f"unknown weight format {name!r} (there are: auto, {', '.join(FORMATS)})")
     if name == "gguf" and checkpoint_kind != "gguf":
-        raise OptionError("--weights gguf keeps the blocks of a GGUF file; this checkpoint has none")
+        raise OptionError(
+            "--weights gguf keeps the blocks of a GGUF file; this checkpoint has none"
+        )
     return FORMATS[name]
 
 
@@ -88,7 +91,7 @@ def quantize(values: Floats, bits: int, group: int = GROUP) -> Blocked:
     return Blocked(best_codes.reshape(rows, columns), best_scale, None, bits, group, zero)
 
 
-def _round(blocks: Floats, scale: Floats, zero: int) -> tuple[np.ndarray, Floats]:  # type: ignore[type-arg]
+def _round(blocks: Floats, scale: Floats, zero: int) -> tuple[NDArray[np.uint8], Floats]:
     inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale != 0)
     steps = np.clip(np.rint(blocks * inverse[..., None]), -zero, zero - 1)
     error = np.square(steps * scale[..., None] - blocks).sum(-1, dtype=np.float32)

@@ -63,6 +63,7 @@ class OnnxOps(ComposedOps[Value]):
         self._memo: dict[tuple[Any, ...], ir.Value] = {}
         self._tokens = graph.input("input_ids", ir.DataType.INT64, ["n"])
         self._positions = graph.input("position_ids", ir.DataType.INT64, ["n"])
+        self._position_row = graph.one("Unsqueeze", [self._positions, graph.constant([0])])
         slots = graph.input("slot_ids", ir.DataType.INT64, ["n"])
         self._rows = graph.input("output_rows", ir.DataType.INT64, ["m"])
         self._slots = graph.one("Unsqueeze", [slots, graph.constant([1])])
@@ -74,8 +75,8 @@ class OnnxOps(ComposedOps[Value]):
         return self._graph.one("Unsqueeze", [self._tokens, self._graph.constant([0])])
 
     def positions(self) -> Value:
-        """Positions, [n]."""
-        return self._positions
+        """Positions, [1, n]."""
+        return self._position_row
 
     def output_rows(self) -> Value:
         """Rows whose logits are wanted, [m]."""
@@ -99,16 +100,21 @@ class OnnxOps(ComposedOps[Value]):
         """Write the graph and say how its tensors are called."""
         self._graph.save(path, self._spec.family)
         return StepNames(
-            tokens="input_ids", positions="position_ids", slots="slot_ids",
-            output_rows="output_rows", logits="logits", biases=self._biases,
+            tokens="input_ids",
+            positions="position_ids",
+            slots="slot_ids",
+            output_rows="output_rows",
+            logits="logits",
+            biases=self._biases,
             hidden_states=self._hidden,
         )
 
     # Rows and matrices
 
     def embed(self, ids: Value, table: Weight) -> Value:
-        """Rows of the embedding table."""
-        return self._store.gather(table, self._value(ids))
+        """Rows of a table; vectors of positions are few and stay float32."""
+        keep = ids is self._position_row
+        return self._store.gather(table, self._value(ids), keep_float=keep)
 
     def take_rows(self, x: Value, rows: Value) -> Value:
         """[1, n, width] to [m, width]."""
@@ -232,7 +238,7 @@ class OnnxOps(ComposedOps[Value]):
         return self._reshape(mixed, [1, -1, a.num_heads * a.head_dim])
 
     def _write(self, rows: Value, a: Attention, past: str, present: str) -> ir.Value:
-        shape = ["slots", a.num_kv_heads, a.head_dim]
+        shape: list[int | str] = ["slots", a.num_kv_heads, a.head_dim]
         cache = self._graph.input(past.format(layer=a.layer), ir.DataType.FLOAT, shape)
         updates = self._reshape(self._value(rows), [-1, a.num_kv_heads, a.head_dim])
         written = self._graph.one("ScatterND", [cache, self._slots, updates])
@@ -253,9 +259,7 @@ class OnnxOps(ComposedOps[Value]):
         if window not in self._biases:
             name = "attention_bias" if window is None else f"attention_bias.window_{window}"
             self._biases[window] = name
-            self._memo["bias", window] = self._graph.input(
-                name, ir.DataType.FLOAT, ["n", "slots"]
-            )
+            self._memo["bias", window] = self._graph.input(name, ir.DataType.FLOAT, ["n", "slots"])
         if ("bias", window, group) not in self._memo:
             graph, bias = self._graph, self._memo["bias", window]
             rows = graph.one("Unsqueeze", [bias, graph.constant([1])])
@@ -326,9 +330,14 @@ def emit_onnx(request: EmitRequest) -> Variant:
     step = ops.finish(model)
     _check(model)
     return Variant(
-        target_format="onnx", flavour="portable", weight_format=request.fmt.name,
-        model="onnx/model.onnx", files=("onnx/model.onnx", "onnx/model.onnx_data"), step=step,
-        cache=LAYOUT, guarantee="bit_identical",
+        target_format="onnx",
+        flavour="portable",
+        weight_format=request.fmt.name,
+        model="onnx/model.onnx",
+        files=("onnx/model.onnx", "onnx/model.onnx_data"),
+        step=step,
+        cache=LAYOUT,
+        guarantee="bit_identical",
     )
 
 

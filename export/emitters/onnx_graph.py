@@ -29,12 +29,12 @@ class DataFile:
 
     def add(self, array: NDArray[Any]) -> tuple[int, int]:
         """Append an array; returns its offset and length in bytes."""
-        data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        data = memoryview(np.ascontiguousarray(array)).cast("B")  # type: ignore[arg-type]
         key = (hashlib.sha256(data).digest(), data.nbytes)
         if key not in self._seen:
             start = -(-self._end // DATA_ALIGNMENT) * DATA_ALIGNMENT
             self._stream.write(bytes(start - self._end))
-            self._stream.write(memoryview(data))
+            self._stream.write(data)
             self._end = start + data.nbytes
             self._seen[key] = start
         return self._seen[key], data.nbytes
@@ -83,8 +83,12 @@ class GraphBuilder:
         self._count += 1
         name = f"{op_type}_{self._count}"
         node = ir.node(
-            op_type, list(inputs), dict(attributes or {}), domain=domain,
-            outputs=[ir.Value(name=f"{name}.{i}") for i in range(outputs)], name=name,
+            op_type,
+            list(inputs),
+            dict(attributes or {}),
+            domain=domain,
+            outputs=[ir.Value(name=f"{name}.{i}") for i in range(outputs)],
+            name=name,
         )
         self._nodes.append(node)
         return list(node.outputs)
@@ -115,9 +119,13 @@ class GraphBuilder:
         if name not in self._initializers:
             offset, length = self._data.add(array)
             tensor = ir.ExternalTensor(
-                location=self._data.path.name, offset=offset, length=length,
-                dtype=ir.DataType.from_numpy(array.dtype), shape=ir.Shape(array.shape),
-                name=name, base_dir=str(self._data.path.parent),
+                location=self._data.path.name,
+                offset=offset,
+                length=length,
+                dtype=ir.DataType.from_numpy(array.dtype),
+                shape=ir.Shape(array.shape),
+                name=name,
+                base_dir=str(self._data.path.parent),
             )
             self._register(name, tensor)
         return self._initializers[name]
@@ -128,16 +136,21 @@ class GraphBuilder:
 
     def _register(self, name: str, tensor: ir.TensorProtocol) -> None:
         self._initializers[name] = ir.Value(
-            name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tuple(tensor.shape)),
+            name=name,
+            type=ir.TensorType(tensor.dtype),
+            shape=ir.Shape(tensor.shape.numpy()),
             const_value=tensor,
         )
 
     def save(self, path: Path, name: str) -> None:
         """Write the graph beside its data file."""
         graph = ir.Graph(
-            self._inputs, self._outputs, nodes=self._nodes,
+            self._inputs,
+            self._outputs,
+            nodes=self._nodes,
             initializers=list(self._initializers.values()),
-            opset_imports={"": OPSET, CONTRIB: 1}, name=name,
+            opset_imports={"": OPSET, CONTRIB: 1},
+            name=name,
         )
         model = ir.Model(graph, ir_version=IR_VERSION, producer_name="quickdraft")
         ir.save(model, path)

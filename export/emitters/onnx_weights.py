@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -41,17 +40,20 @@ def to_nbits(blocked: Blocked) -> NBits:
     codes, offset = blocked.codes, blocked.minimum
     low, high = int(codes.min()) + shift, int(codes.max()) + shift
     if low >= 0 and high < 1 << blocked.bits:
-        codes = (codes + shift).astype(np.uint8) if shift else codes
+        codes = codes + np.uint8(shift) if shift else codes
     else:
         moved = blocked.scale * np.float32(shift)
         offset = moved if offset is None else moved + offset
-    if blocked.bits == 4:
-        codes = codes[:, 0::2] | (codes[:, 1::2] << 4)
     rows, groups = blocked.scale.shape
-    packed = np.ascontiguousarray(codes).reshape(rows, groups, -1)
+    packed = _pack_nibbles(codes) if blocked.bits == 4 else np.ascontiguousarray(codes)
     if offset is not None and not offset.any():
         offset = None
-    return NBits(packed, np.ascontiguousarray(blocked.scale, np.float32), offset)
+    return NBits(packed.reshape(rows, groups, -1), np.ascontiguousarray(blocked.scale, np.float32), offset)
+
+
+def _pack_nibbles(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    high: NDArray[np.uint8] = np.left_shift(codes[:, 1::2], 4)
+    return codes[:, 0::2] | high
 
 
 class WeightStore:
@@ -71,9 +73,11 @@ class WeightStore:
             return known
         return self._graph.weight(weight.name, weight.dense().reshape(-1))
 
-    def gather(self, table: Weight, ids: ir.Value) -> ir.Value:
-        """Rows of a table: [1, n] ids to [1, n, width]."""
+    def gather(self, table: Weight, ids: ir.Value, keep_float: bool = False) -> ir.Value:
+        """Rows of a table: [1, n] ids to [1, n, width]. keep_float: store it as float32."""
         graph = self._graph
+        if keep_float and table.name not in self._dense:
+            self._dense[table.name] = graph.weight(table.name, table.dense())
         dense = self._load(table, "rows")
         if dense is not None:
             return graph.one("Gather", [dense, ids], {"axis": 0})
@@ -81,7 +85,10 @@ class WeightStore:
         rows = self._tensor(f"{table.name}.rows")
         scale = self._tensor(f"{table.name}.scale")
         attributes = {
-            "bits": bits, "block_size": group, "gather_axis": 0, "quantize_axis": 1,
+            "bits": bits,
+            "block_size": group,
+            "gather_axis": 0,
+            "quantize_axis": 1,
         }
         values = graph.one("GatherBlockQuantized", [rows, ids, scale], attributes, domain=CONTRIB)
         if not has_offset:
@@ -104,7 +111,10 @@ class WeightStore:
         else:
             bits, group, has_offset = self._blocks[weight.name]
             attributes = {
-                "K": weight.shape[1], "N": weight.shape[0], "bits": bits, "block_size": group,
+                "K": weight.shape[1],
+                "N": weight.shape[0],
+                "bits": bits,
+                "block_size": group,
                 "accuracy_level": ACCURACY_LEVEL,
             }
             codes = self._tensor(f"{weight.name}.codes")
@@ -112,7 +122,9 @@ class WeightStore:
             y = graph.one("MatMulNBits", [x, codes, scale], attributes, domain=CONTRIB)
             if has_offset:
                 offset = self._tensor(f"{weight.name}.offset")
-                moved = graph.one("MatMul", [self._group_sums(x, weight.shape[1] // group, group), offset])
+                moved = graph.one(
+                    "MatMul", [self._group_sums(x, weight.shape[1] // group, group), offset]
+                )
                 y = graph.one("Add", [y, moved])
         return graph.one("Add", [y, vector]) if vector is not None else y
 

@@ -1,0 +1,190 @@
+"""ONNX Runtime on the CPU: weights mapped from the bundle, caches bound in place.
+
+A cache's buffers are bound once as the past and as the present of every layer, so a step writes
+its own rows and copies nothing else. They are bound again when the number of visible slots passes
+a multiple of the alignment, or when the cache grew.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quickdraft.drafters.tree import Tree
+from quickdraft.errors import BackendError, Cancelled, MissingExtra
+from quickdraft.kvcache.base import KvCache
+from quickdraft.kvcache.contiguous import ContiguousCache, align_slots
+from quickdraft.manifest import Variant
+from quickdraft.runtime.backends.base import CancelToken, StepOutput
+from quickdraft.runtime.backends.step_inputs import attention_bias, positions
+from quickdraft.types import ModelSpec
+
+try:
+    import onnxruntime as ort
+except ImportError:  # reported when a backend is opened, with the extra to install
+    ort = None
+
+_ERRORS_ONLY = 3
+
+
+@dataclass
+class _Bound:
+    """An IOBinding of one cache, and what it was bound for."""
+
+    binding: Any
+    version: int = -1
+    slots: int = -1
+
+
+class OnnxRuntimeBackend:
+    """A Backend over one InferenceSession, shared by all conversations."""
+
+    name = "onnxruntime"
+
+    def __init__(
+        self, folder: Path, spec: ModelSpec, variant: Variant, threads: int | None = None
+    ) -> None:
+        """Load the variant. threads: of one step; None means one per physical core.
+
+        Raises:
+            MissingExtra: onnxruntime is not installed.
+            BackendError: onnxruntime cannot load the model.
+        """
+        if ort is None:
+            raise MissingExtra("onnxruntime", "onnx")
+        self.spec = spec
+        self.flavour = variant.flavour
+        self.guarantee = variant.guarantee
+        self._step = variant.step
+        self._layout = variant.cache
+        self._session: Any = _open(folder / variant.model, threads)
+        self._bound: weakref.WeakKeyDictionary[ContiguousCache, _Bound] = (
+            weakref.WeakKeyDictionary()
+        )
+        self._lock = threading.Lock()
+
+    def new_cache(self) -> ContiguousCache:
+        """An empty cache that fits this backend."""
+        return ContiguousCache(self.spec)
+
+    def step(
+        self,
+        tree: Tree,
+        cache: KvCache,
+        rows: NDArray[np.int64] | None = None,
+        cancel: CancelToken | None = None,
+    ) -> StepOutput:
+        """See Backend.step."""
+        if self._session is None:
+            raise BackendError("the model was closed")
+        if not isinstance(cache, ContiguousCache):
+            raise BackendError(f"this backend needs its own caches, not {type(cache).__name__}")
+        if cancel is not None:
+            cancel.check()
+        wanted = np.arange(len(tree), dtype=np.int64) if rows is None else rows
+        length = cache.length
+        cache.stage(len(tree))
+        try:
+            output = self._run(tree, cache, wanted, cancel)
+        except BaseException:
+            cache.truncate(length)
+            raise
+        return output
+
+    def _run(
+        self,
+        tree: Tree,
+        cache: ContiguousCache,
+        rows: NDArray[np.int64],
+        cancel: CancelToken | None,
+    ) -> StepOutput:
+        n, length, names = len(tree), cache.length, self._step
+        slots = align_slots(length + n)
+        binding = self._bind_cache(cache, slots)
+        feeds: dict[str, NDArray[Any]] = {
+            names.tokens: tree.tokens,
+            names.positions: positions(tree, length),
+            names.slots: np.arange(length, length + n, dtype=np.int64),
+            names.output_rows: rows,
+        }
+        for window, name in names.biases.items():
+            feeds[name] = attention_bias(tree, length, slots, window)
+        logits = np.empty((len(rows), self.spec.vocab_size), np.float32)
+        hidden = {
+            layer: np.empty((n, self.spec.hidden_size), np.float32) for layer in names.hidden_states
+        }
+        results: dict[str, NDArray[Any]] = {names.logits: logits}
+        results |= {names.hidden_states[layer]: array for layer, array in hidden.items()}
+        for name, array in feeds.items():
+            binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))
+        for name, array in results.items():
+            binding.bind_ortvalue_output(name, ort.OrtValue.ortvalue_from_numpy(array))
+        self._execute(binding, cancel)
+        if np.isnan(logits).any():
+            raise BackendError("the model computed logits that are not numbers (NaN)")
+        return StepOutput(logits, hidden)
+
+    def _bind_cache(self, cache: ContiguousCache, slots: int) -> Any:
+        with self._lock:
+            bound = self._bound.get(cache)
+            if bound is None:
+                bound = self._bound[cache] = _Bound(self._session.io_binding())
+        if (bound.version, bound.slots) != (cache.version, slots):
+            layout = self._layout
+            for layer in range(self.spec.num_layers):
+                key, value = cache.layer(layer)
+                for array, past, present in (
+                    (key, layout.past_key, layout.present_key),
+                    (value, layout.past_value, layout.present_value),
+                ):
+                    shared = ort.OrtValue.ortvalue_from_numpy(array[:slots])
+                    bound.binding.bind_ortvalue_input(past.format(layer=layer), shared)
+                    bound.binding.bind_ortvalue_output(present.format(layer=layer), shared)
+            bound.version, bound.slots = cache.version, slots
+        return bound.binding
+
+    def _execute(self, binding: Any, cancel: CancelToken | None) -> None:
+        # Terminating marks the options object for good, so every step has its own.
+        options = ort.RunOptions()
+        options.log_severity_level = _ERRORS_ONLY + 1
+
+        def stop() -> None:
+            options.terminate = True
+
+        if cancel is not None:
+            cancel.attach(stop)
+        try:
+            self._session.run_with_iobinding(binding, options)
+        except Exception as error:
+            if cancel is not None and cancel.cancelled:
+                raise Cancelled("stopped on request") from None
+            raise BackendError(f"onnxruntime failed in a step: {error}") from error
+        finally:
+            if cancel is not None:
+                cancel.attach(None)
+
+    def close(self) -> None:
+        """Release the session."""
+        self._bound.clear()
+        self._session = None
+
+
+def _open(model: Path, threads: int | None) -> Any:
+    options = ort.SessionOptions()
+    options.log_severity_level = _ERRORS_ONLY
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    load: Callable[..., Any] = ort.InferenceSession
+    try:
+        return load(str(model), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise BackendError(
+            f"onnxruntime {ort.__version__} cannot load {model.name}: {error}"
+        ) from error
