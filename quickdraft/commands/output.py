@@ -11,6 +11,10 @@ from typing import Any, TextIO
 
 import click
 
+# Control characters as their pictures; the second block of them has none.
+_VISIBLE = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\t\n\r"}
+_VISIBLE |= dict.fromkeys(range(0x7F, 0xA0), "\N{REPLACEMENT CHARACTER}")
+
 
 def use_utf8() -> None:
     """Make standard output and error take any text, whatever the locale says."""
@@ -51,9 +55,13 @@ def print_json(value: Any) -> None:
 
 
 def write(text: str) -> None:
-    """Print text at once, without a line break."""
+    """Print text of a model at once, without a line break.
+
+    A terminal gets no control characters but tabs and line breaks: a model may say anything, and
+    escape sequences are commands.
+    """
     if sys.stdout is not None:
-        sys.stdout.write(text)
+        sys.stdout.write(text.translate(_VISIBLE) if is_terminal(sys.stdout) else text)
         sys.stdout.flush()
 
 

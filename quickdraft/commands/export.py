@@ -1,0 +1,93 @@
+"""`quickdraft export`: a checkpoint becomes a bundle in a folder of the user's choice."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+
+from quickdraft.commands import machine
+from quickdraft.commands.options import common_options, whole_numbers
+from quickdraft.commands.output import human_count, human_size, print_json
+from quickdraft.commands.progress import Bars
+from quickdraft.registry import EMITTERS
+
+
+@click.command()
+@click.argument("source", type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--out", required=True, type=click.Path(path_type=Path), help="Folder of the bundle."
+)
+@click.option(
+    "--weights",
+    default="auto",
+    show_default=True,
+    type=click.Choice(("auto", "gguf", "fp32", "fp16", "int8", "int4")),
+    help="Weight format; auto keeps the blocks of a GGUF file.",
+)
+@click.option(
+    "--hidden-states",
+    callback=whole_numbers,
+    metavar="LAYERS",
+    help="Also put out hidden states after these numbers of layers, such as 5,14.",
+)
+@click.option(
+    "--format",
+    "formats",
+    default="onnx",
+    show_default=True,
+    metavar="FORMATS",
+    help=f"Target formats, best first, separated by commas: {', '.join(EMITTERS)}.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace a bundle that is already there.")
+@common_options
+def export(
+    source: Path,
+    out: Path,
+    weights: str,
+    hidden_states: tuple[int, ...] | None,
+    formats: str,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Turn a checkpoint into a bundle.
+
+    SOURCE is a .gguf file or a Hugging Face checkpoint folder.
+    """
+    from quickdraft.export.pipeline import export_model
+
+    started = time.perf_counter()
+    with Bars(quiet=as_json) as bars:
+        manifest = export_model(
+            source,
+            out,
+            weights=weights,
+            hidden_states=hidden_states or (),
+            formats=[name.strip() for name in formats.split(",")],
+            progress=bars,
+            overwrite=overwrite,
+        )
+    seconds = time.perf_counter() - started
+    size = sum(entry.size for entry in manifest.files.values())
+    peak = machine.peak_memory()
+    variants = manifest.roles["target"]
+    if as_json:
+        print_json(
+            {
+                "bundle": str(out),
+                "family": manifest.model.family,
+                "parameters": manifest.model.num_parameters,
+                "formats": [v.target_format for v in variants],
+                "weights": [v.weight_format for v in variants],
+                "size": size,
+                "seconds": round(seconds, 3),
+                "peak_memory": peak,
+            }
+        )
+        return
+    parameters = human_count(manifest.model.num_parameters)
+    click.echo(f"{out}: {manifest.model.family}, {parameters} parameters, {human_size(size)}")
+    memory = "" if peak is None else f", {human_size(peak)} of memory at most"
+    names = ", ".join(f"{v.target_format} {v.flavour} {v.weight_format}" for v in variants)
+    click.echo(f"{names}, in {seconds:.1f} s{memory}")

@@ -1,0 +1,101 @@
+"""Lines of a dialogue: from a terminal with history, or from whatever standard input is."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+
+from quickdraft.commands.options import check_text, decode_input
+from quickdraft.commands.output import is_terminal
+from quickdraft.errors import InputError
+
+QUOTES = '"""'
+HISTORY_LINES = 1000
+MAX_LINE_BYTES = 64 << 20
+
+
+class LineReader:
+    """Reads turns; a turn that opens with three quotes goes on to the line that closes them."""
+
+    def __init__(self, prompt: str = ">>> ", continuation: str = "... ") -> None:
+        self.interactive = is_terminal(sys.stdin)
+        self._prompt = prompt
+        self._continuation = continuation
+
+    def turn(self) -> str:
+        """The next turn, without the line breaks around it.
+
+        Raises:
+            EOFError: there is none.
+            KeyboardInterrupt: Ctrl-C at the prompt.
+            InputError: it is not UTF-8.
+        """
+        first = self._line(self._prompt)
+        if not first.lstrip().startswith(QUOTES):
+            return first.strip()
+        lines = [first.lstrip().removeprefix(QUOTES)]
+        while not lines[-1].rstrip().endswith(QUOTES):
+            try:
+                lines.append(self._line(self._continuation))
+            except EOFError:
+                return "\n".join(lines).strip("\n")
+        lines[-1] = lines[-1].rstrip().removesuffix(QUOTES)
+        return "\n".join(lines).strip("\n")
+
+    def _line(self, prompt: str) -> str:
+        if self.interactive:
+            return self._typed(prompt)
+        if sys.stdin is None or sys.stdin.closed:
+            raise EOFError
+        data = sys.stdin.buffer.readline(MAX_LINE_BYTES)
+        if not data:
+            raise EOFError
+        return decode_input(data).rstrip("\r\n")
+
+    def _typed(self, prompt: str) -> str:
+        """A line of a terminal. The prompt goes where the person looks, not into a file."""
+        if not is_terminal(sys.stdout):
+            sys.stderr.write(prompt)
+            sys.stderr.flush()
+            prompt = ""
+        try:
+            return check_text("line", input(prompt))
+        except UnicodeDecodeError:
+            raise InputError("the line is not valid UTF-8") from None
+
+
+@contextmanager
+def history(file: Path) -> Iterator[None]:
+    """Keep what is typed from one run to the next, where readline exists.
+
+    A history that cannot be read or written is no reason to stop.
+    """
+    readline = _readline()
+    if readline is None or not is_terminal(sys.stdin):
+        yield
+        return
+    try:
+        readline.read_history_file(file)
+    except (OSError, UnicodeDecodeError):
+        readline.clear_history()
+    readline.set_history_length(HISTORY_LINES)
+    try:
+        yield
+    finally:
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            file.touch(mode=0o600)
+            readline.write_history_file(file)
+        except OSError:
+            pass
+
+
+def _readline() -> ModuleType | None:
+    try:
+        import readline
+    except ImportError:
+        return None
+    return readline

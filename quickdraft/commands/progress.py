@@ -1,0 +1,82 @@
+"""Progress on standard error: bars on a terminal, nothing anywhere else."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any, Self
+
+from quickdraft.commands.output import is_terminal, wants_colour
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+    from quickdraft.runtime.model import Model
+
+BYTE_STAGES = frozenset({"download"})
+"""Stages that count bytes; the others count pieces of work."""
+
+
+class Bars:
+    """Takes (stage, done, total) reports and draws one bar per stage, as a context manager.
+
+    Nothing is drawn, and rich is not imported, before the first report.
+    """
+
+    def __init__(self, quiet: bool = False) -> None:
+        self._drawn = is_terminal(sys.stderr) and not quiet
+        self._progress: Progress | None = None
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Draw that `done` of `total` (0: unknown) is behind us in a stage."""
+        if not self._drawn:
+            return
+        if self._progress is None:
+            self._progress = _progress()
+            self._progress.start()
+        if stage not in self._tasks:
+            self._tasks[stage] = self._progress.add_task(stage, total=total or None)
+        self._progress.update(self._tasks[stage], completed=done, total=total or None)
+
+
+def _progress() -> Progress:
+    """Rich's bars, with sizes and rates for stages that count bytes."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, Task, TextColumn, TimeElapsedColumn
+    from rich.text import Text
+
+    from quickdraft.commands.output import human_size
+
+    class Amount(TextColumn):
+        """Sizes and a rate for bytes, a percentage for anything else."""
+
+        def render(self, task: Task) -> Text:
+            if task.description not in BYTE_STAGES:
+                return Text(f"{task.percentage:.0f} %" if task.total else "")
+            total = f" of {human_size(task.total)}" if task.total else ""
+            rate = f", {human_size(task.speed)}/s" if task.speed else ""
+            return Text(f"{human_size(task.completed)}{total}{rate}")
+
+    console = Console(stderr=True, no_color=not wants_colour(sys.stderr))
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        Amount(""),
+        TimeElapsedColumn(),
+        console=console,
+    )
+
+
+def open_model(name: str, **loading: Any) -> Model:
+    """Load a model as `quickdraft.load` does, with bars while it is fetched and exported."""
+    from quickdraft.api import load
+
+    with Bars() as bars:
+        return load(name, progress=bars, **loading)

@@ -1,0 +1,140 @@
+"""`quickdraft run`: one prompt, one answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from quickdraft.commands.options import (
+    check_text,
+    common_options,
+    generation_options,
+    loading_options,
+    read_input,
+)
+from quickdraft.commands.output import dim, print_json, write
+from quickdraft.errors import InputError, OptionError
+
+if TYPE_CHECKING:
+    from quickdraft.runtime.backends.base import CancelToken
+    from quickdraft.runtime.model import Chunk, Model, Result
+
+
+@click.command(epilog="Options of sampling that are not given come from the model.")
+@click.argument("model")
+@click.argument("prompt", nargs=-1)
+@click.option("--system", help="System message.")
+@click.option("--raw", is_flag=True, help="Continue the prompt as it is, without chat template.")
+@click.option("-v", "--verbose", is_flag=True, help="Print times and rates on standard error.")
+@generation_options
+@loading_options()
+@common_options
+@click.pass_context
+def run(
+    ctx: click.Context,
+    model: str,
+    prompt: tuple[str, ...],
+    system: str | None,
+    raw: bool,
+    verbose: bool,
+    generation: dict[str, Any],
+    loading: dict[str, Any],
+    as_json: bool,
+) -> None:
+    """Answer one prompt, as its words come.
+
+    The prompt is the arguments, standard input, or both: arguments first, then an empty line,
+    then standard input.
+    """
+    from quickdraft.commands.progress import open_model
+    from quickdraft.runtime.generation import GenerationConfig
+
+    if raw and system is not None:
+        raise OptionError("--system needs the chat template, and --raw leaves it out; give one")
+    if generation.get("logprobs") and not as_json:
+        raise OptionError("--logprobs is reported in JSON only; add --json")
+    GenerationConfig.from_dict(generation)  # bad values fail before anything is fetched
+    text = _prompt_text(prompt)
+    messages = _messages(system, text)
+    with open_model(model, **loading) as loaded:
+        if loaded.chat_template is None and system is not None:
+            raise OptionError(f"--system: {loaded.name} has no chat template to put it in")
+        plain = raw or loaded.chat_template is None
+        result = _answer(loaded, text if plain else messages, generation, quiet=as_json)
+    if as_json:
+        print_json(result.to_dict())
+    if verbose:
+        click.echo(dim(statistics(result)), err=True)
+    ctx.exit(130 if result.finish_reason == "cancelled" else 0)
+
+
+def _prompt_text(words: tuple[str, ...]) -> str:
+    """The prompt from arguments and standard input."""
+    argument = check_text("prompt", " ".join(words))
+    text = "\n\n".join(part for part in (argument, read_input()) if part)
+    if not text:
+        raise InputError("there is no prompt; give it as an argument or on standard input")
+    return text
+
+
+def _messages(system: str | None, text: str) -> list[dict[str, str]]:
+    head = [] if system is None else [{"role": "system", "content": check_text("system", system)}]
+    return [*head, {"role": "user", "content": text}]
+
+
+def _answer(
+    model: Model, prompt: str | list[dict[str, str]], generation: dict[str, Any], quiet: bool
+) -> Result:
+    """Stream an answer to standard output, unless it is to be quiet, and return all of it."""
+    from quickdraft.commands.interrupt import stop_on_interrupt
+
+    with stop_on_interrupt() as cancel:
+        return show_stream(_stream(model, prompt, generation, cancel), quiet)
+
+
+def _stream(
+    model: Model,
+    prompt: str | list[dict[str, str]],
+    generation: dict[str, Any],
+    cancel: CancelToken,
+) -> Iterator[Chunk]:
+    if isinstance(prompt, str):
+        return model.stream(prompt, cancel=cancel, **generation)
+    return model.stream_chat(prompt, cancel=cancel, **generation)
+
+
+def show_stream(chunks: Iterator[Chunk], quiet: bool) -> Result:
+    """Print chunks as they come, end the line, and return the result in the last one."""
+    last = ""
+    result = None
+    for chunk in chunks:
+        if chunk.text and not quiet:
+            write(chunk.text)
+            last = chunk.text
+        result = chunk.result
+    if not quiet and not last.endswith("\n"):
+        write("\n")
+    assert result is not None  # a stream that did not raise ends with it  # noqa: S101
+    return result
+
+
+def statistics(result: Result) -> str:
+    """Times and rates of an answer, for people."""
+    t = result.timings
+    prompt_rate = 1e3 * t.prompt_n / t.prompt_ms if t.prompt_ms else 0.0
+    reused = f", {t.cached_n} reused" if t.cached_n else ""
+    share = f" ({t.draft_n_accepted / t.draft_n:.0%})" if t.draft_n else ""
+    per_step = f", {t.predicted_n / (t.steps + 1):.2f} tokens per step" if t.predicted_n else ""
+    return "\n".join(
+        (
+            f"load     {t.load_ms:.0f} ms",
+            f"first    {t.ttft_ms:.0f} ms to the first token",
+            f"prompt   {t.prompt_n} tokens{reused}, {prompt_rate:.1f} tokens/s",
+            f"answer   {t.predicted_n} tokens, {t.predicted_per_second:.1f} tokens/s{per_step}",
+            f"drafts   {t.draft_n_accepted} of {t.draft_n} tokens accepted{share}",
+            f"backend  {result.backend}, {result.flavour}, {result.guarantee}",
+            f"end      {result.finish_reason}",
+        )
+    )
