@@ -12,11 +12,15 @@ from typing import Any
 
 from quickdraft.errors import OptionError
 
-ARCHITECTURES: Mapping[str, str] = {}
+ARCHITECTURES: Mapping[str, str] = {
+    "llama": "quickdraft.export.architectures.llama:FAMILY",
+}
 EMITTERS: Mapping[str, str] = {
+    "reference": "quickdraft.export.emitters.numpy:emit_reference",
     "onnx": "quickdraft.export.emitters.onnx:emit_onnx",
 }
 BACKENDS: Mapping[str, str] = {
+    "reference": "quickdraft.runtime.backends.reference:ReferenceBackend",
     "onnxruntime": "quickdraft.runtime.backends.onnxruntime:OnnxRuntimeBackend",
 }
 DRAFTERS: Mapping[str, str] = {}

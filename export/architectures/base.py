@@ -1,0 +1,108 @@
+"""What a family file provides, and finding the right one for a checkpoint.
+
+To add a family: write `read` (config to DecoderSpec) and `gather` (tensors to DecoderWeights) in
+a file here, bind `FAMILY = Family(read, gather)`, add a line per model_type to
+`quickdraft.registry.ARCHITECTURES`, and a tiny config to the parity tests.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from quickdraft.errors import UnsupportedModel
+from quickdraft.export.architectures.config import Config
+from quickdraft.export.architectures.decoder import DecoderSpec, DecoderWeights, build_decoder
+from quickdraft.export.checkpoints.base import WeightMap
+from quickdraft.export.ops import Ops
+from quickdraft.registry import ARCHITECTURES, lookup
+
+V = TypeVar("V")
+
+# Constant buffers that older versions of transformers saved.
+_BUFFERS = r"rotary_emb\.inv_freq|attn(ention)?\.(masked_)?bias"
+
+
+@dataclass(frozen=True)
+class Family:
+    """A model family. read_config: refuses what it does not implement. gather: maps tensors to
+    their places. unused: regular expression of tensor names that may be left over."""
+
+    read_config: Callable[[Config], DecoderSpec]
+    gather: Callable[[DecoderSpec, WeightMap], DecoderWeights]
+    unused: str = "$^"
+
+    def read(self, config: Mapping[str, Any]) -> DecoderSpec:
+        """The architecture that a config.json describes.
+
+        Raises:
+            CheckpointError: a key is missing or has a value it cannot have.
+            UnsupportedModel: a value that is not implemented; the message names key and value.
+        """
+        reader = Config(_flatten_rope(config))
+        if reader.has("quantization_config"):
+            method = reader.values["quantization_config"]
+            if isinstance(method, Mapping):
+                method = method.get("quant_method", "unknown")
+            raise reader.refuse(
+                "quantization_config", method, "unquantised checkpoints, or GGUF files"
+            )
+        reader.only("is_encoder_decoder", False)
+        return self.read_config(reader)
+
+    def build(self, ops: Ops[V], spec: DecoderSpec, weights: WeightMap) -> None:
+        """Write the model against `ops`.
+
+        Raises:
+            CheckpointError: a tensor is missing or has the wrong shape.
+            UnsupportedModel: tensors are left over, so the model is not the one we know.
+        """
+        gathered = self.gather(spec, weights)
+        allowed = re.compile(f"({_BUFFERS})$|{self.unused}")
+        if spec.tied_output:
+            allowed = re.compile(allowed.pattern + r"|(^|\.)(lm_head|embed_out)\.weight$")
+        left = sorted(n for n in weights if n not in weights.used and not allowed.search(n))
+        if left:
+            more = f" and {len(left) - 1} more" if len(left) > 1 else ""
+            raise UnsupportedModel(
+                f"the checkpoint has the tensor {left[0]!r}{more}, which the config does not "
+                f"ask for and {spec.family} does not use"
+            )
+        build_decoder(ops, spec, gathered)
+
+
+def find_family(config: Mapping[str, Any]) -> Family:
+    """The family of a config's `model_type`.
+
+    Raises:
+        UnsupportedModel: there is none; the message lists what there is.
+    """
+    name = config.get("model_type")
+    if not isinstance(name, str) or name not in ARCHITECTURES:
+        raise UnsupportedModel(
+            f"config.json: 'model_type' is {name!r}, which is not supported; "
+            f"supported: {', '.join(sorted(ARCHITECTURES))}"
+        )
+    family: Family = lookup("architecture", ARCHITECTURES, name)
+    return family
+
+
+def _flatten_rope(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """transformers 5 writes `rope_parameters` for what was `rope_theta` and `rope_scaling`."""
+    parameters = config.get("rope_parameters")
+    if not isinstance(parameters, Mapping):
+        return config
+    if any(isinstance(value, Mapping) for value in parameters.values()):
+        raise UnsupportedModel(
+            "config.json: 'rope_parameters' differs by layer type, which is not supported; "
+            "supported: 'rope_theta' and 'rope_scaling' as transformers 4 writes them"
+        )
+    scaling = {k: v for k, v in parameters.items() if k not in ("rope_theta",)}
+    flat = {**config, "rope_scaling": scaling}
+    if "rope_theta" in parameters:
+        flat["rope_theta"] = parameters["rope_theta"]
+    if "partial_rotary_factor" in scaling:
+        flat["partial_rotary_factor"] = scaling.pop("partial_rotary_factor")
+    return flat

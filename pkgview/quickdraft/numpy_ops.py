@@ -1,0 +1,1 @@
+../../quickdraft/numpy_ops.py

@@ -1,0 +1,190 @@
+"""The meaning of every op: one NumPy function per op of `quickdraft.export.ops`, in float32.
+
+These functions are the oracle of all emitters and kernels, so they are written to be read. Shapes
+use n for the rows of a step, m for the rows whose logits are wanted. Weights have outputs first.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+
+_erf = np.frompyfunc(math.erf, 1, 1)
+
+
+def embed(ids: Ints, table: Floats) -> Floats:
+    """Rows of `table` [vocabulary, width] for `ids` [n]: [n, width]."""
+    return table[ids]
+
+
+def take_rows(x: Floats, rows: Ints) -> Floats:
+    """Rows of x: [n, width] and int64 [m] to [m, width]."""
+    return x[rows]
+
+
+def linear(x: Floats, weight: Floats, bias: Floats | None = None) -> Floats:
+    """x @ weight.T + bias: [n, in], weight [out, in] to [n, out]."""
+    product: Floats = x @ weight.T
+    if bias is not None:
+        product = product + bias
+    return product
+
+
+def rms_norm(x: Floats, weight: Floats | None, eps: float, heads: int = 1) -> Floats:
+    """x / sqrt(mean(x^2) + eps) * weight over each of `heads` parts; weight [width / heads]."""
+    parts = x.reshape(len(x), heads, -1)
+    normed = parts / np.sqrt((parts * parts).mean(axis=-1, keepdims=True) + np.float32(eps))
+    if weight is not None:
+        normed = normed * weight
+    result: Floats = normed.reshape(x.shape)
+    return result
+
+
+def layer_norm(
+    x: Floats, weight: Floats | None, bias: Floats | None, eps: float, heads: int = 1
+) -> Floats:
+    """(x - mean) / sqrt(variance + eps) * weight + bias over each of `heads` parts.
+
+    weight and bias: [width / heads], or [width] where each head has its own.
+    """
+    parts = x.reshape(len(x), heads, -1)
+    centred = parts - parts.mean(axis=-1, keepdims=True)
+    variance = (centred * centred).mean(axis=-1, keepdims=True)
+    normed = centred / np.sqrt(variance + np.float32(eps))
+    if weight is not None:
+        normed = normed * weight.reshape(-1, parts.shape[-1])
+    if bias is not None:
+        normed = normed + bias.reshape(-1, parts.shape[-1])
+    result: Floats = normed.reshape(x.shape)
+    return result
+
+
+def rope(
+    x: Floats, positions: Ints, frequencies: Floats, attention_factor: float, heads: int
+) -> Floats:
+    """Rotate each of the `heads` parts of x [n, heads * head_dim] by its row's position.
+
+    frequencies: float32 [pairs]; value i of a head turns with value i + pairs, values from
+    2 * pairs on stay. attention_factor multiplies sine and cosine.
+    """
+    pairs = len(frequencies)
+    angles = positions.astype(np.float32)[:, None, None] * frequencies
+    cosine = np.cos(angles) * np.float32(attention_factor)
+    sine = np.sin(angles) * np.float32(attention_factor)
+    parts = x.reshape(len(x), heads, -1)
+    first, second, rest = np.split(parts, [pairs, 2 * pairs], axis=-1)
+    turned = (first * cosine - second * sine, second * cosine + first * sine, rest)
+    return np.concatenate(turned, axis=-1).reshape(x.shape)
+
+
+def attend(
+    q: Floats,
+    k: Floats,
+    v: Floats,
+    cache: tuple[Floats, Floats],
+    slots: Ints,
+    bias: Floats,
+    scale: float,
+    softcap: float | None = None,
+) -> Floats:
+    """Write k and v [n, kv_heads * head_dim] into the cache at `slots`, then attend.
+
+    q: [n, heads * head_dim]; query head h reads KV head h // (heads / kv_heads). cache: keys and
+    values [all slots, kv_heads, head_dim], written in place. slots: int64 [n]. bias: [n, seen
+    slots], added to the scores of the first `seen` slots. softcap: cap * tanh(scores / cap),
+    before the bias. Returns [n, heads * head_dim].
+    """
+    keys, values = cache
+    _, kv_heads, head_dim = keys.shape
+    keys[slots] = k.reshape(-1, kv_heads, head_dim)
+    values[slots] = v.reshape(-1, kv_heads, head_dim)
+    seen = bias.shape[1]
+    # [kv_heads, group, n, head_dim] against [kv_heads, 1, head_dim, seen].
+    queries = q.reshape(len(q), kv_heads, -1, head_dim).transpose(1, 2, 0, 3)
+    scores = queries @ keys[:seen].transpose(1, 2, 0)[:, None] * np.float32(scale)
+    if softcap is not None:
+        scores = np.float32(softcap) * np.tanh(scores / np.float32(softcap))
+    scores = scores + bias
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    weights /= weights.sum(axis=-1, keepdims=True)
+    mixed: Floats = weights @ values[:seen].transpose(1, 0, 2)[:, None]
+    return mixed.transpose(2, 0, 1, 3).reshape(q.shape)
+
+
+def activate(x: Floats, kind: str) -> Floats:
+    """An activation, value by value: silu, gelu (exact), gelu_tanh, relu."""
+    return _ACTIVATIONS[kind](x)
+
+
+def _silu(x: Floats) -> Floats:
+    # The tail of exp overflows to infinity, and x / infinity is the right 0.
+    with np.errstate(over="ignore"):
+        result: Floats = x / (np.float32(1) + np.exp(-x))
+    return result
+
+
+def _gelu(x: Floats) -> Floats:
+    erf: Floats = _erf(x / np.float32(math.sqrt(2))).astype(np.float32)
+    result: Floats = np.float32(0.5) * x * (np.float32(1) + erf)
+    return result
+
+
+def _gelu_tanh(x: Floats) -> Floats:
+    inner = np.float32(math.sqrt(2 / math.pi)) * (x + np.float32(0.044715) * x * x * x)
+    result: Floats = np.float32(0.5) * x * (np.float32(1) + np.tanh(inner))
+    return result
+
+
+def _relu(x: Floats) -> Floats:
+    return np.maximum(x, np.float32(0))
+
+
+_ACTIVATIONS: dict[str, Callable[[Floats], Floats]] = {
+    "silu": _silu,
+    "gelu": _gelu,
+    "gelu_tanh": _gelu_tanh,
+    "relu": _relu,
+}
+
+
+def add(a: Floats, b: Floats) -> Floats:
+    """Sum of equal shapes."""
+    result: Floats = a + b
+    return result
+
+
+def multiply(a: Floats, b: Floats) -> Floats:
+    """Product of equal shapes."""
+    result: Floats = a * b
+    return result
+
+
+def scale(x: Floats, factor: float) -> Floats:
+    """Product with a constant."""
+    result: Floats = x * np.float32(factor)
+    return result
+
+
+def softcap(x: Floats, cap: float) -> Floats:
+    """cap * tanh(x / cap)."""
+    result: Floats = np.float32(cap) * np.tanh(x / np.float32(cap))
+    return result
+
+
+def gated_mlp(
+    x: Floats,
+    gate: Floats,
+    up: Floats,
+    down: Floats,
+    kind: str,
+    biases: tuple[Floats | None, Floats | None, Floats | None] = (None, None, None),
+) -> Floats:
+    """down(activate(gate(x)) * up(x)); biases of gate, up and down."""
+    inner = multiply(activate(linear(x, gate, biases[0]), kind), linear(x, up, biases[1]))
+    return linear(inner, down, biases[2])

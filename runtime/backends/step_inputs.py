@@ -1,0 +1,43 @@
+"""What a step feeds a model besides tokens: positions and attention biases, as pure functions."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quickdraft.drafters.tree import Tree
+
+MASKED = np.float32(np.finfo(np.float32).min)
+"""Bias of a slot that a row must not see: finite, so that no engine meets infinity - infinity."""
+
+
+def positions(tree: Tree, length: int) -> NDArray[np.int64]:
+    """Logical positions of the nodes over `length` committed rows: int64 [n]."""
+    return length + tree.depth
+
+
+def attention_bias(
+    tree: Tree, length: int, slots: int, window: int | None = None
+) -> NDArray[np.float32]:
+    """Additive attention bias, float32 [n, slots]: 0 where a row may look, MASKED elsewhere.
+
+    Committed row s lies in slot s at position s; node i is staged in slot length + i at position
+    length + depth[i]. A node sees the committed rows, its ancestors and itself, and of those, with
+    a window w, only positions above its own - w. slots >= length + n; the rest is masked.
+    """
+    n = len(tree)
+    bias = np.full((n, slots), MASKED, np.float32)
+    if n == 1:
+        bias[0, 0 if window is None else max(0, length + 1 - window) : length + 1] = 0
+        return bias
+    bias[:, :length] = 0
+    visible = tree.mask
+    if window is not None:
+        first = positions(tree, length) + (1 - window)  # the oldest position each node sees
+        # Every node forgets what the root forgets; only a band of slots differs between nodes.
+        low, high = (int(np.clip(edge, 0, length)) for edge in (first.min(), first.max()))
+        bias[:, :low] = MASKED
+        bias[:, low:high][np.arange(low, high) < first[:, None]] = MASKED
+        visible = visible & (tree.depth > (tree.depth - window)[:, None])
+    bias[:, length : length + n][visible] = 0
+    return bias
