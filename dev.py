@@ -50,8 +50,8 @@ def tool(name: str) -> str:
 PIP = (tool("python"), "-m", "pip", "install", *(() if sys.stderr.isatty() else ("-qq",)))
 
 
-def run(*command: str, quiet: bool = False) -> None:
-    """Run a command in the repository, its output passed through.
+def run(*command: str, quiet: bool = False, ask: bool = True) -> None:
+    """Run a command in the repository, its output passed through; ask: it may read what we may.
 
     Raises:
         Failed: it exited with something else than 0; the same code is passed on.
@@ -59,7 +59,8 @@ def run(*command: str, quiet: bool = False) -> None:
     if not quiet:
         say(" ".join(command))
     started = time.monotonic()
-    code = subprocess.run(command, cwd=ROOT, check=False).returncode
+    stdin = None if ask else subprocess.DEVNULL
+    code = subprocess.run(command, cwd=ROOT, check=False, stdin=stdin).returncode
     if code:
         raise Failed(f"exit code {code} from: {' '.join(command)}", code if code > 0 else 1)
     if not quiet:
@@ -169,7 +170,9 @@ def format_sources() -> None:
 def demo() -> None:
     """Fetch a small model, export it, and let it answer while it drafts."""
     setup()
-    run(tool("quickdraft"), "run", DEMO_MODEL, DEMO_PROMPT, "--temperature", "0", "--verbose")
+    options = ("--temperature", "0", "--max-new-tokens", "200", "--verbose")
+    # A prompt on the command line is joined with standard input, so that must be empty.
+    run(tool("quickdraft"), "run", DEMO_MODEL, DEMO_PROMPT, *options, ask=False)
 
 
 def clean() -> None:

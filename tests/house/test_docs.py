@@ -113,7 +113,7 @@ def test_block_runs(block: Block, tmp_path: Path) -> None:
 def test_block_is_run_by_ci(block: Block) -> None:
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     for command, _ in block.commands:
-        assert command.split("  #")[0] in script, f".ci/run does not run: {command}"
+        assert command.split("#")[0].strip() in script, f".ci/run does not run: {command}"
 
 
 def test_every_block_is_of_a_known_kind() -> None:
@@ -164,3 +164,9 @@ def test_links_lead_somewhere(page: Path) -> None:
     targets = [t for t in re.findall(r"\]\(([^)\s]+)\)", prose) if "://" not in t]
     broken = [t for t in targets if not (ROOT / page.parent / t.split("#")[0]).exists()]
     assert not broken
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_named_files_exist(page: Path) -> None:
+    named = re.findall(r"`((?:[\w.-]+/)+[\w.-]+\.(?:py|md|toml|json))`", read(page))
+    assert not [name for name in named if not (ROOT / name).exists()]
