@@ -3,8 +3,8 @@
 `pp512` times the prefill of 512 tokens into an empty cache, `tg64` 64 steps of one token each
 from an empty cache. Tokens are pseudo-random and the same in every run; no tokenising and no
 sampling is inside the clock. Every repetition starts from an empty cache, after one untimed
-warm-up. With a drafter the input must be real text, because acceptance depends on it: see
-`quickdraft.commands.bench`.
+warm-up. With a drafter the input must be real text, because acceptance depends on it:
+`measure_text` decodes the answer to a prompt, sampling and engine included.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ from numpy.typing import NDArray
 
 from quickdraft.drafters.tree import Tree
 from quickdraft.errors import OptionError
+from quickdraft.registry import DRAFTERS, lookup
 from quickdraft.runtime.backends.base import Backend, CancelToken
+from quickdraft.runtime.model import Model
+from quickdraft.runtime.session import Session
 
 SEED = 20_240_229
 PREFILL_CHUNK = 512
@@ -129,6 +132,41 @@ def measure(
         yield repeat(f"pp{count}", count, lambda t: prefill_seconds(backend, t, cancel=cancel))
     for count in decode:
         yield repeat(f"tg{count}", count, lambda t: decode_seconds(backend, t, cancel=cancel))
+
+
+def measure_text(
+    model: Model, prompt: str, count: int, drafter: str, repetitions: int = 5
+) -> Measurement:
+    """Decode `count` tokens of the greedy answer to a prompt with a drafter, or with "none".
+
+    The clock runs from the first token to the last: the prefill is not in it, drafting is.
+
+    Raises:
+        OptionError: an unknown drafter, fewer than 2 tokens, or no repetition.
+        ContextOverflow: the prompt does not fit.
+    """
+    if count < 2:
+        raise OptionError(f"a text test decodes {count} tokens; it must be at least 2")
+    if repetitions < 1:
+        raise OptionError(f"repetitions is {repetitions}; it must be at least 1")
+    results = []
+    for _ in range(repetitions + 1):
+        made = None if drafter == "none" else lookup("drafter", DRAFTERS, drafter)()
+        session = Session(model.backend.new_cache(), made)
+        results.append(
+            model.generate(
+                prompt, session=session, temperature=0.0, ignore_eos=True, max_new_tokens=count
+            ).timings
+        )
+    timed = results[1:]
+    steps = timed[0].steps
+    return Measurement(
+        test=f"text{count} {drafter}",
+        tokens=timed[0].predicted_n - 1,
+        seconds=tuple(t.predicted_ms / 1e3 for t in timed),
+        acceptance=timed[0].draft_n_accepted / timed[0].draft_n if timed[0].draft_n else None,
+        tokens_per_step=(timed[0].predicted_n - 1) / steps if steps else None,
+    )
 
 
 def _check(

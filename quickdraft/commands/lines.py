@@ -14,7 +14,6 @@ from quickdraft.errors import InputError
 
 QUOTES = '"""'
 HISTORY_LINES = 1000
-MAX_LINE_BYTES = 64 << 20
 
 
 class LineReader:
@@ -50,7 +49,7 @@ class LineReader:
             return self._typed(prompt)
         if sys.stdin is None or sys.stdin.closed:
             raise EOFError
-        data = sys.stdin.buffer.readline(MAX_LINE_BYTES)
+        data = sys.stdin.buffer.readline()
         if not data:
             raise EOFError
         return decode_input(data).rstrip("\r\n")

@@ -17,22 +17,6 @@ Command = Callable[..., Any]
 MAX_THREADS = 1024
 
 
-class LogitBias(click.ParamType):
-    """`ID=VALUE`, a token id and what is added to its logit."""
-
-    name = "id=value"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, float]:
-        """Read one pair; ranges are GenerationConfig's business."""
-        token, _, bias = str(value).partition("=")
-        try:
-            return int(token), float(bias)
-        except ValueError:
-            self.fail(f"{value!r} is not a token id and a number, such as 42=-100", param, ctx)
-
-
 # Field of GenerationConfig, names on the command line, type, help.
 GENERATION: tuple[tuple[str, tuple[str, ...], Any, str], ...] = (
     ("max_new_tokens", ("-n", "--max-new-tokens"), int, "Most tokens of an answer."),
@@ -46,13 +30,19 @@ GENERATION: tuple[tuple[str, tuple[str, ...], Any, str], ...] = (
     ("presence_penalty", ("--presence-penalty",), float, "Subtract once per token of the answer."),
     ("frequency_penalty", ("--frequency-penalty",), float, "Subtract per use in the answer."),
     ("no_repeat_ngram_size", ("--no-repeat-ngram-size",), int, "No n-gram of this size twice."),
-    ("logit_bias", ("--logit-bias",), LogitBias(), "Add VALUE to a token's logit. Repeatable."),
+    ("logit_bias", ("--logit-bias",), str, "Add VALUE to a token's logit. Repeatable."),
     ("seed", ("--seed",), int, "Make sampling repeatable."),
-    ("stop_strings", ("--stop",), str, "End the answer before this text. Repeatable."),
+    (
+        "stop_strings",
+        ("--stop", "--stop-strings"),
+        str,
+        "End the answer before this text. Repeatable.",
+    ),
     ("logprobs", ("--logprobs",), int, "Report this many likeliest tokens per token (--json)."),
     ("max_time", ("--max-time",), float, "Most seconds of an answer."),
 )
 _REPEATED = frozenset({"logit_bias", "stop_strings"})
+_METAVARS = {"logit_bias": "ID=VALUE"}
 
 # Parameter of quickdraft.load, names on the command line, attributes of the option.
 LOADING: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
@@ -85,27 +75,38 @@ def generation_options(command: Command) -> Command:
         values["ignore_eos"] = params.pop("ignore_eos") or None
         generation = {name: v for name, v in values.items() if v is not None and v != ()}
         if "logit_bias" in generation:
-            generation["logit_bias"] = _unique(generation["logit_bias"])
+            generation["logit_bias"] = _biases(generation["logit_bias"])
         return command(*args, generation=generation, **params)
 
     wrapped = click.option(
         "--ignore-eos", is_flag=True, help="Do not end the answer at an end-of-text token."
     )(gather)
     for field, names, kind, text in reversed(GENERATION):
-        repeated = field in _REPEATED
         wrapped = click.option(
-            *names, field, type=kind, multiple=repeated, default=None, help=text
+            *names,
+            field,
+            type=kind,
+            multiple=field in _REPEATED,
+            metavar=_METAVARS.get(field),
+            help=text,
         )(wrapped)
     return wrapped
 
 
-def _unique(pairs: tuple[tuple[int, float], ...]) -> dict[int, float]:
-    """The biases by token; the same token twice is a contradiction."""
+def _biases(pairs: tuple[str, ...]) -> dict[int, float]:
+    """`ID=VALUE` pairs by token; ranges are GenerationConfig's business."""
     biases: dict[int, float] = {}
-    for token, bias in pairs:
-        if token in biases:
-            raise OptionError(f"logit_bias names token {token} twice")
-        biases[token] = bias
+    for pair in pairs:
+        token, _, bias = pair.partition("=")
+        try:
+            number, value = int(token), float(bias)
+        except ValueError:
+            raise OptionError(
+                f"--logit-bias: {pair!r} is not a token id and a number, such as 42=-100"
+            ) from None
+        if number in biases:
+            raise OptionError(f"--logit-bias names token {number} twice")
+        biases[number] = value
     return biases
 
 

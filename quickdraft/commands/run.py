@@ -31,9 +31,7 @@ if TYPE_CHECKING:
 @generation_options
 @loading_options()
 @common_options
-@click.pass_context
 def run(
-    ctx: click.Context,
     model: str,
     prompt: tuple[str, ...],
     system: str | None,
@@ -67,7 +65,8 @@ def run(
         print_json(result.to_dict())
     if verbose:
         click.echo(dim(statistics(result)), err=True)
-    ctx.exit(130 if result.finish_reason == "cancelled" else 0)
+    if result.finish_reason == "cancelled":
+        raise click.exceptions.Exit(130)
 
 
 def _prompt_text(words: tuple[str, ...]) -> str:
