@@ -72,7 +72,8 @@ class Variant:
     """One form of a model that a backend can load.
 
     model: the file to open; files: all files it needs, `model` included. weight_format: `fp32`,
-    `fp16`, `int8`, `int4`, or `gguf` (the blocks of the file, kept).
+    `fp16`, `int8`, `int4`, or `gguf` (the blocks of the file, kept). guarantee: holds for chains;
+    for branching trees only in the hotpath flavour.
     """
 
     target_format: TargetFormat

@@ -1,0 +1,118 @@
+"""Rounding to blocks, and moving blocks into MatMulNBits' layout without rounding."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quickdraft.errors import OptionError
+from quickdraft.export.emitters.onnx_weights import NBits, to_nbits
+from quickdraft.export.quantize import quantize, store, weight_format
+from quickdraft.export.weights import Blocked, Dense, dense_weight
+
+
+def random_blocked(
+    seed: int, bits: int, zero: int, group: int, codes: int, minimum: bool
+) -> Blocked:
+    rng = np.random.default_rng(seed)
+    rows, groups = 3, 4
+    # Scales as GGUF has them: half floats times small integers.
+    scale = rng.standard_normal((rows, groups)).astype(np.float16).astype(np.float32)
+    least = scale * rng.integers(-31, 32, scale.shape) if minimum else None
+    return Blocked(
+        codes=rng.integers(0, codes, (rows, groups * group), dtype=np.uint8),
+        scale=scale,
+        minimum=None if least is None else least.astype(np.float32),
+        bits=bits,
+        group=group,
+        zero=zero,
+    )
+
+
+def read_back(form: NBits, bits: int) -> np.ndarray:
+    """What MatMulNBits multiplies with, plus the offsets that the side product adds."""
+    rows, groups, _ = form.packed.shape
+    codes = form.packed
+    if bits == 4:
+        codes = np.stack([codes & 15, codes >> 4], -1).reshape(rows, groups, -1)
+    values = (codes.astype(np.float64) - (1 << (bits - 1))) * form.scale[..., None]
+    if form.offset is not None:
+        values = values + form.offset[..., None]
+    return values.reshape(rows, -1)
+
+
+# bits, zero, group, number of codes in use, minimum: the block kinds of GGUF and ours
+KINDS = {
+    "Q4_0": (4, 8, 32, 16, False),
+    "Q4_1": (4, 0, 32, 16, True),
+    "Q5_0": (8, 16, 32, 32, False),
+    "Q5_1": (8, 0, 32, 32, True),
+    "Q4_K": (4, 0, 32, 16, True),
+    "Q6_K": (8, 32, 16, 64, False),
+    "Q8_0": (8, 128, 32, 256, False),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_blocks_keep_their_values(kind: str, seed: int) -> None:
+    bits, zero, group, codes, minimum = KINDS[kind]
+    blocked = random_blocked(seed, bits, zero, group, codes, minimum)
+    exact = blocked.codes.reshape(3, 4, group).astype(np.float64) - zero
+    exact = exact * blocked.scale[..., None]
+    if blocked.minimum is not None:
+        exact = exact + blocked.minimum[..., None]
+    form = to_nbits(blocked)
+    np.testing.assert_allclose(
+        read_back(form, bits), exact.reshape(3, -1), rtol=0, atol=1e-6 * np.abs(exact).max()
+    )
+    # Only kinds with a minimum may cost a second product.
+    assert minimum or form.offset is None
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_rounding_error_is_at_most_half_a_step(bits: int) -> None:
+    values = np.random.default_rng(0).standard_normal((8, 96)).astype(np.float32)
+    blocked = quantize(values, bits)
+    step = np.abs(values.reshape(8, 3, 32)).max(-1) / (1 << (bits - 1))
+    error = np.abs(blocked.to_dense() - values).reshape(8, 3, 32)
+    # The largest value of the other sign may be cut by one step.
+    assert (error <= 1.2 * step[..., None]).all()
+    assert np.sqrt(np.square(error).mean()) < 0.35 * step.mean()
+
+
+def test_search_beats_plain_rounding() -> None:
+    values = np.random.default_rng(1).standard_normal((64, 512)).astype(np.float32)
+    blocks = values.reshape(64, 16, 32)
+    extreme = np.take_along_axis(blocks, np.abs(blocks).argmax(-1)[..., None], -1)
+    scale = extreme / -8
+    plain = np.clip(np.rint(blocks / scale), -8, 7) * scale
+    found = quantize(values, 4).to_dense().reshape(blocks.shape)
+    assert np.square(found - blocks).mean() < 0.98 * np.square(plain - blocks).mean()
+
+
+def test_zero_blocks_stay_zero() -> None:
+    blocked = quantize(np.zeros((2, 64), np.float32), 4)
+    assert not blocked.to_dense().any()
+
+
+def test_rows_that_groups_do_not_divide_stay_floats() -> None:
+    weight = dense_weight("w", np.ones((2, 40), np.float32))
+    assert isinstance(store(weight, weight_format("int4", "huggingface")), Dense)
+
+
+def test_auto_keeps_blocks_and_rounds_floats() -> None:
+    assert weight_format("auto", "gguf").keep
+    assert weight_format("auto", "huggingface").bits == 8
+
+
+def test_unknown_format_lists_what_there_is() -> None:
+    with pytest.raises(OptionError, match=r"int3.*fp32.*int4"):
+        weight_format("int3", "huggingface")
+
+
+def test_gguf_blocks_need_a_gguf_file() -> None:
+    with pytest.raises(OptionError, match="this checkpoint has none"):
+        weight_format("gguf", "huggingface")
