@@ -36,7 +36,9 @@ def functions(tree: ast.Module) -> Iterator[tuple[str, ast.FunctionDef | ast.Asy
 
 
 def count_parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
-    """Parameters a caller thinks about: all but self and cls."""
+    """Parameters a caller thinks about: all but self and cls; only click calls a command."""
+    if any(ast.unparse(decorator).startswith("click.") for decorator in function.decorator_list):
+        return 0
     arguments = function.args
     named = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
     return sum(argument.arg not in {"self", "cls"} for argument in named)
@@ -75,6 +77,7 @@ def test_exceptions_have_reasons() -> None:
     [
         ("class A:\n    def f(self, a, b, *, c):\n        pass", "A.f", 3),
         ("def f(a):\n    def g(b, c): ...", "f.g", 2),
+        ("@click.command()\n@click.option('--b')\ndef f(a, b): ...", "f", 0),
     ],
 )
 def test_functions_are_found(source: str, name: str, size: int) -> None:
