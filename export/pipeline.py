@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import quickdraft
 from quickdraft import registry
@@ -60,34 +59,57 @@ def export_model(
     Raises:
         CheckpointError, UnsupportedModel, OptionError, BundleError: nothing is written.
     """
-    report = progress or (lambda stage, done, total: None)
+    report = progress or _silent
+    report("read", 0, 1)
+    checkpoint = read_checkpoint(source)
+    report("read", 1, 1)
+    return export_checkpoint(
+        checkpoint,
+        out,
+        weights=weights,
+        hidden_states=hidden_states,
+        formats=formats,
+        progress=report,
+        overwrite=overwrite,
+    )
+
+
+def export_checkpoint(
+    checkpoint: Checkpoint,
+    out: Path,
+    *,
+    weights: str = "auto",
+    hidden_states: Sequence[int] = (),
+    formats: Sequence[str] = ("onnx",),
+    progress: Progress | None = None,
+    overwrite: bool = False,
+) -> Manifest:
+    """`export_model` for a checkpoint that was read already."""
+    report = progress or _silent
     emitters = [registry.lookup("format", registry.EMITTERS, name) for name in formats]
     if not emitters:
         raise OptionError("name at least one format to export to")
-    report("read", 0, 1)
-    checkpoint = read_checkpoint(source)
     fmt = weight_format(weights, checkpoint.source.kind)
     family = find_family(checkpoint.config)
     description = family.read(checkpoint.config)
     spec = description.model_spec()
     _check_hidden_states(hidden_states, spec)
-    report("read", 1, 1)
     with BundleWriter(out, overwrite=overwrite) as writer:
         request = EmitRequest(
             build=lambda ops: family.build(ops, description, checkpoint.weights),
             spec=spec,
-            folder=writer.folder,
+            folder=writer.root,
             fmt=fmt,
             hidden_states=tuple(hidden_states),
         )
         variants = [_emit(emit, request, checkpoint, report) for emit in emitters]
-        used = (checkpoint.weights[name].shape for name in checkpoint.weights.used)
+        used = (checkpoint.weights[name].shape for name in sorted(checkpoint.weights.used))
         spec = replace(spec, num_parameters=sum(math.prod(shape) for shape in used))
-        manifest_parts = _describe(checkpoint, spec, variants, writer.folder)
-        report("write", 0, 1)
-        manifest = writer.finish(**manifest_parts)
-        report("write", 1, 1)
-    return manifest
+        return _write(writer, checkpoint, spec, variants, report)
+
+
+def _silent(stage: str, done: int, total: int) -> None:
+    del stage, done, total
 
 
 def _check_hidden_states(layers: Sequence[int], spec: ModelSpec) -> None:
@@ -114,20 +136,27 @@ def _emit(
         weights.on_use = None
 
 
-def _describe(
-    checkpoint: Checkpoint, spec: ModelSpec, variants: Sequence[Variant], folder: Path
-) -> dict[str, Any]:
-    tokenizer = checkpoint.tokenizer
-    (folder / "tokenizer.json").write_bytes(tokenizer.tokenizer_json)
+def _write(
+    writer: BundleWriter,
+    checkpoint: Checkpoint,
+    spec: ModelSpec,
+    variants: Sequence[Variant],
+    report: Progress,
+) -> Manifest:
+    names = sorted({name for variant in variants for name in variant.files})
+    for done, name in enumerate(names):
+        report("write", done, len(names))
+        writer.add(name)
+    tokenizer, source = checkpoint.tokenizer, checkpoint.source
+    writer.add_bytes("tokenizer.json", tokenizer.tokenizer_json)
     template = None
     if tokenizer.chat_template is not None:
         template = "chat_template.jinja"
-        (folder / template).write_text(tokenizer.chat_template, encoding="utf-8", newline="")
-    source = checkpoint.source
-    return {
-        "model": spec,
-        "roles": {"target": tuple(variants)},
-        "tokenizer": TokenizerEntry(
+        writer.add_bytes(template, tokenizer.chat_template.encode("utf-8"))
+    manifest = Manifest(
+        model=spec,
+        roles={"target": tuple(variants)},
+        tokenizer=TokenizerEntry(
             file="tokenizer.json",
             chat_template=template,
             bos_token_id=tokenizer.bos_token_id,
@@ -135,12 +164,16 @@ def _describe(
             add_bos=tokenizer.add_bos,
             special_tokens=dict(tokenizer.special_tokens),
         ),
-        "source": SourceEntry(
+        files=writer.files,
+        source=SourceEntry(
             source.kind, source.name, source.fingerprint, source.revision, source.licence
         ),
-        "generation": dict(checkpoint.generation),
-        "written_by": _versions(),
-    }
+        generation=dict(checkpoint.generation),
+        written_by=_versions(),
+    )
+    finished = writer.finish(manifest)
+    report("write", len(names), len(names))
+    return finished
 
 
 def _versions() -> Mapping[str, str]:

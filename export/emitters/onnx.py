@@ -317,7 +317,7 @@ def emit_onnx(request: EmitRequest) -> Variant:
         BackendError: the checker found the graph invalid (a fault of ours).
     """
     folder = request.folder / "onnx"
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     model, data_path = folder / "model.onnx", folder / "model.onnx_data"
     data = DataFile(data_path)
     try:
