@@ -18,7 +18,7 @@ from difflib import get_close_matches
 import click
 
 from quickdraft import __version__
-from quickdraft.commands.output import error_line, print_json, use_utf8
+from quickdraft.commands.output import report_failure, use_utf8
 from quickdraft.errors import QuickdraftError
 
 COMMANDS = {
@@ -141,10 +141,8 @@ def _fail(
     kind: str | None = None,
     hint: str | None = None,
 ) -> int:
-    """Print a failure: a line for people on standard error, an object on standard output."""
-    if as_json:
-        print_json({"error": {"type": kind or type(error).__name__, "message": message}})
-    error_line(message)
+    """Report a failure, and return its exit code."""
+    report_failure(kind or type(error).__name__, message, as_json)
     if hint:
         click.echo(hint, err=True)
     return code

@@ -127,14 +127,12 @@ def _row(model: Model, m: Measurement, threads: int | None) -> dict[str, Any]:
 
 def _size(model: Model) -> int:
     """Bytes of the files that the backend loaded."""
-    wanted = "reference" if model.backend.name == "reference" else "onnx"
-    names = {
-        name
-        for variant in model.manifest.roles["target"]
-        if variant.target_format == wanted
-        for name in variant.files
-    }
-    return sum(model.manifest.files[name].size for name in names)
+    from quickdraft.runtime.backends.opening import FORMATS
+
+    formats = FORMATS[model.backend.name]
+    variants = model.manifest.roles["target"]
+    variant = next(v for v in variants if v.target_format in formats)
+    return sum(model.manifest.files[name].size for name in variant.files)
 
 
 def _render(rows: list[dict[str, Any]], output: str, repetitions: int) -> str:

@@ -8,8 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
+import click
+
 from quickdraft.commands.options import check_text, decode_input
-from quickdraft.commands.output import is_terminal
+from quickdraft.commands.output import dim, is_terminal
 from quickdraft.errors import InputError
 
 QUOTES = '"""'
@@ -24,25 +26,36 @@ class LineReader:
         self._prompt = prompt
         self._continuation = continuation
 
-    def turn(self) -> str:
-        """The next turn, without the line breaks around it.
+    def turn(self) -> tuple[str, bool]:
+        """The next turn without the white space around it, and whether it stood in quotes.
+
+        Ctrl-C at a terminal drops what is typed; a second one in a row is passed on.
 
         Raises:
             EOFError: there is none.
-            KeyboardInterrupt: Ctrl-C at the prompt.
+            KeyboardInterrupt: Ctrl-C, twice.
             InputError: it is not UTF-8.
         """
-        first = self._line(self._prompt)
-        if not first.lstrip().startswith(QUOTES):
-            return first.strip()
-        lines = [first.lstrip().removeprefix(QUOTES)]
+        try:
+            return self._turn()
+        except KeyboardInterrupt:
+            if not self.interactive:
+                raise
+            click.echo("\n" + dim("Ctrl-C again, Ctrl-D or /bye leaves"), err=True)
+        return self._turn()
+
+    def _turn(self) -> tuple[str, bool]:
+        first = self._line(self._prompt).strip()
+        if not first.startswith(QUOTES):
+            return first, False
+        lines = [first.removeprefix(QUOTES)]
         while not lines[-1].rstrip().endswith(QUOTES):
             try:
                 lines.append(self._line(self._continuation))
             except EOFError:
-                return "\n".join(lines).strip("\n")
+                break
         lines[-1] = lines[-1].rstrip().removesuffix(QUOTES)
-        return "\n".join(lines).strip("\n")
+        return "\n".join(lines).strip("\n"), True
 
     def _line(self, prompt: str) -> str:
         if self.interactive:

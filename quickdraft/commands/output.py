@@ -38,8 +38,10 @@ def wants_colour(stream: TextIO | None) -> bool:
     )
 
 
-def error_line(message: str) -> None:
-    """Print `error: message` on standard error."""
+def report_failure(kind: str, message: str, as_json: bool) -> None:
+    """A line for people on standard error; with as_json also an object on standard output."""
+    if as_json:
+        print_json({"error": {"type": kind, "message": message}})
     label = click.style("error:", fg="red", bold=True) if wants_colour(sys.stderr) else "error:"
     click.echo(f"{label} {message}", err=True)
 
