@@ -153,11 +153,21 @@ def check_types() -> None:
 def check() -> None:
     """Everything that needs no model: style, types, house tests. Never writes to the sources."""
     setup()
-    ruff_cache = ("--cache-dir", str(VENV / "ruff-cache"))
-    run(tool("python"), "-m", "ruff", "check", *ruff_cache, ".")
-    run(tool("python"), "-m", "ruff", "format", "--check", *ruff_cache, ".")
-    check_types()
-    run(tool("python"), "-m", "pytest", "-p", "no:cacheprovider", "tests/house")
+    python, cache = tool("python"), ("--cache-dir", str(VENV / "ruff-cache"))
+    steps = (
+        lambda: run(python, "-m", "ruff", "check", *cache, "."),
+        lambda: run(python, "-m", "ruff", "format", "--check", *cache, "."),
+        check_types,
+        lambda: run(python, "-m", "pytest", "-p", "no:cacheprovider", "tests/house"),
+    )
+    failures = []
+    for step in steps:
+        try:
+            step()
+        except Failed as failure:
+            failures.append(failure)
+    if failures:
+        raise Failed("\n        ".join(map(str, failures)), failures[0].code)
 
 
 def format_sources() -> None:

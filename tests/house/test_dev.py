@@ -146,3 +146,25 @@ def test_mypy_must_see_every_file(
         dev.subprocess, "run", lambda c, **_: subprocess.CompletedProcess(c, 0, said, "")
     )
     assert dev.main(["check"]) == code
+
+
+def test_check_runs_every_step_and_writes_nothing(
+    dev: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[list[str]] = []
+
+    def fake(command: Any, **_: Any) -> subprocess.CompletedProcess[str]:
+        seen.append(list(command))
+        return subprocess.CompletedProcess(command, 3, "", "")
+
+    monkeypatch.setattr(dev, "setup", lambda: None)
+    monkeypatch.setattr(dev.subprocess, "run", fake)
+    assert dev.main(["check"]) == 3
+    assert [command[2:4] for command in seen] == [
+        ["ruff", "check"],
+        ["ruff", "format"],
+        ["mypy", "--cache-dir"],
+        ["pytest", "-p"],
+    ]
+    assert "--check" in seen[1]
+    assert not {"--fix", "--fix-only"} & set(seen[0])
