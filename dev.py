@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
@@ -101,8 +101,15 @@ def read_stamp() -> dict[str, str]:
     return stamp if isinstance(stamp, dict) else {}
 
 
+def leave_venv_alone() -> None:
+    """Refuse to remove the environment that runs this file."""
+    if Path(sys.prefix).resolve() == VENV:
+        raise Failed(f"this Python lives in {VENV}; run dev.py with the one that created it", 2)
+
+
 def create_venv() -> None:
     """Make `.venv` with the Python that runs this file."""
+    leave_venv_alone()
     say(f"creating {VENV} with Python {sys.version.split()[0]}")
     code = subprocess.run([sys.executable, "-m", "venv", "--clear", str(VENV)], check=False)
     if code.returncode:
@@ -148,13 +155,14 @@ def check_types() -> None:
     expected = sum(1 for package in PACKAGES for _ in (ROOT / package).rglob("*.py"))
     if seen < expected:
         raise Failed(f"mypy checked {seen} files of {expected}; are the links in pkgview whole?")
+    run(*command, "dev.py", "docs/tables.py")
 
 
 def check() -> None:
     """Everything that needs no model: style, types, house tests. Never writes to the sources."""
     setup()
     python, cache = tool("python"), ("--cache-dir", str(VENV / "ruff-cache"))
-    steps = (
+    steps: tuple[Callable[[], None], ...] = (
         lambda: run(python, "-m", "ruff", "check", *cache, "."),
         lambda: run(python, "-m", "ruff", "format", "--check", *cache, "."),
         check_types,
@@ -187,6 +195,7 @@ def demo() -> None:
 
 def clean() -> None:
     """Remove the environment, builds and caches; models in the user's cache stay."""
+    leave_venv_alone()
     names = ("build", "dist", ".pytest_cache", ".mypy_cache", ".ruff_cache", ".hypothesis")
     for folder in (VENV, *(ROOT / name for name in names)):
         if folder.exists():

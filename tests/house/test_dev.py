@@ -168,3 +168,12 @@ def test_check_runs_every_step_and_writes_nothing(
     ]
     assert "--check" in seen[1]
     assert not {"--fix", "--fix-only"} & set(seen[0])
+
+
+def test_its_own_environment_is_not_removed(
+    dev: ModuleType, commands: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dev.sys, "prefix", str(dev.VENV))
+    assert dev.main(["clean"]) == 2
+    assert dev.main(["setup"]) == 2
+    assert not commands
