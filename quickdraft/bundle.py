@@ -105,7 +105,7 @@ def _inside(folder: Path, name: str) -> Path:
     try:
         resolved = path.resolve(strict=True)
         root = folder.resolve(strict=True)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise
     except (OSError, RuntimeError):  # a link to itself, or too many
         raise BundleError(f"{path} is a link that leads nowhere") from None
@@ -191,6 +191,8 @@ class BundleWriter:
         return dict(self._files)
 
     def __enter__(self) -> BundleWriter:
+        with self._translated(""):
+            clean_up(self._target)
         _require_free(self._target, self._overwrite)
         self._pending.__enter__()
         return self

@@ -12,6 +12,7 @@
     │   └── ContextOverflow         more tokens than the model can hold
     ├── MissingExtra                an optional dependency is not installed     exit code 2
     ├── DownloadError               a file could not be fetched
+    ├── StorageError                a file could not be written: disk full, read-only
     ├── BackendError                the engine underneath failed
     └── Cancelled                   somebody asked to stop                      exit code 130
 
@@ -89,6 +90,10 @@ class MissingExtra(QuickdraftError):
 
 class DownloadError(QuickdraftError):
     """A file could not be fetched, or what arrived is not what was expected."""
+
+
+class StorageError(QuickdraftError):
+    """A file or folder could not be written: the disk is full, read-only, or forbids it."""
 
 
 class BackendError(QuickdraftError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,6 +15,9 @@ bit_identical: the same tokens and the same logits, to the last bit. same_distri
 to the rounding of kernels whose result depends on the number of rows. lossy: another model or
 rule was asked for by name.
 """
+
+Progress = Callable[[str, int, int], None]
+"""Called as progress(stage, done, total) while something takes long; total 0 if unknown."""
 
 
 @dataclass(frozen=True)
