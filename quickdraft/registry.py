@@ -23,7 +23,9 @@ BACKENDS: Mapping[str, str] = {
     "reference": "quickdraft.runtime.backends.reference:ReferenceBackend",
     "onnxruntime": "quickdraft.runtime.backends.onnxruntime:OnnxRuntimeBackend",
 }
-DRAFTERS: Mapping[str, str] = {}
+DRAFTERS: Mapping[str, str] = {
+    "prompt_lookup": "quickdraft.drafters.prompt_lookup:PromptLookup",
+}
 
 
 def lookup(kind: str, table: Mapping[str, str], name: str) -> Any:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -86,9 +87,9 @@ class GenerationConfig:
 
     def __post_init__(self) -> None:
         for name, (low, high) in _INTEGERS.items():
-            self._set(name, lambda v, n=name, lo=low, hi=high: _integer(n, v, lo, hi))
+            self._set(name, partial(_integer, name, low=low, high=high))
         for name, (bottom, top, closed) in _FLOATS.items():
-            self._set(name, lambda v, n=name, lo=bottom, hi=top, c=closed: _real(n, v, lo, hi, c))
+            self._set(name, partial(_real, name, low=bottom, high=top, closed=closed))
         self._set("logit_bias", _biases)
         self._set("stop_strings", _stop_strings)
         self._set("eos_token_id", _token_ids)

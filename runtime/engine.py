@@ -1,0 +1,207 @@
+"""The loop: draft, verify, accept, commit. Plain decoding is the tree of one node."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quickdraft.drafters.base import DraftSettings, Observation, is_usable
+from quickdraft.drafters.tree import Tree
+from quickdraft.errors import Cancelled
+from quickdraft.runtime.accept import Accepted, NodeDistribution, rule_for
+from quickdraft.runtime.backends.base import Backend, StepOutput
+from quickdraft.runtime.metrics import StepRecord
+from quickdraft.runtime.plan import Emission, Plan
+from quickdraft.runtime.result import FinishReason, TokenLogprob
+from quickdraft.runtime.sampling import Distribution, process, token_logprob
+from quickdraft.runtime.session import Session
+
+
+@dataclass(frozen=True)
+class _Verified:
+    """A tree after the target's step. offset: staged rows before its root; logits: its rows."""
+
+    tree: Tree
+    logits: NDArray[np.float32]
+    output: StepOutput
+    offset: int
+    rows: int
+    fallbacks: int
+    draft_s: float
+    verify_s: float
+
+
+class _Interrupted(Exception):
+    """Ends an answer between or within steps."""
+
+    def __init__(self, reason: FinishReason) -> None:
+        super().__init__(reason)
+        self.reason: FinishReason = reason
+
+
+class Decoder:
+    """One answer in one session. The session stays usable however the answer ends."""
+
+    def __init__(self, backend: Backend, session: Session, plan: Plan) -> None:
+        self._backend = backend
+        self._session = session
+        self._plan = plan
+        config = plan.config
+        drafting = session.drafter is not None and config.prompt_lookup_num_tokens > 0
+        self._drafter = session.drafter if drafting else None
+        proposals = self._drafter.proposals if self._drafter else "point_mass"
+        self._rule = rule_for(proposals, config.do_sample)
+        self._rng = np.random.default_rng(config.seed)
+        self._context = np.zeros(0, np.int64)
+        self._length = 0
+        self._prompt_length = 0
+        self.cached = 0
+
+    def run(self, prompt: Sequence[int]) -> Iterator[Emission]:
+        """Decode after `prompt` (at least one token, and shorter than the context)."""
+        self._start(prompt)
+        try:
+            verified = self._prefill(prompt)
+            while True:
+                emission = self._decide(verified)
+                yield emission
+                if emission.finish_reason is not None:
+                    return
+                verified = self._verify(*self._draft())
+        except _Interrupted as interruption:
+            yield Emission((), (), None, interruption.reason)
+        except Cancelled:
+            yield Emission((), (), None, "cancelled")
+
+    def _start(self, prompt: Sequence[int]) -> None:
+        self.cached = self._session.rewind(prompt)
+        self._prompt_length = self._length = len(prompt)
+        room = min(self._plan.config.max_new_tokens, self._backend.spec.context_length) + 65
+        self._context = np.zeros(len(prompt) + room, np.int64)
+        self._context[: len(prompt)] = prompt
+        if self._drafter is not None:
+            ngram = self._plan.config.max_matching_ngram_size
+            self._drafter.begin(prompt, DraftSettings(max_ngram=ngram))
+
+    def _prefill(self, prompt: Sequence[int]) -> _Verified:
+        """Run the prompt in chunks; the last chunk ends with the root of the first tree."""
+        size = self._plan.config.prefill_chunk_size
+        cache = self._session.cache
+        started = time.perf_counter()
+        while True:
+            self._check_interruption()
+            chunk = Tree.chain(prompt[cache.length : cache.length + size])
+            last = np.array([len(chunk) - 1], np.int64)
+            output = self._backend.step(chunk, cache, last, self._plan.cancel)
+            if cache.length + len(chunk) == len(prompt):
+                root, spent = Tree.chain(prompt[-1:]), time.perf_counter() - started
+                offset = len(chunk) - 1
+                return _Verified(root, output.logits, output, offset, len(chunk), 0, 0.0, spent)
+            cache.commit(range(len(chunk)))
+
+    def _draft(self) -> tuple[Tree, int, float]:
+        """The next tree: the last decided token and what the drafter makes of it."""
+        started = time.perf_counter()
+        root = int(self._context[self._length - 1])
+        generated = self._length - self._prompt_length
+        config, spec = self._plan.config, self._backend.spec
+        budget = min(
+            config.prompt_lookup_num_tokens,
+            config.max_new_tokens - generated - 1,
+            spec.context_length - self._length,
+        )
+        tree = self._drafter.propose(budget) if self._drafter is not None and budget > 0 else None
+        fallbacks = 0
+        if tree is not None and not is_usable(tree, root, budget, spec.vocab_size):
+            tree, fallbacks = None, 1
+        return tree or Tree.chain([root]), fallbacks, time.perf_counter() - started
+
+    def _verify(self, tree: Tree, fallbacks: int, draft_s: float) -> _Verified:
+        self._check_interruption()
+        started = time.perf_counter()
+        output = self._backend.step(tree, self._session.cache, None, self._plan.cancel)
+        spent = time.perf_counter() - started
+        return _Verified(tree, output.logits, output, 0, len(tree), fallbacks, draft_s, spent)
+
+    def _decide(self, verified: _Verified) -> Emission:
+        """Accept what the target agrees with, cut it where the answer ends, commit the rest."""
+        started = time.perf_counter()
+        tree, offset = verified.tree, verified.offset
+        accepted = self._rule(tree, self._distribution(verified), self._rng)
+        tokens, reason = self._cut([*tree.tokens[accepted.path[1:]].tolist(), accepted.token])
+        path = accepted.path[: len(tokens)]
+        self._session.cache.commit([*range(offset), *(offset + node for node in path)])
+        self._remember(tokens, verified, path)
+        logprobs = self._logprobs(verified, accepted, tokens)
+        record = StepRecord(
+            drafted=len(tree) - 1,
+            accepted=min(len(tokens), len(accepted.path) - 1),
+            emitted=len(tokens),
+            rows=verified.rows,
+            draft_s=verified.draft_s,
+            verify_s=verified.verify_s,
+            sample_s=time.perf_counter() - started,
+            fallbacks=verified.fallbacks,
+        )
+        return Emission(tuple(tokens), logprobs, record, reason)
+
+    def _distribution(self, verified: _Verified) -> NodeDistribution:
+        """The target's distribution after a path of nodes; penalties see the path's tokens."""
+        plan, tree, logits = self._plan, verified.tree, verified.logits
+
+        def distribution(path: list[int]) -> Distribution:
+            end = self._length + len(path) - 1
+            if len(path) > 1:
+                self._context[end - 1] = tree.tokens[path[-1]]
+            generated = end - self._prompt_length
+            context = self._context[:end]
+            return process(logits[path[-1]], context, generated, plan.config, plan.eos_ids)
+
+        return distribution
+
+    def _cut(self, decided: list[int]) -> tuple[list[int], FinishReason | None]:
+        """The part of the decided tokens that belongs to the answer, as if they came singly."""
+        plan = self._plan
+        room = min(
+            plan.config.max_new_tokens - (self._length - self._prompt_length),
+            self._backend.spec.context_length - self._length,
+        )
+        for count, token in enumerate(decided, 1):
+            ended = token in plan.eos_ids and not plan.config.ignore_eos
+            if ended or plan.ends_text(token):
+                return decided[:count], "stop"
+            if count >= room:
+                return decided[:count], "length"
+        return decided, None
+
+    def _remember(self, tokens: list[int], verified: _Verified, path: list[int]) -> None:
+        self._context[self._length : self._length + len(tokens)] = tokens
+        self._length += len(tokens)
+        self._session.tokens += tokens
+        if self._drafter is not None:
+            rows = [verified.offset + node for node in path]
+            states = verified.output.hidden_states
+            self._drafter.observe(Observation(tokens, {k: v[rows] for k, v in states.items()}))
+
+    def _logprobs(
+        self, verified: _Verified, accepted: Accepted, tokens: list[int]
+    ) -> tuple[TokenLogprob, ...]:
+        top = self._plan.config.logprobs
+        if not top:
+            return ()
+        nodes = accepted.path[: len(tokens)]
+        return tuple(
+            token_logprob(verified.logits[node], token, top)
+            for node, token in zip(nodes, tokens, strict=True)
+        )
+
+    def _check_interruption(self) -> None:
+        plan = self._plan
+        if plan.cancel is not None and plan.cancel.cancelled:
+            raise _Interrupted("cancelled")
+        if plan.deadline is not None and time.perf_counter() >= plan.deadline:
+            raise _Interrupted("time")

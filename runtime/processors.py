@@ -1,0 +1,92 @@
+"""Logits processors: pure functions, in the order and with the meaning of transformers.
+
+Each takes float32 logits [vocabulary] that it may write, and returns them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quickdraft.runtime.generation import GenerationConfig
+
+Logits = NDArray[np.float32]
+Tokens = NDArray[np.int64]
+
+
+def is_active(config: GenerationConfig, generated: int) -> bool:
+    """Whether any processor changes logits at this point of an answer."""
+    return (
+        config.repetition_penalty != 1.0
+        or config.presence_penalty != 0.0
+        or config.frequency_penalty != 0.0
+        or config.no_repeat_ngram_size > 0
+        or generated < config.min_new_tokens
+        or bool(config.logit_bias)
+    )
+
+
+def apply_all(
+    logits: Logits,
+    context: Tokens,
+    generated: int,
+    config: GenerationConfig,
+    eos_ids: tuple[int, ...],
+) -> Logits:
+    """All processors that `config` turns on.
+
+    context: the prompt and the answer so far, of which the last `generated` are the answer.
+    Bias comes first, as in transformers; the penalties on presence and frequency follow the one
+    on repetition, as in vLLM.
+    """
+    if config.logit_bias:
+        logits = bias(logits, config.logit_bias)
+    if config.repetition_penalty != 1.0:
+        logits = penalise_repetition(logits, context, config.repetition_penalty)
+    if config.presence_penalty or config.frequency_penalty:
+        answer = context[len(context) - generated :]
+        logits = penalise_counts(logits, answer, config.presence_penalty, config.frequency_penalty)
+    if config.no_repeat_ngram_size:
+        logits = forbid_ngrams(logits, context, config.no_repeat_ngram_size)
+    if generated < config.min_new_tokens and eos_ids:
+        logits[list(eos_ids)] = -np.inf
+    return logits
+
+
+def bias(logits: Logits, biases: Mapping[int, float]) -> Logits:
+    """Add a number to the logits of some tokens."""
+    logits[list(biases)] += np.fromiter(biases.values(), np.float32, len(biases))
+    return logits
+
+
+def penalise_repetition(logits: Logits, context: Tokens, penalty: float) -> Logits:
+    """Divide positive and multiply negative logits of tokens of the context (CTRL,
+    arXiv 1909.05858)."""
+    seen = np.zeros(len(logits), np.bool_)
+    seen[context] = True
+    ids = np.flatnonzero(seen)
+    values = logits[ids]
+    factor = np.float32(penalty)
+    logits[ids] = np.where(values < 0, values * factor, values / factor)
+    return logits
+
+
+def penalise_counts(logits: Logits, answer: Tokens, presence: float, frequency: float) -> Logits:
+    """Subtract `presence` from tokens of the answer, and `frequency` once per occurrence."""
+    ids, counts = np.unique(answer, return_counts=True)
+    logits[ids] -= (presence + frequency * counts).astype(np.float32)
+    return logits
+
+
+def forbid_ngrams(logits: Logits, context: Tokens, size: int) -> Logits:
+    """Rule out every token that would complete an n-gram the context already has."""
+    starts = len(context) - size + 1
+    if starts < 1:
+        return logits
+    matches = np.ones(starts, np.bool_)
+    for offset in range(size - 1):
+        matches &= context[offset : offset + starts] == context[starts + offset]
+    logits[context[size - 1 :][matches]] = -np.inf
+    return logits

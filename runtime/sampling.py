@@ -1,0 +1,190 @@
+"""From logits to a distribution over the next token: NumPy, pure functions.
+
+The order is transformers': processors, temperature, top-k, top-p, min-p, typical-p. As dividing by
+a temperature keeps the order of logits, top-k runs first here, and what follows sees few tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quickdraft.errors import BackendError, OptionError
+from quickdraft.runtime import processors
+from quickdraft.runtime.generation import GenerationConfig
+from quickdraft.runtime.result import TokenLogprob
+
+Ids = NDArray[np.int64]
+Logits = NDArray[np.float32]
+Values = NDArray[np.float64]
+
+BLOCK = 64
+"""Logits per block in `largest`: the maximum of a block is one pass of vector instructions."""
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """Tokens that may come next: ids int64 [k], ascending, and their probabilities, float64 [k].
+
+    A greedy choice is a distribution of one token.
+    """
+
+    ids: Ids
+    probabilities: Values
+
+    @classmethod
+    def certain(cls, token: int) -> Distribution:
+        """All probability on one token."""
+        return cls(np.array([token], np.int64), np.ones(1))
+
+    def probability(self, token: int) -> float:
+        """The probability of a token; 0 where it cannot come."""
+        at = int(np.searchsorted(self.ids, token))
+        return float(self.probabilities[at]) if self.ids[at : at + 1] == token else 0.0
+
+    def mode(self) -> int:
+        """The most likely token; of equals the lowest id."""
+        return int(self.ids[np.argmax(self.probabilities)])
+
+    def draw(self, rng: np.random.Generator) -> int:
+        """A random token, for one number of the generator."""
+        cumulative = np.cumsum(self.probabilities)
+        at = np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right")
+        return int(self.ids[min(int(at), len(self.ids) - 1)])
+
+
+def process(
+    logits: Logits,
+    context: Ids,
+    generated: int,
+    config: GenerationConfig,
+    eos_ids: tuple[int, ...] = (),
+) -> Distribution:
+    """The distribution of the next token.
+
+    logits: float32 [vocabulary], not changed. context: int64, prompt and answer so far, of which
+    the last `generated` are the answer. eos_ids: masked below the minimum length.
+
+    Raises:
+        BackendError: a logit is not a number, or none is finite.
+        OptionError: the options leave no token to choose.
+    """
+    best = _checked_best(logits)
+    if processors.is_active(config, generated):
+        logits = processors.apply_all(logits.copy(), context, generated, config, eos_ids)
+        best = int(np.argmax(logits))
+        if not np.isfinite(logits[best]):
+            raise OptionError(
+                "the options leave no token to choose; relax no_repeat_ngram_size, logit_bias "
+                "or min_new_tokens"
+            )
+    if not config.do_sample or config.top_k == 1:
+        return Distribution.certain(best)
+    return _filtered(logits, float(logits[best]), config)
+
+
+def _checked_best(logits: Logits) -> int:
+    """The index of the largest logit; argmax finds a NaN first, so checking costs nothing."""
+    best = int(np.argmax(logits))
+    value = logits[best]
+    if not np.isfinite(value):
+        found = "no finite logit" if value == -np.inf else f"a logit of {value}"
+        raise BackendError(f"the model produced {found}; the bundle or the backend is faulty")
+    return best
+
+
+def _filtered(logits: Logits, top: float, config: GenerationConfig) -> Distribution:
+    """Temperature and the filters that cut the distribution."""
+    if 0 < config.top_k < len(logits):
+        ids = largest(logits, config.top_k)
+        weights = np.exp((logits[ids].astype(np.float64) - top) / config.temperature)
+    elif config.top_p < 1.0:
+        ids, weights = _nucleus_candidates(logits, top, config)
+    else:
+        ids = np.arange(len(logits))
+        weights = np.exp((logits.astype(np.float64) - top) / config.temperature)
+    if config.top_p < 1.0:
+        ids, weights = _select(ids, weights, nucleus(weights, config.top_p))
+    if config.min_p > 0.0:
+        ids, weights = _select(ids, weights, weights >= config.min_p * weights.max())
+    if config.typical_p < 1.0:
+        ids, weights = _select(ids, weights, typical(weights, config.typical_p))
+    ids, weights = _select(ids, weights, weights > 0)
+    return Distribution(ids, weights / weights.sum())
+
+
+def _select(ids: Ids, weights: Values, keep: NDArray[np.bool_]) -> tuple[Ids, Values]:
+    return ids[keep], weights[keep]
+
+
+def largest(logits: Logits, k: int) -> Ids:
+    """Ids, ascending, of the k largest logits and of all equal to the k-th.
+
+    At least k logits reach the k-th largest block maximum, so the k-th largest logit does too:
+    one vectorised pass leaves a few hundred of a large vocabulary to look at.
+    """
+    blocks = len(logits) // BLOCK
+    ids = np.arange(len(logits))
+    if blocks > k:
+        maxima = logits[: blocks * BLOCK].reshape(blocks, BLOCK).max(axis=1)
+        ids = np.flatnonzero(logits >= np.partition(maxima, blocks - k)[blocks - k])
+    values = logits[ids]
+    kth = np.partition(values, len(values) - k)[len(values) - k]
+    kept: Ids = ids[values >= kth]
+    return kept
+
+
+def _nucleus_candidates(logits: Logits, top: float, config: GenerationConfig) -> tuple[Ids, Values]:
+    """Enough of the largest logits to hold top_p of the mass, with their true probabilities.
+
+    Sorting a whole vocabulary takes milliseconds; nearly always a few hundred tokens hold it.
+    """
+    weights = np.exp((logits.astype(np.float64) - top) / config.temperature)
+    total = weights.sum()
+    k = 256
+    while k < len(logits):
+        ids = largest(logits, k)
+        # A little more than needed, so that rounding cannot leave the last token out.
+        if weights[ids].sum() > total * min(config.top_p + 1e-9, 1.0):
+            return ids, weights[ids] / total
+        k *= 8
+    return np.arange(len(logits)), weights / total
+
+
+def nucleus(weights: Values, top_p: float) -> NDArray[np.bool_]:
+    """Which tokens are in the smallest set of the likeliest that holds `top_p` (Holtzman et al.,
+    arXiv 1904.09751). Weights have a largest of 1, or are (a part of) a distribution."""
+    total = max(float(weights.sum()), 1.0)
+    order = np.argsort(-weights, kind="stable")
+    ranked = weights[order]
+    before = np.cumsum(ranked) - ranked
+    keep = np.zeros(len(weights), np.bool_)
+    keep[order[before < top_p * total]] = True
+    return keep
+
+
+def typical(weights: Values, mass: float) -> NDArray[np.bool_]:
+    """Which tokens are locally typical (Meister et al., arXiv 2202.00666): the smallest set,
+    nearest to the entropy first, that holds `mass`."""
+    p = weights / weights.sum()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        surprise = -np.log(p)
+        entropy = np.nansum(p * surprise)
+    distance = np.abs(surprise - entropy)
+    order = np.argsort(distance, kind="stable")
+    last = min(int((np.cumsum(p[order]) < mass).sum()), len(p) - 1)
+    keep: NDArray[np.bool_] = distance <= distance[order[last]]
+    return keep
+
+
+def token_logprob(logits: Logits, token: int, top: int) -> TokenLogprob:
+    """Log-probability of a token under the model itself, and the `top` most likely ones."""
+    wide = logits.astype(np.float64)
+    wide -= wide.max()
+    norm = float(np.log(np.exp(wide).sum()))
+    ids = largest(logits, min(top, len(logits)))
+    ranked = ids[np.argsort(-wide[ids], kind="stable")][:top]
+    best = tuple((int(i), float(wide[i]) - norm) for i in ranked)
+    return TokenLogprob(token, float(wide[token]) - norm, best)

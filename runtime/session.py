@@ -1,0 +1,58 @@
+"""A conversation as the model sees it: tokens and their keys and values."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from quickdraft.drafters.base import Drafter
+from quickdraft.drafters.prompt_lookup import common_prefix
+from quickdraft.errors import InputError
+from quickdraft.kvcache.base import KvCache
+
+
+class Session:
+    """State kept from one answer to the next; what a new prompt shares with it is not run again.
+
+    One answer at a time. Sessions of one model may run in different threads.
+    tokens: all tokens known; the cache holds the first `cache.length` of them.
+    """
+
+    def __init__(self, cache: KvCache, drafter: Drafter | None = None) -> None:
+        self.cache = cache
+        self.drafter = drafter
+        self.tokens: list[int] = []
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def busy(self) -> Iterator[None]:
+        """Hold the session for one answer.
+
+        Raises:
+            InputError: another answer runs in it.
+        """
+        if not self._lock.acquire(blocking=False):
+            raise InputError(
+                "this session is already answering; finish, cancel or close that answer first, "
+                "or use one session per thread"
+            )
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    def rewind(self, prompt: Sequence[int]) -> int:
+        """Keep what the cache shares with `prompt` and forget the rest; the prompt's last token is
+        never kept, because its logits are needed. Returns the number of rows kept."""
+        held = self.tokens[: self.cache.length]
+        kept = min(common_prefix(held, prompt), len(prompt) - 1)
+        self.cache.truncate(kept)
+        self.tokens = list(prompt)
+        return kept
+
+    def clear(self) -> None:
+        """Forget everything."""
+        with self.busy():
+            self.cache.truncate(0)
+            self.tokens = []

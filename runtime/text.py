@@ -1,0 +1,212 @@
+"""Text in, text out: the tokenizer of a bundle, and decoding piece by piece."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tokenizers import Tokenizer as Library
+
+from quickdraft.errors import InputError, TokenizerError
+from quickdraft.manifest import TokenizerEntry
+
+MAX_TOKENIZER_BYTES = 64 << 20
+CHARACTERS_PER_TOKEN = 16
+"""A text longer than this per token of context is refused before it is tokenised."""
+
+REPLACEMENT = "\ufffd"
+MAX_PENDING = 64
+"""Tokens held back at most while they make no sound text; keeps decoding linear."""
+
+
+class Tokenizer:
+    """A `tokenizer.json`, bound to the vocabulary of a model. Thread-safe.
+
+    vocab_size: rows of the model's embedding; a token beyond them is refused.
+    """
+
+    def __init__(
+        self,
+        content: bytes,
+        vocab_size: int,
+        *,
+        bos_token_id: int | None = None,
+        eos_token_ids: tuple[int, ...] = (),
+        add_bos: bool = False,
+    ) -> None:
+        if len(content) > MAX_TOKENIZER_BYTES:
+            raise TokenizerError(
+                f"the tokenizer has {len(content)} bytes; at most {MAX_TOKENIZER_BYTES} are read"
+            )
+        # The switch between the two readings is state of the library's object: one object each.
+        self._special, self._plain = _parse(content), _parse(content)
+        self._plain.encode_special_tokens = True
+        self.vocab_size = vocab_size
+        self.bos_token_id = bos_token_id
+        self.eos_token_ids = eos_token_ids
+        self.add_bos = add_bos and bos_token_id is not None
+        added = self._special.get_added_tokens_decoder()
+        self.special_tokens = {token.content: i for i, token in added.items() if token.special}
+        self._check(max(added, default=-1))
+
+    @classmethod
+    def from_entry(cls, folder: Path, entry: TokenizerEntry, vocab_size: int) -> Tokenizer:
+        """The tokenizer of a bundle."""
+        return cls(
+            (folder / entry.file).read_bytes(),
+            vocab_size,
+            bos_token_id=entry.bos_token_id,
+            eos_token_ids=entry.eos_token_ids,
+            add_bos=entry.add_bos,
+        )
+
+    def _check(self, highest_added: int) -> None:
+        highest = max(highest_added, self._special.get_vocab_size() - 1)
+        if highest >= self.vocab_size:
+            raise TokenizerError(
+                f"the tokenizer has a token {highest} and the model has {self.vocab_size} tokens; "
+                "they do not belong together"
+            )
+        for token in (self.bos_token_id, *self.eos_token_ids):
+            if token is not None and not 0 <= token < self.vocab_size:
+                raise TokenizerError(
+                    f"the bundle names token {token} as begin or end of text and the model has "
+                    f"{self.vocab_size} tokens"
+                )
+        if "" in self.special_tokens:
+            raise TokenizerError("the tokenizer has a special token without text")
+
+    def encode(self, text: str, *, special: bool = False, bos: bool = False) -> list[int]:
+        """Token ids of a text.
+
+        special: whether the text of special tokens stands for them; else it is plain text.
+        bos: whether to begin with the begin-of-text token.
+
+        Raises:
+            TokenizerError: the text is not Unicode (lone surrogates), or holds a token that the
+                model does not have.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise TokenizerError(
+                f"the text has a lone surrogate at character {error.start}, which is no Unicode "
+                "text; decode the input with errors='replace'"
+            ) from None
+        library = self._special if special else self._plain
+        ids: list[int] = library.encode(text, add_special_tokens=False).ids
+        if ids and max(ids) >= self.vocab_size:
+            raise TokenizerError(
+                f"the tokenizer made token {max(ids)} and the model has {self.vocab_size} tokens; "
+                "they do not belong together"
+            )
+        if bos and self.bos_token_id is not None:
+            ids.insert(0, self.bos_token_id)
+        return ids
+
+    def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
+        """The text of token ids; incomplete UTF-8 becomes the replacement character."""
+        if len(ids) and not (min(ids) >= 0 and max(ids) < self.vocab_size):
+            raise TokenizerError(
+                f"cannot decode token ids from {min(ids)} to {max(ids)}: the vocabulary has "
+                f"{self.vocab_size} tokens"
+            )
+        text: str = self._special.decode(list(ids), skip_special_tokens=skip_special)
+        return text
+
+    def check_length(self, text: str, context_length: int) -> None:
+        """Refuse a text that cannot fit a context, before spending time on it.
+
+        Raises:
+            InputError: the text is too long; the message has both numbers.
+        """
+        limit = CHARACTERS_PER_TOKEN * context_length
+        if len(text) > limit:
+            raise InputError(
+                f"the text has {len(text)} characters and the model holds {context_length} tokens "
+                f"(at most {limit} characters); shorten it"
+            )
+
+
+def _parse(content: bytes) -> Library:
+    try:
+        library = Library.from_buffer(content)
+        library.no_truncation()
+        library.no_padding()
+    except BaseException as error:
+        # The library raises plain Exception, and its panics are not even that.
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise TokenizerError(f"the tokenizer cannot be read: {error}") from error
+        raise
+    return library
+
+
+class Detokenizer:
+    """Decodes an answer token by token; the pieces joined are the text of the whole.
+
+    Text that may still change (incomplete UTF-8) is held back. Each token decodes a window that
+    begins two pieces back, so that decoders which treat a beginning differently see none, and so
+    that the cost of a token does not grow with the answer.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._window: list[int] = []
+        self._settled = 0
+        self._shown = ""
+
+    def push(self, token: int) -> str:
+        """The text that this token decides; often a word, sometimes nothing."""
+        self._window.append(token)
+        text = self._tokenizer.decode(self._window)
+        pending = len(self._window) - self._settled
+        if pending <= MAX_PENDING and (text.endswith(REPLACEMENT) or len(text) <= len(self._shown)):
+            return ""
+        return self._settle(text)
+
+    def flush(self) -> str:
+        """What is still held back, incomplete characters replaced."""
+        return self._settle(self._tokenizer.decode(self._window))
+
+    def _settle(self, text: str) -> str:
+        new = text[len(self._shown) :]
+        self._window = self._window[self._settled :]
+        self._settled = len(self._window)
+        self._shown = self._tokenizer.decode(self._window)
+        return new
+
+
+class StopStrings:
+    """Ends a text before the first of some strings, wherever tokens split it."""
+
+    def __init__(self, strings: Sequence[str]) -> None:
+        self._strings = strings
+        self._held = ""
+
+    def push(self, text: str) -> tuple[str, bool]:
+        """What may be shown now, and whether a stop string came."""
+        if not self._strings:
+            return text, False
+        held = self._held + text
+        starts = [at for string in self._strings if (at := held.find(string)) >= 0]
+        if starts:
+            self._held = ""
+            return held[: min(starts)], True
+        split = len(held) - self._undecided(held)
+        self._held = held[split:]
+        return held[:split], False
+
+    def flush(self) -> str:
+        """What was held back and turned out not to be a stop string."""
+        held, self._held = self._held, ""
+        return held
+
+    def _undecided(self, text: str) -> int:
+        """Length of the longest end of `text` that may begin a stop string."""
+        longest = 0
+        for string in self._strings:
+            for size in range(min(len(string) - 1, len(text)), longest, -1):
+                if text.endswith(string[:size]):
+                    longest = size
+                    break
+        return longest
