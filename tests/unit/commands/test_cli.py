@@ -55,9 +55,7 @@ def test_help_is_quick_and_light() -> None:
         assert run("--help").returncode == 0
         seconds.append(time.perf_counter() - start)
     assert min(seconds) < 0.150
-    script = (
-        "import sys; from quickdraft.cli import main; main(['--help']); print(*sys.modules)"
-    )
+    script = "import sys; from quickdraft.cli import main; main(['--help']); print(*sys.modules)"
     shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout
     loaded = set(shown.splitlines()[-1].split())
     assert "click" in loaded
