@@ -1,0 +1,56 @@
+"""quickdraft as a peer process: MODEL is a bundle folder; plain decoding unless asked otherwise."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from serve import serve
+
+from quickdraft.bundle import open_bundle
+from quickdraft.drafters.tree import Tree
+from quickdraft.runtime.backends.onnxruntime import OnnxRuntimeBackend
+
+
+def main(folder: str, threads: int) -> None:
+    """Load the bundle and serve."""
+    bundle = open_bundle(Path(folder))
+    manifest = bundle.manifest
+    variant = manifest.roles["target"][0]
+    backend = OnnxRuntimeBackend(bundle.folder, manifest.model, variant, threads=threads)
+
+    def prefill(tokens: list[int], cache: Any) -> int:
+        for start in range(0, len(tokens), 256):
+            chunk = tokens[start : start + 256]
+            last = np.array([len(chunk) - 1], np.int64)
+            output = backend.step(Tree.chain(chunk), cache, last)
+            cache.commit(range(len(chunk)))
+        return int(output.logits[0].argmax())
+
+    def decode(request: dict[str, Any]) -> dict[str, Any]:
+        cache = backend.new_cache()
+        started = time.perf_counter()
+        token = prefill(request["prompt"], cache)
+        first = time.perf_counter()
+        for _ in range(request["tokens"] - 1):
+            token = int(backend.step(Tree.chain([token]), cache).logits[0].argmax())
+            cache.commit([0])
+        return {"prefill_s": first - started, "decode_s": time.perf_counter() - first}
+
+    def score(request: dict[str, Any]) -> dict[str, Any]:
+        tokens = request["tokens"]
+        logits = backend.step(Tree.chain(tokens[:-1]), backend.new_cache()).logits
+        shifted = logits.astype(np.float64)
+        shifted -= shifted.max(-1, keepdims=True)
+        picked = shifted[np.arange(len(tokens) - 1), tokens[1:]]
+        return {"logprobs": (picked - np.log(np.exp(shifted).sum(-1))).tolist()}
+
+    facts = {"engine": "quickdraft", "weights": variant.weight_format, "threads": threads}
+    serve(facts | {"versions": dict(manifest.written_by)}, {"decode": decode, "score": score})
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))
