@@ -13,7 +13,21 @@ from typing import Any
 from quickdraft.errors import OptionError
 
 ARCHITECTURES: Mapping[str, str] = {
+    "gemma2": "quickdraft.export.architectures.gemma2:FAMILY",
+    "gemma3": "quickdraft.export.architectures.gemma3:MULTIMODAL",
+    "gemma3_text": "quickdraft.export.architectures.gemma3:FAMILY",
+    "gpt2": "quickdraft.export.architectures.gpt2:FAMILY",
+    "gpt_neox": "quickdraft.export.architectures.gpt_neox:FAMILY",
     "llama": "quickdraft.export.architectures.llama:FAMILY",
+    "mistral": "quickdraft.export.architectures.mistral:FAMILY",
+    "olmo2": "quickdraft.export.architectures.olmo2:FAMILY",
+    "openelm": "quickdraft.export.architectures.openelm:FAMILY",
+    "opt": "quickdraft.export.architectures.opt:FAMILY",
+    "phi3": "quickdraft.export.architectures.phi3:FAMILY",
+    "qwen2": "quickdraft.export.architectures.qwen2:FAMILY",
+    "qwen3": "quickdraft.export.architectures.qwen3:FAMILY",
+    "smollm3": "quickdraft.export.architectures.smollm3:FAMILY",
+    "stablelm": "quickdraft.export.architectures.stablelm:FAMILY",
 }
 EMITTERS: Mapping[str, str] = {
     "reference": "quickdraft.export.emitters.numpy:emit_reference",

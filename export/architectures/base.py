@@ -22,17 +22,21 @@ from quickdraft.registry import ARCHITECTURES, lookup
 V = TypeVar("V")
 
 # Constant buffers that older versions of transformers saved.
-_BUFFERS = r"rotary_emb\.inv_freq|attn(ention)?\.(masked_)?bias"
+_BUFFERS = r"(rotary_emb\.inv_freq|attn\.(masked_)?bias|attention\.(masked_)?bias)$"
+# A copy of the embedding, saved although tied.
+_HEADS = r"(^|\.)(lm_head|embed_out)\.weight$"
 
 
 @dataclass(frozen=True)
 class Family:
     """A model family. read_config: refuses what it does not implement. gather: maps tensors to
-    their places. unused: regular expression of tensor names that may be left over."""
+    their places. defaults: of transformers' config class, for keys a file leaves out. unused:
+    regular expression of names of tensors that may be left over."""
 
     read_config: Callable[[Config], DecoderSpec]
     gather: Callable[[DecoderSpec, WeightMap], DecoderWeights]
-    unused: str = "$^"
+    defaults: Mapping[str, Any]
+    unused: str | None = None
 
     def read(self, config: Mapping[str, Any]) -> DecoderSpec:
         """The architecture that a config.json describes.
@@ -41,7 +45,7 @@ class Family:
             CheckpointError: a key is missing or has a value it cannot have.
             UnsupportedModel: a value that is not implemented; the message names key and value.
         """
-        reader = Config(_flatten_rope(config))
+        reader = Config({**self.defaults, **_flatten_rope(config)})
         if reader.has("quantization_config"):
             method = reader.values["quantization_config"]
             if isinstance(method, Mapping):
@@ -60,9 +64,8 @@ class Family:
             UnsupportedModel: tensors are left over, so the model is not the one we know.
         """
         gathered = self.gather(spec, weights)
-        allowed = re.compile(f"({_BUFFERS})$|{self.unused}")
-        if spec.tied_output:
-            allowed = re.compile(allowed.pattern + r"|(^|\.)(lm_head|embed_out)\.weight$")
+        patterns = [_BUFFERS, _HEADS if spec.tied_output else None, self.unused]
+        allowed = re.compile("|".join(pattern for pattern in patterns if pattern))
         left = sorted(n for n in weights if n not in weights.used and not allowed.search(n))
         if left:
             more = f" and {len(left) - 1} more" if len(left) > 1 else ""

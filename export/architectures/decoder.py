@@ -94,14 +94,14 @@ class DecoderSpec:
             num_heads=tuple(layer.num_heads for layer in self.layers),
             num_kv_heads=tuple(layer.num_kv_heads for layer in self.layers),
             head_dim=self.head_dim,
-            # A window as long as the context never hides anything.
-            windows=tuple(self._window(layer) for layer in self.layers),
+            windows=tuple(self.window(index) for index in range(len(self.layers))),
             num_parameters=num_parameters,
         )
 
-    def _window(self, layer: LayerSpec) -> int | None:
-        hides = layer.window is not None and layer.window < self.context_length
-        return layer.window if hides else None
+    def window(self, index: int) -> int | None:
+        """The window of a layer; one as long as the context never hides anything."""
+        window = self.layers[index].window
+        return window if window is not None and window < self.context_length else None
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class DecoderWeights:
 
     embedding: Weight
     layers: tuple[LayerWeights, ...]
-    final_norm: Norm
+    final_norm: Norm | None
     head: Linear
     positions: Weight | None = None
 
@@ -186,7 +186,7 @@ def _attention(
         num_kv_heads=shape.num_kv_heads,
         head_dim=spec.head_dim,
         scale=spec.scale,
-        window=spec.model_spec().windows[index],
+        window=spec.window(index),
         softcap=spec.attention_softcap,
     )
     return _linear(ops, ops.attend(q, k, v, attention), layer.output)

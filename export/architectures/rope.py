@@ -20,6 +20,8 @@ from quickdraft.export.ops import Rope
 Floats = NDArray[np.float32]
 _ONE = np.float32(1)
 
+_SCALING_DEFAULTS = {"beta_fast": 32.0, "beta_slow": 1.0, "truncate": True}
+
 
 def read_rope(
     config: Config, head_dim: int, theta: float, partial: float = 1.0, scaled: bool = True
@@ -35,30 +37,35 @@ def read_rope(
     width = int(head_dim * partial)
     if width < 2 or width % 2 or width > head_dim:
         raise config.refuse("partial_rotary_factor", partial, "an even, non-zero rotated width")
-    wavelengths = _powers(theta, width)
-    scaling = config.section("rope_scaling") if scaled else None
+    periods = _powers(theta, width)
+    scaling = _scaling(config) if scaled else None
     if scaling is None:
-        return _rope(_ONE / wavelengths)
-    key = "rope_type" if scaling.has("rope_type") else "type"
-    build = scaling.choice(key, _SCALINGS, "default")
-    rope: Rope = build(config, scaling, wavelengths, theta)
+        return _rope(_ONE / periods)
+    rope: Rope = scaling.choice("rope_type", _SCALINGS)(config, scaling, periods, theta)
     return rope
 
 
-def context_length(config: Config, default: int) -> int:
+def context_length(config: Config) -> int:
     """How many positions the frequencies are right for.
 
     LongRoPE switches to other frequencies past the original context, for the whole sequence at
     once; cached keys would be wrong, so we end there.
     """
-    limit = config.integer("max_position_embeddings", default)
-    scaling = config.section("rope_scaling")
-    if scaling is not None and "longrope" in (
-        scaling.values.get("rope_type"),
-        scaling.values.get("type"),
-    ):
-        return min(limit, config.integer("original_max_position_embeddings", limit))
+    limit = config.integer("max_position_embeddings")
+    scaling = _scaling(config)
+    if scaling is not None and scaling.values["rope_type"] == "longrope":
+        return min(limit, config.optional_integer("original_max_position_embeddings") or limit)
     return limit
+
+
+def _scaling(config: Config) -> Config | None:
+    """`rope_scaling`, its older key `type` renamed."""
+    scaling = config.section("rope_scaling", _SCALING_DEFAULTS)
+    if scaling is None:
+        return None
+    values = scaling.values
+    kind = values.get("rope_type") or values.get("type")
+    return Config({**values, "rope_type": kind}, scaling.where)
 
 
 def _powers(theta: float, width: int) -> Floats:
@@ -72,15 +79,15 @@ def _rope(frequencies: Floats, attention_factor: float = 1.0) -> Rope:
     return Rope(values, attention_factor)
 
 
-def _default(config: Config, scaling: Config, wavelengths: Floats, theta: float) -> Rope:
-    return _rope(_ONE / wavelengths)
+def _default(config: Config, scaling: Config, periods: Floats, theta: float) -> Rope:
+    return _rope(_ONE / periods)
 
 
-def _linear(config: Config, scaling: Config, wavelengths: Floats, theta: float) -> Rope:
-    return _rope((_ONE / wavelengths) / np.float32(scaling.number("factor")))
+def _linear(config: Config, scaling: Config, periods: Floats, theta: float) -> Rope:
+    return _rope((_ONE / periods) / np.float32(scaling.number("factor")))
 
 
-def _llama3(config: Config, scaling: Config, wavelengths: Floats, theta: float) -> Rope:
+def _llama3(config: Config, scaling: Config, periods: Floats, theta: float) -> Rope:
     """Low frequencies divided by `factor`, high ones kept, a linear blend between."""
     factor = np.float32(scaling.number("factor"))
     low, high = scaling.number("low_freq_factor"), scaling.number("high_freq_factor")
@@ -89,20 +96,20 @@ def _llama3(config: Config, scaling: Config, wavelengths: Floats, theta: float) 
             f"{scaling.where}: 'high_freq_factor' is {high}, not above 'low_freq_factor' {low}"
         )
     original = scaling.integer("original_max_position_embeddings")
-    frequencies = _ONE / wavelengths
-    periods = np.float32(2 * math.pi) / frequencies
-    blend = (np.float32(original) / periods - np.float32(low)) / np.float32(high - low)
+    frequencies = _ONE / periods
+    lengths = np.float32(2 * math.pi) / frequencies
+    blend = (np.float32(original) / lengths - np.float32(low)) / np.float32(high - low)
     blended = (_ONE - blend) * frequencies / factor + blend * frequencies
-    slow, fast = periods > original / low, periods < original / high
+    slow, fast = lengths > original / low, lengths < original / high
     result = np.where(slow, frequencies / factor, np.where(fast, frequencies, blended))
     return _rope(result.astype(np.float32))
 
 
-def _yarn(config: Config, scaling: Config, wavelengths: Floats, theta: float) -> Rope:
+def _yarn(config: Config, scaling: Config, periods: Floats, theta: float) -> Rope:
     """Interpolated below `beta_slow` rotations over the original context, kept above
     `beta_fast`, a linear ramp over dimensions between."""
     factor = scaling.number("factor")
-    width = 2 * len(wavelengths)
+    width = 2 * len(periods)
     # The published code falls back on max_position_embeddings, so we do.
     original = scaling.optional_integer("original_max_position_embeddings")
     context = original or config.integer("max_position_embeddings")
@@ -110,17 +117,17 @@ def _yarn(config: Config, scaling: Config, wavelengths: Floats, theta: float) ->
     def dimension(rotations: float) -> float:
         return width * math.log(context / (rotations * 2 * math.pi)) / (2 * math.log(theta))
 
-    low = dimension(scaling.number("beta_fast", 32.0))
-    high = dimension(scaling.number("beta_slow", 1.0))
-    if scaling.flag("truncate", True):
+    low = dimension(scaling.number("beta_fast"))
+    high = dimension(scaling.number("beta_slow"))
+    if scaling.flag("truncate"):
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, width - 1)
     if low == high:
         high += 0.001
     index = np.arange(width // 2, dtype=np.float32)
     kept = _ONE - np.clip((index - np.float32(low)) / np.float32(high - low), 0, 1)
-    interpolated = _ONE / (np.float32(factor) * wavelengths)
-    frequencies = interpolated * (_ONE - kept) + (_ONE / wavelengths) * kept
+    interpolated = _ONE / (np.float32(factor) * periods)
+    frequencies = interpolated * (_ONE - kept) + (_ONE / periods) * kept
     return _rope(frequencies, _yarn_attention_factor(scaling, factor))
 
 
@@ -138,9 +145,9 @@ def _yarn_attention_factor(scaling: Config, factor: float) -> float:
     return magnitude(1.0)
 
 
-def _longrope(config: Config, scaling: Config, wavelengths: Floats, theta: float) -> Rope:
+def _longrope(config: Config, scaling: Config, periods: Floats, theta: float) -> Rope:
     """Each frequency divided by its own short factor; see `context_length` for the long ones."""
-    short = np.asarray(scaling.numbers("short_factor", len(wavelengths)), np.float32)
+    short = np.asarray(scaling.numbers("short_factor", len(periods)), np.float32)
     limit = config.integer("max_position_embeddings")
     original = config.optional_integer("original_max_position_embeddings")
     if original is not None:
@@ -156,7 +163,7 @@ def _longrope(config: Config, scaling: Config, wavelengths: Floats, theta: float
             )
         grows = factor > 1
         attention_factor = math.sqrt(1 + math.log(factor) / math.log(original)) if grows else 1.0
-    return _rope(_ONE / (short * wavelengths), attention_factor)
+    return _rope(_ONE / (short * periods), attention_factor)
 
 
 _SCALINGS: dict[str, Callable[[Config, Config, Floats, float], Rope]] = {

@@ -1,21 +1,17 @@
-"""Tensor names in the style of Llama, which most families follow."""
+"""What family files share: activations, windows, and taking tensors with their shapes checked."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+
+import numpy as np
 
 from quickdraft.export.architectures.config import Config
-from quickdraft.export.architectures.decoder import (
-    DecoderSpec,
-    DecoderWeights,
-    LayerWeights,
-    Linear,
-    Norm,
-)
+from quickdraft.export.architectures.decoder import DecoderSpec, Linear, Norm
 from quickdraft.export.checkpoints.base import WeightMap
 from quickdraft.export.ops import Activation
 
-ACTIVATIONS: dict[str, Activation] = {
+ACTIVATIONS: Mapping[str, Activation] = {
     "silu": "silu",
     "swish": "silu",
     "relu": "relu",
@@ -24,12 +20,40 @@ ACTIVATIONS: dict[str, Activation] = {
     "gelu_fast": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
 }
+"""Activations under their names in transformers."""
 
-PRE_NORMS: Mapping[str, str] = {
-    "attention_norm": "input_layernorm",
-    "mlp_norm": "post_attention_layernorm",
-}
-"""Norms before attention and before the MLP."""
+
+def read_head_dim(config: Config) -> int:
+    """`head_dim`, or the hidden size over the heads."""
+    if config.has("head_dim"):
+        return config.integer("head_dim")
+    hidden, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
+    if hidden % heads:
+        raise config.wrong("num_attention_heads", heads, f"a divisor of 'hidden_size' {hidden}")
+    return hidden // heads
+
+
+def read_windows(
+    config: Config, slides: Callable[[int], bool], sliding: bool = True
+) -> tuple[int | None, ...]:
+    """The window of each layer, from `layer_types` or, where that is absent, from `slides`.
+
+    slides: whether a layer has a window. sliding: whether the config turns windows on.
+    """
+    count = config.integer("num_hidden_layers")
+    window = config.optional_integer("sliding_window") if sliding else None
+    if not config.has("layer_types"):
+        return tuple(window if slides(layer) else None for layer in range(count))
+    windows: list[int | None] = []
+    for kind in config.items("layer_types", count):
+        if kind not in ("full_attention", "sliding_attention"):
+            raise config.refuse("layer_types", kind, "'full_attention', 'sliding_attention'")
+        if kind == "sliding_attention" and window is None:
+            raise config.wrong(
+                "layer_types", kind, "'full_attention' everywhere, as no sliding window is set"
+            )
+        windows.append(window if kind == "sliding_attention" else None)
+    return tuple(windows)
 
 
 def take_linear(weights: WeightMap, name: str, rows: int, columns: int, bias: bool) -> Linear:
@@ -45,6 +69,15 @@ def take_norm(weights: WeightMap, name: str, width: int, bias: bool = False) -> 
     return Norm(
         weights.expect(f"{name}.weight", (width,)),
         weights.expect(f"{name}.bias", (width,)) if bias else None,
+    )
+
+
+def rows(linear: Linear, index: np.ndarray | slice, name: str) -> Linear:  # type: ignore[type-arg]
+    """Some outputs of a fused projection, under a name of their own; blocks stay blocks."""
+    bias = linear.bias
+    return Linear(
+        linear.weight.take_rows(index, f"{name}.weight"),
+        None if bias is None else bias.take_rows(index, f"{name}.bias"),
     )
 
 
@@ -81,49 +114,3 @@ def take_query_norms(
         take_norm(weights, f"{prefix}.q_norm", each * layer.num_heads if full else each),
         take_norm(weights, f"{prefix}.k_norm", each * layer.num_kv_heads if full else each),
     )
-
-
-def gather_llama(
-    spec: DecoderSpec,
-    weights: WeightMap,
-    norms: Mapping[str, str] = PRE_NORMS,
-    prefix: str = "model",
-) -> DecoderWeights:
-    """A gated decoder with Llama's names. norms: name of the norm by its place in LayerWeights."""
-    hidden, bias, norm_bias = spec.hidden_size, spec.mlp_bias, spec.norm_bias
-
-    def layer(index: int) -> LayerWeights:
-        base = f"{prefix}.layers.{index}"
-        width = spec.layers[index].mlp_width
-        query_norm, key_norm = take_query_norms(spec, weights, f"{base}.self_attn", index)
-        norm = {
-            place: take_norm(weights, f"{base}.{name}", hidden, norm_bias)
-            for place, name in norms.items()
-        }
-        return LayerWeights(
-            *take_attention(spec, weights, f"{base}.self_attn", index),
-            gate=take_linear(weights, f"{base}.mlp.gate_proj", width, hidden, bias),
-            up=take_linear(weights, f"{base}.mlp.up_proj", width, hidden, bias),
-            down=take_linear(weights, f"{base}.mlp.down_proj", hidden, width, bias),
-            query_norm=query_norm,
-            key_norm=key_norm,
-            attention_norm=norm.get("attention_norm"),
-            attention_post_norm=norm.get("attention_post_norm"),
-            mlp_norm=norm.get("mlp_norm"),
-            mlp_post_norm=norm.get("mlp_post_norm"),
-        )
-
-    table = f"{prefix}.embed_tokens.weight"
-    return DecoderWeights(
-        embedding=weights.expect(table, (spec.vocab_size, hidden)),
-        layers=tuple(layer(index) for index in range(len(spec.layers))),
-        final_norm=take_norm(weights, f"{prefix}.norm", hidden, norm_bias),
-        head=take_head(spec, weights, table, "lm_head.weight"),
-    )
-
-
-def read_head_dim(config: Config, hidden_size: int, num_heads: int) -> int:
-    """`head_dim`, or the hidden size over the heads."""
-    if not config.has("head_dim") and hidden_size % num_heads:
-        raise config.refuse("num_attention_heads", num_heads, f"a divisor of {hidden_size}")
-    return config.integer("head_dim", hidden_size // num_heads)
