@@ -5,7 +5,7 @@ Nothing is decoded before it is emitted, so exporting needs memory for one tenso
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,3 +96,27 @@ class Weight:
 def dense_weight(name: str, values: NDArray[np.float32]) -> Weight:
     """A weight from an array in memory."""
     return Weight(name, values.shape, "F32", lambda: Dense(values))
+
+
+def concat_rows(parts: Sequence[Weight], name: str) -> Weight:
+    """The rows of `parts` one after another; blocks stay as they are where all agree in form."""
+
+    def load() -> Dense | Blocked:
+        loaded = [part.load() for part in parts]
+        blocked = [data for data in loaded if isinstance(data, Blocked)]
+        forms = {(data.bits, data.group, data.zero, data.minimum is None) for data in blocked}
+        if len(blocked) < len(loaded) or len(forms) != 1:
+            return Dense(np.concatenate([part.dense() for part in parts]))
+        minimums = [data.minimum for data in blocked if data.minimum is not None]
+        return Blocked(
+            np.concatenate([data.codes for data in blocked]),
+            np.concatenate([data.scale for data in blocked]),
+            np.concatenate(minimums) if minimums else None,
+            blocked[0].bits,
+            blocked[0].group,
+            blocked[0].zero,
+        )
+
+    rows = sum(part.shape[0] for part in parts)
+    formats = dict.fromkeys(part.stored_as for part in parts)
+    return Weight(name, (rows, *parts[0].shape[1:]), "+".join(formats), load)
