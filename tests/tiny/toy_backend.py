@@ -1,0 +1,208 @@
+"""A backend whose logits are a function of the tokens a row really sees in the cache.
+
+Each staged row stores its token and position in a real ContiguousCache; each wanted row reads back
+what is visible to it. A wrong commit, truncation, mask or position changes the tokens read, and
+with them the answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quickdraft.drafters.base import DraftSettings, Observation
+from quickdraft.drafters.tree import Tree
+from quickdraft.errors import BackendError
+from quickdraft.kvcache.contiguous import ContiguousCache
+from quickdraft.runtime.backends.base import CancelToken, StepOutput
+from quickdraft.types import ModelSpec
+
+LogitsOf = Callable[[tuple[int, ...]], NDArray[np.float32]]
+
+
+def toy_spec(vocab_size: int = 16, context_length: int = 128) -> ModelSpec:
+    return ModelSpec("toy", 2, 8, vocab_size, context_length, (1, 1), (1, 1), 4, (None, None))
+
+
+def hashed(vocab_size: int, *, markov: float = 3.0, scale: float = 1.0) -> LogitsOf:
+    """Logits from all visible tokens, plus `markov` times logits from the last two (so that a
+    greedy answer repeats itself, and lookups find something)."""
+
+    def noise(tokens: Sequence[int]) -> NDArray[np.float32]:
+        state = np.uint64(1469598103934665603)
+        with np.errstate(over="ignore"):
+            for token in tokens:
+                state = (state ^ np.uint64(token + 1)) * np.uint64(1099511628211)
+            mixed = (state ^ np.arange(1, vocab_size + 1, dtype=np.uint64)) * np.uint64(
+                0x9E3779B97F4A7C15
+            )
+            mixed = (mixed ^ (mixed >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
+        return ((mixed >> np.uint64(40)).astype(np.float32) / np.float32(1 << 24)) * 2 - 1
+
+    def logits(tokens: tuple[int, ...]) -> NDArray[np.float32]:
+        return np.float32(scale) * (noise(tokens) + np.float32(markov) * noise(tokens[-2:]))
+
+    return logits
+
+
+def scripted(vocab_size: int, prompt_length: int, script: Sequence[int]) -> LogitsOf:
+    """Says `script`, whatever it is told; after its end, token 0."""
+
+    def logits(tokens: tuple[int, ...]) -> NDArray[np.float32]:
+        at = len(tokens) - prompt_length
+        row = np.zeros(vocab_size, np.float32)
+        row[script[at] if 0 <= at < len(script) else 0] = 10.0
+        return row
+
+    return logits
+
+
+class ToyBackend:
+    """before_step: called with the number of the step; may raise or cancel."""
+
+    name = "toy"
+    flavour = "portable"
+    guarantee = "bit_identical"
+
+    def __init__(self, logits_of: LogitsOf, spec: ModelSpec | None = None) -> None:
+        self.logits_of = logits_of
+        self.spec = spec or toy_spec()
+        self.before_step: Callable[[int, CancelToken | None], None] = lambda step, cancel: None
+        self.steps = 0
+        self.rows: list[int] = []
+        self.closed = False
+
+    def new_cache(self) -> ContiguousCache:
+        return ContiguousCache(self.spec, capacity=1)
+
+    def close(self) -> None:
+        self.closed = True
+
+    def step(
+        self,
+        tree: Tree,
+        cache: ContiguousCache,
+        rows: NDArray[np.int64] | None = None,
+        cancel: CancelToken | None = None,
+    ) -> StepOutput:
+        if self.closed:
+            raise BackendError("the model is closed")
+        self.steps += 1
+        self.before_step(self.steps, cancel)
+        if cancel is not None:
+            cancel.check()
+        cache.stage(len(tree))
+        start = cache.length
+        keys = [cache.layer(layer)[0] for layer in range(2)]
+        for node in range(len(tree)):
+            position = start + tree.depth[node]
+            assert position < self.spec.context_length, "a position beyond the context"
+            for layer, key in enumerate(keys):
+                key[start + node, 0] = (tree.tokens[node], position, layer, 1)
+        self.rows.append(len(tree))
+        wanted = range(len(tree)) if rows is None else rows.tolist()
+        logits = [self.logits_of(self._visible(tree, keys, start, node)) for node in wanted]
+        states = {1: np.stack([keys[1][start + n, 0] for n in range(len(tree))])}
+        return StepOutput(np.stack(logits), states)
+
+    def _visible(
+        self, tree: Tree, keys: list[NDArray[np.float32]], start: int, node: int
+    ) -> tuple[int, ...]:
+        slots = [*range(start), *(start + np.flatnonzero(tree.mask[node]))]
+        seen = [key[slots, 0] for key in keys]
+        for layer, rows in enumerate(seen):
+            assert (rows[:, 1] == np.arange(len(slots))).all(), "rows out of order"
+            assert (rows[:, 2] == layer).all() and (rows[:, 3] == 1).all(), "rows of another layer"
+        assert (seen[0][:, 0] == seen[1][:, 0]).all(), "layers disagree"
+        return tuple(int(token) for token in seen[0][:, 0])
+
+
+class ToyDrafter:
+    """A drafter from a function of the tokens so far and a budget; may propose nonsense."""
+
+    name = "toy"
+    proposals = "point_mass"
+
+    def __init__(self, propose: Callable[[list[int], int], Tree | None]) -> None:
+        self.tokens: list[int] = []
+        self._propose = propose
+
+    def begin(self, tokens: Sequence[int], settings: DraftSettings) -> None:
+        self.tokens = list(tokens)
+
+    def propose(self, budget: int) -> Tree | None:
+        return self._propose(self.tokens, budget)
+
+    def observe(self, observation: Observation) -> None:
+        # Row i of the hidden states must be the row whose logits chose token i: the one before it.
+        told = observation.hidden_states[1]
+        assert len(told) == len(observation.tokens)
+        for row, token in zip(told, observation.tokens, strict=True):
+            assert row[0] == self.tokens[-1] and row[1] == len(self.tokens) - 1
+            self.tokens.append(token)
+
+
+def oracle(logits_of: LogitsOf) -> Callable[[list[int], int], Tree | None]:
+    """Always right under greedy decoding."""
+
+    def propose(tokens: list[int], budget: int) -> Tree | None:
+        said = list(tokens)
+        for _ in range(budget):
+            said.append(int(np.argmax(logits_of(tuple(said)))))
+        return Tree.chain(said[len(tokens) - 1 :])
+
+    return propose
+
+
+def adversary(logits_of: LogitsOf) -> Callable[[list[int], int], Tree | None]:
+    """Right for some tokens, then wrong; wrong tokens are the least likely ones."""
+
+    def propose(tokens: list[int], budget: int) -> Tree | None:
+        said = list(tokens)
+        for i in range(budget):
+            logits = logits_of(tuple(said))
+            right = i < len(tokens) % 4
+            said.append(int(np.argmax(logits) if right else np.argmin(logits)))
+        return Tree.chain(said[len(tokens) - 1 :])
+
+    return propose
+
+
+def random_trees(seed: int, vocab_size: int) -> Callable[[list[int], int], Tree | None]:
+    """Random trees whose siblings differ."""
+
+    def propose(tokens: list[int], budget: int) -> Tree | None:
+        rng = np.random.default_rng([seed, len(tokens)])
+        parent, token, taken = [-1], [tokens[-1]], set()
+        for _ in range(int(rng.integers(0, budget + 1))):
+            edge = int(rng.integers(0, len(parent))), int(rng.integers(0, vocab_size))
+            if edge not in taken:
+                taken.add(edge)
+                parent.append(edge[0])
+                token.append(edge[1])
+        return Tree(np.array(token, np.int64), np.array(parent, np.int64))
+
+    return propose
+
+
+def oracle_trees(logits_of: LogitsOf, seed: int) -> Callable[[list[int], int], Tree | None]:
+    """Trees that hold the right path among wrong branches, in a random order of nodes."""
+
+    def propose(tokens: list[int], budget: int) -> Tree | None:
+        rng = np.random.default_rng([seed, len(tokens)])
+        parent, token, said, tip = [-1], [tokens[-1]], list(tokens), 0
+        while len(parent) <= budget:
+            ranked = np.argsort(-logits_of(tuple(said)))
+            wrong = [int(t) for t in ranked[1 : 1 + int(rng.integers(0, 3))]]
+            for t in wrong[: budget - len(parent)]:
+                parent.append(tip)
+                token.append(t)
+            parent.append(tip)
+            token.append(int(ranked[0]))
+            said.append(int(ranked[0]))
+            tip = len(parent) - 1
+        return Tree(np.array(token[: budget + 1], np.int64), np.array(parent[: budget + 1]))
+
+    return propose
