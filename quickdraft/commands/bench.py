@@ -14,7 +14,7 @@ import click
 from quickdraft.commands.options import common_options, loading_options, whole_numbers
 from quickdraft.commands.output import human_count, human_size
 from quickdraft.commands.progress import Bars, open_model
-from quickdraft.errors import InputError
+from quickdraft.errors import InputError, OptionError
 
 if TYPE_CHECKING:
     from quickdraft.runtime.benchmark import Measurement
@@ -87,13 +87,15 @@ def bench(
 
     prompt = TEXT if text is None else _read(text)
     decoded, repetitions = max(tests["decode"], default=64), tests["repetitions"]
+    total = len(tests["prompts"]) + len(tests["decode"]) + len(drafters)
+    if not total:
+        raise OptionError("there is nothing to measure; give --prompts, --decode or --drafter")
     rows: list[dict[str, Any]] = []
     with open_model(model, **loading) as loaded, Bars(quiet=as_json) as bars:
         runs = chain(
             measure(loaded.backend, **tests),
             (measure_text(loaded, prompt, decoded, name, repetitions) for name in drafters),
         )
-        total = len(tests["prompts"]) + len(tests["decode"]) + len(drafters)
         for measurement in runs:
             rows.append(_row(loaded, measurement, loading.get("threads")))
             bars("bench", len(rows), total)
@@ -148,7 +150,7 @@ def _render(rows: list[dict[str, Any]], output: str, repetitions: int) -> str:
 def _csv(rows: list[dict[str, Any]]) -> str:
     """A line per test; the seconds of the repetitions are separated by spaces."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     for row in rows:
         writer.writerow({**row, "seconds": " ".join(map(str, row["seconds"]))})

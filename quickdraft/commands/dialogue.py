@@ -12,7 +12,7 @@ import click
 from quickdraft.commands.interrupt import stop_on_interrupt
 from quickdraft.commands.output import dim, facts, human_count, print_json
 from quickdraft.commands.run import show_stream, statistics
-from quickdraft.errors import InputError, OptionError
+from quickdraft.errors import InputError, OptionError, TemplateError
 from quickdraft.runtime.model import Model, Result
 
 HELP = '''\
@@ -31,8 +31,12 @@ class Dialogue:
     def __init__(
         self, model: Model, system: str | None, generation: Mapping[str, Any], as_json: bool
     ) -> None:
+        if model.chat_template is None:
+            raise TemplateError(
+                f"{model.name} has no chat template, so it cannot chat; "
+                "quickdraft run continues a text"
+            )
         self._model = model
-        self._system = system
         self._config = model.generation_config.replace(**generation)
         self._config.check_vocabulary(model.spec.vocab_size)
         self._conversation = model.conversation(system)
@@ -81,7 +85,7 @@ class Dialogue:
         click.echo(HELP, err=True)
 
     def _clear(self, rest: str) -> None:
-        self._conversation = self._model.conversation(self._system)
+        self._conversation.clear()
         click.echo(dim("the conversation starts anew"), err=True)
 
     def _set(self, rest: str) -> None:
@@ -89,7 +93,7 @@ class Dialogue:
         if not name or not value.strip():
             raise OptionError("/set takes a name and a value, such as: /set temperature 0.7")
         if name == "system":
-            self._system = value.strip()
+            self._conversation = self._model.conversation(value.strip())
             self._clear("")
             return
         config = self._config.replace(**{name: _value(value.strip())})

@@ -125,7 +125,7 @@ def statistics(result: Result) -> str:
     prompt_rate = 1e3 * t.prompt_n / t.prompt_ms if t.prompt_ms else 0.0
     reused = f", {t.cached_n} reused" if t.cached_n else ""
     share = f" ({t.draft_n_accepted / t.draft_n:.0%})" if t.draft_n else ""
-    per_step = f", {t.predicted_n / (t.steps + 1):.2f} tokens per step" if t.predicted_n else ""
+    per_step = f", {(t.predicted_n - 1) / t.steps:.2f} tokens per step" if t.steps else ""
     return "\n".join(
         (
             f"load     {t.load_ms:.0f} ms",

@@ -1,18 +1,13 @@
-"""A tiny bundle to run commands on, and a way to run them in a process of their own."""
+"""A tiny bundle to run commands on, and standard input that holds nothing."""
 
 from __future__ import annotations
 
-import os
-import subprocess
+import io
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tiny.models import write_tiny_model
-
-Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture(scope="session")
@@ -23,23 +18,6 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def quickdraft() -> Command:
-    """Run the command line; `input` is text or bytes for standard input."""
-
-    def call(
-        *arguments: object, input: str | bytes = "", env: dict[str, str] | None = None, **rest: Any
-    ) -> subprocess.CompletedProcess[str]:
-        data = input.encode() if isinstance(input, str) else input
-        done = subprocess.run(
-            [sys.executable, "-m", "quickdraft.cli", *map(str, arguments)],
-            input=data,
-            capture_output=True,
-            timeout=60,
-            env={**os.environ, **(env or {})},
-            **rest,
-        )
-        out, err = done.stdout.decode(), done.stderr.decode()
-        return subprocess.CompletedProcess(done.args, done.returncode, out, err)
-
-    return call
+@pytest.fixture(autouse=True)
+def _empty_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))

@@ -12,25 +12,12 @@ from pathlib import Path
 
 import click
 import pytest
+from tiny.process import PROGRAM, quickdraft
 
 from quickdraft import cli, errors
 from quickdraft.commands.options import common_options
 
 CommandLine = list[str]
-
-
-def run(
-    *arguments: str, env: dict[str, str] | None = None, **options: object
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "quickdraft.cli", *arguments],
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        timeout=60,
-        env={**os.environ, **(env or {})},
-        **{"stdin": subprocess.DEVNULL, **options},  # type: ignore[call-overload]
-    )
 
 
 @pytest.fixture
@@ -52,7 +39,7 @@ def test_help_is_quick_and_light() -> None:
     seconds = []
     for _ in range(5):
         start = time.perf_counter()
-        assert run("--help").returncode == 0
+        assert quickdraft("--help").returncode == 0
         seconds.append(time.perf_counter() - start)
     assert min(seconds) < 0.150
     script = "import sys; from quickdraft.cli import main; main(['--help']); print(*sys.modules)"
@@ -66,7 +53,7 @@ def test_help_is_quick_and_light() -> None:
 
 
 def test_help_lists_every_command_with_the_words_of_its_own_help() -> None:
-    page = run("--help").stdout
+    page = quickdraft("--help").stdout
     for name, (_, line) in cli.COMMANDS.items():
         assert line in page
         command = cli.cli.get_command(click.Context(cli.cli), name)
@@ -84,7 +71,7 @@ def test_every_command_prints_its_help() -> None:
 def test_version() -> None:
     from quickdraft import __version__
 
-    assert run("--version").stdout == f"quickdraft {__version__}\n"
+    assert quickdraft("--version").stdout == f"quickdraft {__version__}\n"
 
 
 @pytest.mark.parametrize(
@@ -202,7 +189,7 @@ def test_closed_pipe_is_quiet() -> None:
     read, write = os.pipe()
     os.close(read)
     done = subprocess.run(
-        [sys.executable, "-m", "quickdraft.cli", "--help"],
+        [*PROGRAM, "--help"],
         stdout=write,
         stderr=subprocess.PIPE,
         text=True,
@@ -225,24 +212,24 @@ def test_closed_streams_do_no_harm(closed: str) -> None:
 @pytest.mark.parametrize("locale", ["C", "POSIX", "xx_XX.UTF-8", "de_DE.ISO-8859-1"])
 def test_text_survives_any_locale(locale: str) -> None:
     env = {"LC_ALL": locale, "LANG": locale, "PYTHONIOENCODING": ""}
-    done = run("run", "naïve 東京", "--system", "x", "--raw", env=env)
+    done = quickdraft("run", "naïve 東京", "--system", "x", "--raw", env=env)
     assert done.returncode == 2
-    done = run("show", "東京", env=env)
+    done = quickdraft("show", "東京", env=env)
     assert done.returncode == 2
     assert "東京" in done.stderr
 
 
 def test_utf8_even_where_python_would_write_latin1() -> None:
     env = {"PYTHONIOENCODING": "latin-1", "PYTHONUTF8": "0"}
-    assert "東京" in run("show", "東京", env=env).stderr
+    assert "東京" in quickdraft("show", "東京", env=env).stderr
 
 
 def test_no_colour_without_a_terminal() -> None:
-    done = run("lst", env={"FORCE_COLOR": "", "TERM": "xterm-256color"})
+    done = quickdraft("lst", env={"FORCE_COLOR": "", "TERM": "xterm-256color"})
     assert "\x1b" not in done.stdout + done.stderr
 
 
 def test_read_only_home_is_no_obstacle(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
-    assert run("--version", env={"HOME": str(tmp_path)}).returncode == 0
-    assert run("list", env={"HOME": str(tmp_path)}).returncode == 0
+    assert quickdraft("--version", env={"HOME": str(tmp_path)}).returncode == 0
+    assert quickdraft("list", env={"HOME": str(tmp_path)}).returncode == 0
