@@ -80,7 +80,8 @@ def rope(
     parts = x.reshape(len(x), heads, -1)
     first, second, rest = np.split(parts, [pairs, 2 * pairs], axis=-1)
     turned = (first * cosine - second * sine, second * cosine + first * sine, rest)
-    return np.concatenate(turned, axis=-1).reshape(x.shape)
+    result: Floats = np.concatenate(turned, axis=-1).reshape(x.shape)
+    return result
 
 
 def attend(
@@ -113,8 +114,9 @@ def attend(
     scores = scores + bias
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
     weights /= weights.sum(axis=-1, keepdims=True)
-    mixed: Floats = weights @ values[:seen].transpose(1, 0, 2)[:, None]
-    return mixed.transpose(2, 0, 1, 3).reshape(q.shape)
+    mixed = weights @ values[:seen].transpose(1, 0, 2)[:, None]
+    result: Floats = mixed.transpose(2, 0, 1, 3).reshape(q.shape)
+    return result
 
 
 def activate(x: Floats, kind: str) -> Floats:
@@ -130,14 +132,14 @@ def _silu(x: Floats) -> Floats:
 
 
 def _gelu(x: Floats) -> Floats:
-    erf: Floats = _erf(x / np.float32(math.sqrt(2))).astype(np.float32)
-    result: Floats = np.float32(0.5) * x * (np.float32(1) + erf)
+    erf = np.asarray(_erf(x / np.float32(math.sqrt(2))), np.float32)
+    result: Floats = x * np.float32(0.5) * (erf + np.float32(1))
     return result
 
 
 def _gelu_tanh(x: Floats) -> Floats:
-    inner = np.float32(math.sqrt(2 / math.pi)) * (x + np.float32(0.044715) * x * x * x)
-    result: Floats = np.float32(0.5) * x * (np.float32(1) + np.tanh(inner))
+    inner = (x + x * x * x * np.float32(0.044715)) * np.float32(math.sqrt(2 / math.pi))
+    result: Floats = x * np.float32(0.5) * (np.tanh(inner) + np.float32(1))
     return result
 
 

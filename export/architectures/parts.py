@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import numpy as np
+from numpy.typing import NDArray
 
 from quickdraft.export.architectures.config import Config
 from quickdraft.export.architectures.decoder import DecoderSpec, Linear, Norm
@@ -72,7 +73,7 @@ def take_norm(weights: WeightMap, name: str, width: int, bias: bool = False) -> 
     )
 
 
-def rows(linear: Linear, index: np.ndarray | slice, name: str) -> Linear:  # type: ignore[type-arg]
+def rows(linear: Linear, index: NDArray[np.int64] | slice, name: str) -> Linear:
     """Some outputs of a fused projection, under a name of their own; blocks stay blocks."""
     bias = linear.bias
     return Linear(
