@@ -50,7 +50,8 @@ class Bundle:
 def open_bundle(folder: Path, *, progress: Progress | None = None) -> Bundle:
     """Read the manifest and verify every file: sizes always, hashes once per unchanged file.
 
-    Files that the manifest does not list are ignored, with a warning in the log.
+    Files that the manifest does not list are ignored, with a warning in the log. progress: stage
+    `verify`, in bytes.
 
     Raises:
         BundleError: something is missing, damaged, foreign or newer, or is not a plain file
@@ -58,8 +59,9 @@ def open_bundle(folder: Path, *, progress: Progress | None = None) -> Bundle:
     """
     manifest = read_manifest(folder)
     paths = {name: _checked_path(folder, name, entry) for name, entry in manifest.files.items()}
+    counter = _Counter(progress, sum(entry.size for entry in manifest.files.values()))
     for name, entry in manifest.files.items():
-        _check_hash(paths[name], name, entry, progress)
+        _check_hash(paths[name], name, entry, counter)
     for name in _unlisted(folder, manifest):
         _log.warning("%s is in the bundle but not in its manifest; it is ignored", folder / name)
     return Bundle(folder, manifest)
@@ -134,9 +136,21 @@ def _checked_path(folder: Path, name: str, entry: FileEntry) -> Path:
     return path
 
 
-def _check_hash(path: Path, name: str, entry: FileEntry, progress: Progress | None) -> None:
+class _Counter:
+    """Sums up bytes over files, for one bar."""
+
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        self._progress, self._total, self._done = progress, total, 0
+
+    def __call__(self, count: int) -> None:
+        self._done += count
+        if self._progress is not None:
+            self._progress("verify", self._done, self._total)
+
+
+def _check_hash(path: Path, name: str, entry: FileEntry, counter: _Counter) -> None:
     try:
-        digest = hash_file(path, progress=progress)
+        digest = hash_file(path, on_bytes=counter)
     except OSError as error:
         raise BundleError(f"{path} cannot be read: {error.strerror or error}") from error
     if digest != entry.sha256:

@@ -13,13 +13,13 @@ import os
 import stat
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from quickdraft import strict_json
 from quickdraft.errors import BundleError, StorageError
-from quickdraft.types import Progress
 
 CHUNK = 1 << 20
 MAX_REMEMBERED = 4096
@@ -100,8 +100,10 @@ def _require_regular(path: Path, found: os.stat_result) -> None:
         raise BundleError(f"{path} is {kind}, not a file")
 
 
-def hash_file(path: Path, *, progress: Progress | None = None) -> str:
+def hash_file(path: Path, *, on_bytes: Callable[[int], None] | None = None) -> str:
     """sha256 of a file in hex, remembered in the user's cache while the file stays the same.
+
+    on_bytes is called with the number of bytes dealt with since the last call.
 
     Raises:
         BundleError: it is not a regular file, or it changed while it was read.
@@ -113,8 +115,10 @@ def hash_file(path: Path, *, progress: Progress | None = None) -> str:
         memory = _read_memory()
         known = memory.get(str(path))
         if known is not None and known[0] == _identity(found):
+            if on_bytes is not None:
+                on_bytes(found.st_size)
             return known[1]
-        digest = _stream(file, found.st_size, path.name, progress)
+        digest = _stream(file, on_bytes)
         after = os.fstat(file.fileno())
     if _identity(after) != _identity(found):
         raise BundleError(f"{path} changed while it was read; nothing else may write to it")
@@ -128,15 +132,13 @@ def _identity(found: os.stat_result) -> Identity:
     return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
-def _stream(file: io.BufferedReader, size: int, label: str, progress: Progress | None) -> str:
+def _stream(file: io.BufferedReader, on_bytes: Callable[[int], None] | None) -> str:
     digest = hashlib.sha256()
     buffer = memoryview(bytearray(CHUNK))
-    done = 0
     while count := file.readinto(buffer):
         digest.update(buffer[:count])
-        done += count
-        if progress is not None:
-            progress(f"checking {label}", done, size)
+        if on_bytes is not None:
+            on_bytes(count)
     return digest.hexdigest()
 
 

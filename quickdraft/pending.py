@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import secrets
 import shutil
 from contextlib import suppress
@@ -19,6 +20,8 @@ from filelock import FileLock, Timeout
 
 from quickdraft.errors import OptionError
 from quickdraft.hashes import storage_error
+
+_LOCK_NAME = re.compile(r"\.(.+)\.new-[0-9a-f]{12}\.lock", re.DOTALL)
 
 
 class PendingFolder:
@@ -80,13 +83,18 @@ class PendingFolder:
 
 def clean_up(target: Path) -> None:
     """Remove what dead writers of `target` left, and finish an exchange that one of them began."""
-    target = target.absolute()
-    prefix = f".{target.name}."
-    with suppress(FileNotFoundError):
-        for lock_file in sorted(target.parent.iterdir()):
-            name = lock_file.name
-            if name.startswith(prefix + "new-") and name.endswith(".lock"):
-                _clean_one(target, lock_file)
+    clean_up_folder(target.absolute().parent, only=target.name)
+
+
+def clean_up_folder(folder: Path, *, only: str | None = None) -> None:
+    """`clean_up` for all names in a folder, or for one."""
+    try:
+        found = [(path, _LOCK_NAME.fullmatch(path.name)) for path in sorted(folder.iterdir())]
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    for path, match in found:
+        if match is not None and only in (None, match[1]):
+            _clean_one(folder / match[1], path)
 
 
 def _clean_one(target: Path, lock_file: Path) -> None:

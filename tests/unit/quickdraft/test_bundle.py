@@ -186,9 +186,9 @@ class TestMemory:
         hashed: list[str] = []
         stream = hashes._stream
 
-        def counted(file, size, label, progress):  # type: ignore[no-untyped-def]
-            hashed.append(label)
-            return stream(file, size, label, progress)
+        def counted(file, on_bytes):  # type: ignore[no-untyped-def]
+            hashed.append(stream(file, on_bytes))
+            return hashed[-1]
 
         monkeypatch.setattr(hashes, "_stream", counted)
         monkeypatch.setattr(hashes, "_SETTLED_NS", -1)
@@ -205,7 +205,7 @@ class TestMemory:
         count.clear()
         os.utime(folder / "model.onnx")
         open_bundle(folder)
-        assert count == ["model.onnx"]
+        assert len(count) == 1
 
     def test_same_size_and_forged_time_are_noticed(self, folder: Path, count: list[str]) -> None:
         open_bundle(folder)
@@ -258,9 +258,8 @@ class TestMemory:
 def test_progress_reaches_the_total(folder: Path) -> None:
     seen: list[tuple[str, int, int]] = []
     open_bundle(folder, progress=lambda *report: seen.append(report))
-    for name, data in TINY_FILES.items():
-        label = f"checking {name.split('/')[-1]}"
-        assert (label, len(data), len(data)) in seen
+    total = sum(map(len, TINY_FILES.values()))
+    assert seen[-1] == ("verify", total, total)
 
 
 def test_manifest_alone_needs_no_files(folder: Path) -> None:
