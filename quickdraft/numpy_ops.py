@@ -133,14 +133,12 @@ def _silu(x: Floats) -> Floats:
 
 def _gelu(x: Floats) -> Floats:
     erf = np.asarray(_erf(x / np.float32(math.sqrt(2))), np.float32)
-    result: Floats = x * np.float32(0.5) * (erf + np.float32(1))
-    return result
+    return np.multiply(x * np.float32(0.5), erf + np.float32(1), dtype=np.float32)
 
 
 def _gelu_tanh(x: Floats) -> Floats:
     inner = (x + x * x * x * np.float32(0.044715)) * np.float32(math.sqrt(2 / math.pi))
-    result: Floats = x * np.float32(0.5) * (np.tanh(inner) + np.float32(1))
-    return result
+    return np.multiply(x * np.float32(0.5), np.tanh(inner) + np.float32(1), dtype=np.float32)
 
 
 def _relu(x: Floats) -> Floats:

@@ -29,18 +29,8 @@ _READABLE: Mapping[str, np.dtype[Any]] = {
     "F16": np.dtype("<f2"),
     "BF16": np.dtype("<u2"),
 }
-# Masks and counters. No architecture reads them; if one did, loading would refuse.
-_INTEGERS = {
-    "BOOL": 1,
-    "U8": 1,
-    "I8": 1,
-    "I16": 2,
-    "U16": 2,
-    "I32": 4,
-    "U32": 4,
-    "I64": 8,
-    "U64": 8,
-}
+# Besides weights, files hold masks and counters; no architecture reads those.
+_ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "BOOL": 1, "U8": 1, "I8": 1, "I32": 4, "I64": 8}
 
 
 @dataclass(frozen=True)
