@@ -1,0 +1,63 @@
+"""`quickdraft.load`: from a name to a model that answers."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from quickdraft.errors import OptionError
+from quickdraft.types import Progress
+
+if TYPE_CHECKING:
+    from quickdraft.runtime.model import Model
+
+DEVICES = ("auto", "cpu")
+
+
+def load(
+    path_or_name: str | Path,
+    *,
+    device: str = "auto",
+    drafter: str = "auto",
+    backend: str = "auto",
+    threads: int | None = None,
+    weights: str | None = None,
+    offline: bool = False,
+    progress: Progress | None = None,
+) -> Model:
+    """Open a model, fetching and exporting it first if it was never used here.
+
+        with quickdraft.load("smollm2-135m") as model:
+            print(model.generate("The capital of France is", max_new_tokens=8).text)
+
+    path_or_name: a built-in alias, a bundle or checkpoint folder, a `.gguf` file, or `owner/name`
+    (`@revision`, `:file.gguf`) on the Hugging Face hub. device: `auto` or `cpu`. drafter: `auto`,
+    `none` or a name of the registry. backend: `auto` or a name of the registry. weights: `auto`,
+    `gguf`, `fp32`, `fp16`, `int8` or `int4`. offline: use only what is there. progress: called
+    with a stage, what is done of it, and its total (0 if unknown).
+
+    Raises:
+        InputError: the name or an option cannot be used; a subclass says which and why.
+        DownloadError, StorageError: it could not be fetched or kept.
+        MissingExtra: the backend needs a package that is not installed.
+    """
+    if device not in DEVICES:
+        raise OptionError(f"device is {device!r}; available: {', '.join(DEVICES)}")
+    started = time.perf_counter()
+    from quickdraft.models.resolve import resolve
+    from quickdraft.runtime.model import Model
+
+    name = str(path_or_name)
+    bundle = resolve(name, weights=weights, progress=progress, offline=offline)
+    model = Model.open(
+        bundle.folder,
+        manifest=bundle.manifest,
+        backend=backend,
+        drafter=drafter,
+        threads=threads,
+        name=name,
+    )
+    # What the user waited for: fetching, exporting and verifying count as well.
+    model.load_ms = 1e3 * (time.perf_counter() - started)
+    return model

@@ -1,0 +1,196 @@
+"""From what a user calls a model to a verified bundle, exporting on the way if need be."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from fnmatch import fnmatch
+from pathlib import Path
+
+from quickdraft.bundle import Bundle, is_bundle, open_bundle
+from quickdraft.errors import BundleError, CheckpointError, ModelNotFound, OptionError
+from quickdraft.hashes import hash_file
+from quickdraft.models import hub, sources, store
+from quickdraft.models.aliases import ALIASES
+from quickdraft.types import Progress
+
+WEIGHTS = ("auto", "gguf", "fp32", "fp16", "int8", "int4")
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a bundle can be made from. model: what to file it under; fingerprint: sha256 of the
+    checkpoint, hex; fetch: gives the checkpoint, fetching it first if need be."""
+
+    model: str
+    fingerprint: str
+    fetch: Callable[[], Path]
+
+
+def resolve(
+    name: str,
+    *,
+    weights: str | None = None,
+    progress: Progress | None = None,
+    offline: bool = False,
+    refresh: bool = False,
+) -> Bundle:
+    """The bundle of a model: a bundle or checkpoint folder, a `.gguf` file, an alias, or a name
+    on the hub, tried in this order.
+
+    weights: one of WEIGHTS, None for `auto`. progress: stages `download` and `verify` in bytes,
+    `fetch` in files, `wait` for another process, and those of export. refresh: ask the hub what
+    its name means now, instead of using what it meant when it was first fetched.
+
+    Raises:
+        OptionError: unknown weights, or a bundle has others. ModelNotFound: the name leads
+            nowhere. BundleError, CheckpointError: what it leads to cannot be used.
+        DownloadError, StorageError: it could not be fetched or kept.
+    """
+    if weights is not None and weights not in WEIGHTS:
+        raise OptionError(f"weights is {weights!r}; it must be one of {', '.join(WEIGHTS)}")
+    path = _existing(name)
+    if path is not None and path.is_dir() and is_bundle(path):
+        return _with_weights(open_bundle(path, progress=progress), weights)
+    if path is not None:
+        origin = _local(path)
+    else:
+        origin = _named(name, progress, offline=offline, refresh=refresh)
+    return _made(origin, weights or "auto", progress)
+
+
+def _existing(name: str) -> Path | None:
+    """The path of that name, if there is something at it."""
+    try:
+        path = Path(name).expanduser()
+        return path if name and path.exists() else None
+    except (OSError, RuntimeError, ValueError):  # too long, `~nobody`, a NUL
+        return None
+
+
+def _with_weights(bundle: Bundle, weights: str | None) -> Bundle:
+    found = {variant.weight_format for variant in bundle.manifest.roles["target"]}
+    if weights not in (None, "auto", *found):
+        raise OptionError(
+            f"the bundle {bundle.folder} has {' and '.join(sorted(found))} weights, not {weights}; "
+            "export its checkpoint again for others"
+        )
+    return bundle
+
+
+def _named(name: str, progress: Progress | None, *, offline: bool, refresh: bool) -> Origin:
+    if name in ALIASES:
+        return Origin(
+            name,
+            ALIASES[name].sha256,
+            lambda: sources.fetch_checkpoint(name, progress=progress, offline=offline),
+        )
+    hub_name = hub.parse_hub_name(name)
+    if hub_name is None:
+        raise _unknown(name)
+    return _on_hub(name, hub_name, progress, offline=offline, refresh=refresh)
+
+
+def _local(path: Path) -> Origin:
+    path = path.absolute()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelNotFound(
+                f"{path} is neither a bundle (it has no manifest.json) nor a checkpoint (it has no "
+                "config.json)"
+            )
+        return Origin(path.name, fingerprint(path), lambda: path)
+    if path.suffix.lower() != ".gguf":
+        raise ModelNotFound(
+            f"{path} is a file, but not a .gguf file; give a .gguf file, a checkpoint folder or a "
+            "bundle folder"
+        )
+    return Origin(path.stem, fingerprint(path), lambda: path)
+
+
+def _on_hub(
+    name: str, hub_name: hub.HubName, progress: Progress | None, *, offline: bool, refresh: bool
+) -> Origin:
+    record = None if refresh else store.read_hub_record(name)
+    if record is None:
+        path = hub.fetch(hub_name, progress=progress, offline=offline)
+        record = store.HubRecord(str(path), fingerprint(path))
+        store.write_hub_record(name, record)
+
+    def fetch() -> Path:
+        known = Path(record.path)
+        if known.exists() and fingerprint(known) == record.fingerprint:
+            return known
+        path = hub.fetch(hub_name, progress=progress, offline=offline)
+        if fingerprint(path) != record.fingerprint:
+            raise ModelNotFound(
+                f"{name} has changed on the hub since it was fetched; take its new version with: "
+                f"quickdraft pull {name}"
+            )
+        return path
+
+    return Origin(name, record.fingerprint, fetch)
+
+
+def fingerprint(checkpoint: Path) -> str:
+    """sha256 of a checkpoint file, or of the names and hashes of what a folder is made of.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    try:
+        if checkpoint.is_file():
+            return hash_file(checkpoint)
+        digest = hashlib.sha256()
+        for path in sorted(checkpoint.iterdir()):
+            if path.is_file() and any(fnmatch(path.name, pattern) for pattern in hub.PATTERNS):
+                digest.update(f"{path.name}\0{hash_file(path)}\n".encode())
+        return digest.hexdigest()
+    except BundleError as error:
+        raise CheckpointError(str(error)) from error
+    except OSError as error:
+        raise CheckpointError(f"{checkpoint} cannot be read: {error.strerror or error}") from error
+
+
+def _made(origin: Origin, weights: str, progress: Progress | None) -> Bundle:
+    """The bundle of an origin: from the cache, or exported into it by one process only."""
+    folder = store.bundle_folder(origin.model, origin.fingerprint, weights)
+    bundle = _cached(folder, progress)
+    if bundle is not None:
+        return bundle
+    checkpoint = origin.fetch()
+    with store.lock(folder.name, progress):
+        bundle = _cached(folder, progress)  # another process may have made it while we waited
+        if bundle is not None:
+            return bundle
+        from quickdraft.export.pipeline import export_model
+
+        store.tidy()
+        store.discard(folder)
+        export_model(checkpoint, folder, weights=weights, progress=progress)
+        return open_bundle(folder, progress=progress)
+
+
+def _cached(folder: Path, progress: Progress | None) -> Bundle | None:
+    if not folder.exists():
+        return None
+    try:
+        return open_bundle(folder, progress=progress)
+    except BundleError as error:
+        # It is ours and can be made again, also after an upgrade that changed the format.
+        _log.warning("a bundle in the cache cannot be used and is made again: %s", error)
+        return None
+
+
+def _unknown(name: str) -> ModelNotFound:
+    near = get_close_matches(name.lower(), ALIASES, n=2, cutoff=0.4)
+    hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+    return ModelNotFound(
+        f"there is no model {name[:200]!r}{hint} (built-in: {', '.join(ALIASES)}; else a bundle or "
+        "checkpoint folder, a .gguf file, or owner/name on the Hugging Face hub)"
+    )
