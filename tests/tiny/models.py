@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -17,9 +18,14 @@ def write_tiny_model(
     family: str = "llama",
     formats: tuple[str, ...] = ("onnx", "reference"),
     weights: str = "fp32",
+    chat: bool = True,
     **config: Any,
 ) -> Manifest:
-    """Export `tiny_checkpoint(family, **config)` to the bundle folder `folder`."""
+    """Export `tiny_checkpoint(family, **config)` to `folder`; chat: with its chat template."""
     checkpoint = tiny_checkpoint(family, **config)
+    if not chat:
+        checkpoint = replace(
+            checkpoint, tokenizer=replace(checkpoint.tokenizer, chat_template=None)
+        )
     with mock.patch.object(pipeline, "read_checkpoint", return_value=checkpoint):
         return pipeline.export_model(folder, folder, weights=weights, formats=formats)

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from tiny.models import write_tiny_model
-from tiny.process import PROGRAM, quickdraft
+from tiny.process import PROGRAM, call, quickdraft
 
 from quickdraft.bundle import open_bundle
 from quickdraft.cli import main
@@ -190,12 +190,12 @@ def test_json_is_one_object(tiny_bundle: Path) -> None:
     assert len(answer["token_ids"]) == answer["timings"]["predicted_n"] == 8
     assert answer["finish_reason"] == "length"
     assert answer["timings"]["load_ms"] > 0
-    text = quickdraft("run", tiny_bundle, "hello", "-n", 8, "--ignore-eos").stdout
+    text = call("run", tiny_bundle, "hello", "-n", 8, "--ignore-eos").stdout
     assert text.rstrip("\n") == answer["text"].rstrip("\n")
 
 
 def test_errors_are_json_too(tiny_bundle: Path) -> None:
-    done = quickdraft("run", tiny_bundle, "hello", "--top-p", 2, "--json")
+    done = call("run", tiny_bundle, "hello", "--top-p", 2, "--json")
     assert done.returncode == 2
     error = json.loads(done.stdout)["error"]
     assert error["type"] == "OptionError"
@@ -203,7 +203,7 @@ def test_errors_are_json_too(tiny_bundle: Path) -> None:
 
 
 def test_piped_output_is_the_answer_alone(tiny_bundle: Path) -> None:
-    done = quickdraft("run", tiny_bundle, "-n", 8, input="hello")
+    done = call("run", tiny_bundle, "-n", 8, input="hello")
     assert done.returncode == 0
     assert done.stderr == ""
     assert done.stdout.endswith("\n")
@@ -211,8 +211,8 @@ def test_piped_output_is_the_answer_alone(tiny_bundle: Path) -> None:
 
 
 def test_verbose_prints_statistics_on_standard_error(tiny_bundle: Path) -> None:
-    done = quickdraft("run", tiny_bundle, "hello", "-n", 8, "-v", "--ignore-eos")
-    plain = quickdraft("run", tiny_bundle, "hello", "-n", 8, "--ignore-eos")
+    done = call("run", tiny_bundle, "hello", "-n", 8, "-v", "--ignore-eos")
+    plain = call("run", tiny_bundle, "hello", "-n", 8, "--ignore-eos")
     assert done.stdout == plain.stdout
     words = [line.split()[0] for line in done.stderr.splitlines()]
     assert words == ["load", "first", "prompt", "answer", "drafts", "backend", "end"]
@@ -221,8 +221,8 @@ def test_verbose_prints_statistics_on_standard_error(tiny_bundle: Path) -> None:
 
 def test_raw_leaves_the_template_out(tiny_bundle: Path) -> None:
     arguments = ("run", tiny_bundle, "hello", "-n", 1, "--json")
-    chat = json.loads(quickdraft(*arguments).stdout)
-    raw = json.loads(quickdraft(*arguments, "--raw").stdout)
+    chat = json.loads(call(*arguments).stdout)
+    raw = json.loads(call(*arguments, "--raw").stdout)
     assert raw["timings"]["prompt_n"] < chat["timings"]["prompt_n"]
     with Model.open(tiny_bundle, manifest=open_bundle(tiny_bundle).manifest) as model:
         assert raw["timings"]["prompt_n"] == len(model.tokenize("hello"))
@@ -230,13 +230,13 @@ def test_raw_leaves_the_template_out(tiny_bundle: Path) -> None:
 
 @pytest.mark.parametrize("data", ["", "\n"])
 def test_no_prompt_is_bad_use(data: str, tiny_bundle: Path) -> None:
-    done = quickdraft("run", tiny_bundle, input=data)
+    done = call("run", tiny_bundle, input=data)
     assert done.returncode == 2
     assert "no prompt" in done.stderr
 
 
 def test_input_that_is_not_utf8_is_refused(tiny_bundle: Path) -> None:
-    done = quickdraft("run", tiny_bundle, input=b"caf\xe9")
+    done = call("run", tiny_bundle, input=b"caf\xe9")
     assert done.returncode == 2
     assert "byte 0xe9 at offset 3" in done.stderr
 
@@ -252,11 +252,11 @@ def test_argument_that_is_not_utf8_is_refused(tiny_bundle: Path) -> None:
 def test_prompts_of_any_size_end_in_an_answer_or_a_message(tmp_path: Path) -> None:
     write_tiny_model(tmp_path / "small", formats=("reference",))
     for size in (26_000, 2_000_000):
-        done = quickdraft("run", tmp_path / "small", "-n", 2, input="x" * size)
+        done = call("run", tmp_path / "small", "-n", 2, input="x" * size)
         assert done.returncode == 2
         assert "512" in done.stderr
         assert len(done.stderr) < 500
-    done = quickdraft("run", tmp_path / "small", "-n", 2, input="\0" * 50)
+    done = call("run", tmp_path / "small", "-n", 2, input="\0" * 50)
     assert done.returncode == 0
 
 
