@@ -242,7 +242,9 @@ def _stop_strings(value: Any) -> tuple[str, ...]:
         if not isinstance(string, str) or not string:
             raise OptionError(f"stop_strings holds {string!r}; each must be a non-empty string")
         if len(string.encode("utf-8", "surrogatepass")) > MAX_STOP_BYTES:
-            raise OptionError(f"a stop string is longer than {MAX_STOP_BYTES} bytes")
+            raise OptionError(
+                f"stop_strings holds one of more than {MAX_STOP_BYTES} bytes; shorten it"
+            )
     return tuple(strings)
 
 

@@ -135,8 +135,9 @@ class _Environment(ImmutableSandboxedEnvironment):
         return super().getitem(obj, argument)
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        self.meter.tick()
-        _check_operands(operator, left, right)
+        size = _result_size(operator, left, right)
+        _check_size(size)
+        self.meter.tick(1 + size // CHARACTERS_PER_OPERATION)
         return super().call_binop(context, operator, left, right)
 
 
@@ -195,22 +196,21 @@ def _narrow(function: Callable[..., Any]) -> Callable[..., Any]:
     return narrow
 
 
-def _check_operands(operator: str, left: Any, right: Any) -> None:
+def _result_size(operator: str, left: Any, right: Any) -> int:
+    """An upper bound of what an operation builds: characters, list items, or bits."""
     if operator == "+":
-        size = _size(left) + _size(right)
-    elif operator == "*":
+        return _size(left) + _size(right)
+    if operator == "*":
+        if isinstance(left, int) and isinstance(right, int):
+            return left.bit_length() + right.bit_length()
         numbers = [n for n in (left, right) if isinstance(n, int)]
-        size = max(_size(left), _size(right)) * max(numbers, default=1)
-        if len(numbers) == 2:
-            size = sum(n.bit_length() for n in numbers)
-    elif operator == "**":
-        bits = left.bit_length() if isinstance(left, int) else 0
-        size = bits * right if isinstance(right, int) else 0
-    else:
-        size = 0
-        if isinstance(left, str):
-            _check_format(left)
-    _check_size(size)
+        return max(_size(left), _size(right)) * max(numbers, default=1)
+    if operator == "**":
+        whole = isinstance(left, int) and isinstance(right, int)
+        return left.bit_length() * max(right, 0) if whole else 0
+    if isinstance(left, str):
+        _check_format(left)
+    return 0
 
 
 def _raise_exception(message: str) -> None:
