@@ -117,7 +117,7 @@ def _cache() -> dict[str, Any]:
     folder = store.cache_folder()
     return {
         "folder": str(folder),
-        "bytes": machine.folder_size(folder),
+        "bytes": sum(entry.size for entry in store.entries()),
         "writable": machine.is_writable(folder),
     }
 

@@ -86,18 +86,6 @@ def peak_memory() -> int | None:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def folder_size(folder: Path) -> int:
-    """Bytes of all files below a folder, links not followed."""
-    total = 0
-    for path, _, names in os.walk(folder):
-        for name in names:
-            try:
-                total += os.lstat(os.path.join(path, name)).st_size
-            except OSError:  # removed by somebody else meanwhile
-                continue
-    return total
-
-
 def is_writable(folder: Path) -> bool:
     """Whether files can be made in a folder, or in the nearest parent that exists."""
     while not folder.exists() and folder != folder.parent:

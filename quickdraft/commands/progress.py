@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from quickdraft.runtime.model import Model
 
-BYTE_STAGES = frozenset({"download"})
+BYTE_STAGES = frozenset({"download", "verify"})
 """Stages that count bytes; the others count pieces of work."""
 
 

@@ -41,9 +41,9 @@ def run(
     loading: dict[str, Any],
     as_json: bool,
 ) -> None:
-    """Answer one prompt, as its words come.
+    """Answer one prompt.
 
-    The prompt is the arguments, standard input, or both: arguments first, then an empty line,
+    Text is printed as it comes. The prompt is the arguments, standard input, or both: arguments first, then an empty line,
     then standard input.
     """
     from quickdraft.commands.progress import open_model

@@ -184,6 +184,8 @@ class Terminal:
         fcntl.ioctl(self._fd, termios.TIOCSWINSZ, size)
 
     def type(self, text: str) -> None:
+        if "\x03" in text:  # Python loses a SIGINT between the prompt and the wait for a key
+            time.sleep(0.2)
         os.write(self._fd, text.encode())
 
     def wait_for(self, pattern: str, seconds: float = 20) -> str:
@@ -200,8 +202,15 @@ class Terminal:
 
     def exit_code(self) -> int:
         """Wait for the end."""
+        import select
+
+        until = time.monotonic() + 20
         try:
-            while chunk := os.read(self._fd, 65536):
+            while True:
+                ready, _, _ = select.select([self._fd], [], [], until - time.monotonic())
+                assert ready, f"still running after {self.seen!r}"
+                if not (chunk := os.read(self._fd, 65536)):
+                    break
                 self.seen += chunk
         except OSError:  # Linux says so when the other end is closed
             pass

@@ -1,0 +1,125 @@
+"""`quickdraft show`: the facts of a model, as its manifest states them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from quickdraft import strict_json
+from quickdraft.bundle import is_bundle, read_manifest
+from quickdraft.commands.options import common_options
+from quickdraft.commands.output import facts, human_count, human_size, print_json
+from quickdraft.errors import ModelNotFound
+from quickdraft.manifest import Manifest, Variant
+from quickdraft.models import store
+from quickdraft.models.aliases import ALIASES, Alias
+
+
+@click.command()
+@click.argument("model")
+@common_options
+def show(model: str, as_json: bool) -> None:
+    """Print the facts of a model.
+
+    MODEL is a bundle folder, a model of the cache, or an alias. Nothing is fetched, and no file
+    but the manifest is read.
+    """
+    folders = _bundles(model)
+    manifests = {folder: read_manifest(folder) for folder in folders}
+    alias = ALIASES.get(model)
+    if as_json:
+        print_json(
+            {
+                "model": model,
+                "alias": None if alias is None else _alias_facts(alias),
+                "bundles": [
+                    {"folder": str(folder), "size": _size(m), "manifest": strict_json.encode(m)}
+                    for folder, m in manifests.items()
+                ],
+            }
+        )
+        return
+    pages = [facts({"bundle": folder, **_facts(m)}) for folder, m in manifests.items()]
+    if not pages and alias is not None:
+        words = {**_alias_facts(alias), "size": human_size(alias.size)}
+        pages = [facts({**words, "bundle": f"none yet; make it with: quickdraft pull {model}"})]
+    click.echo("\n\n".join(pages))
+
+
+def _bundles(model: str) -> list[Path]:
+    """Bundle folders of a model; none for an alias that was never used.
+
+    Raises:
+        ModelNotFound: the name leads to no bundle.
+    """
+    try:
+        if is_bundle(Path(model)):
+            return [Path(model)]
+    except (OSError, ValueError):  # too long for a path, or a NUL in it
+        pass
+    try:
+        return [entry.path for entry in store.find(model) if entry.kind == "bundle"]
+    except ModelNotFound as error:
+        if model in ALIASES:
+            return []
+        raise ModelNotFound(
+            f"{model!r} is neither a bundle folder, nor an alias ({', '.join(ALIASES)}), and "
+            f"{error}"
+        ) from None
+
+
+def _alias_facts(alias: Alias) -> dict[str, Any]:
+    return {
+        "alias": alias.name,
+        "description": alias.description,
+        "licence": alias.licence,
+        "checkpoint": alias.file,
+        "size": alias.size,
+        "sha256": alias.sha256,
+    }
+
+
+def _facts(manifest: Manifest) -> dict[str, object]:
+    """What people want to know of a bundle, in words."""
+    spec, source, tokenizer = manifest.model, manifest.source, manifest.tokenizer
+    heads = f"{spec.num_heads[0]} heads over {spec.num_kv_heads[0]} KV heads of {spec.head_dim}"
+    windows = [w for w in spec.distinct_windows if w is not None]
+    words: dict[str, object] = {
+        "architecture": spec.family,
+        "parameters": human_count(spec.num_parameters),
+        "context": f"{spec.context_length} tokens",
+        "layers": f"{spec.num_layers} of width {spec.hidden_size}, {heads}",
+        "vocabulary": f"{spec.vocab_size} tokens",
+    }
+    if windows:
+        words["windows"] = ", ".join(f"{w} tokens" for w in windows)
+    for role, variants in manifest.roles.items():
+        for number, variant in enumerate(variants, start=1):
+            words[f"{role} {number}"] = _variant(variant)
+    words["chat template"] = "yes" if tokenizer.chat_template else "no"
+    words["stop tokens"] = ", ".join(map(str, tokenizer.eos_token_ids)) or "none"
+    if manifest.generation:
+        words["generation"] = ", ".join(f"{k}={v}" for k, v in manifest.generation.items())
+    words["licence"] = source.licence or "not stated"
+    revision = f" at {source.revision}" if source.revision else ""
+    words["source"] = f"{source.kind}, {source.name}{revision}, sha256 {source.fingerprint[:12]}..."
+    words["written by"] = ", ".join(f"{k} {v}" for k, v in manifest.written_by.items())
+    words["size"] = human_size(_size(manifest))
+    for name, entry in manifest.files.items():
+        words[f"  {name}"] = human_size(entry.size)
+    return words
+
+
+def _variant(variant: Variant) -> str:
+    layers = ", ".join(map(str, variant.step.hidden_states))
+    hidden = f", hidden states after layers {layers}" if layers else ""
+    return (
+        f"{variant.target_format}, {variant.flavour}, {variant.weight_format} weights, "
+        f"{variant.guarantee}{hidden}"
+    )
+
+
+def _size(manifest: Manifest) -> int:
+    return sum(entry.size for entry in manifest.files.values())
