@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from quickdraft.drafters.base import DraftSettings, Observation, is_usable
 from quickdraft.drafters.tree import Tree
 from quickdraft.errors import Cancelled
-from quickdraft.runtime.accept import Accepted, NodeDistribution, rule_for
+from quickdraft.runtime.accept import NodeDistribution, rule_for
 from quickdraft.runtime.backends.base import Backend, StepOutput
 from quickdraft.runtime.metrics import StepRecord
 from quickdraft.runtime.plan import Emission, Plan
-from quickdraft.runtime.result import FinishReason, TokenLogprob
+from quickdraft.runtime.result import FinishReason
 from quickdraft.runtime.sampling import Distribution, process, token_logprob
 from quickdraft.runtime.session import Session
 
@@ -136,7 +136,8 @@ class Decoder:
         path = accepted.path[: len(tokens)]
         self._session.cache.commit([*range(offset), *(offset + node for node in path)])
         self._remember(tokens, verified, path)
-        logprobs = self._logprobs(verified, accepted, tokens)
+        top, pairs = self._plan.config.logprobs, zip(path, tokens, strict=True)
+        logprobs = [token_logprob(verified.logits[n], token, top) for n, token in pairs if top]
         record = StepRecord(
             drafted=len(tree) - 1,
             accepted=min(len(tokens), len(accepted.path) - 1),
@@ -147,7 +148,7 @@ class Decoder:
             sample_s=time.perf_counter() - started,
             fallbacks=verified.fallbacks,
         )
-        return Emission(tuple(tokens), logprobs, record, reason)
+        return Emission(tuple(tokens), tuple(logprobs), record, reason)
 
     def _distribution(self, verified: _Verified) -> NodeDistribution:
         """The target's distribution after a path of nodes; penalties see the path's tokens."""
@@ -186,18 +187,6 @@ class Decoder:
             rows = [verified.offset + node for node in path]
             states = verified.output.hidden_states
             self._drafter.observe(Observation(tokens, {k: v[rows] for k, v in states.items()}))
-
-    def _logprobs(
-        self, verified: _Verified, accepted: Accepted, tokens: list[int]
-    ) -> tuple[TokenLogprob, ...]:
-        top = self._plan.config.logprobs
-        if not top:
-            return ()
-        nodes = accepted.path[: len(tokens)]
-        return tuple(
-            token_logprob(verified.logits[node], token, top)
-            for node, token in zip(nodes, tokens, strict=True)
-        )
 
     def _check_interruption(self) -> None:
         plan = self._plan
