@@ -31,13 +31,13 @@ def byte_alphabet() -> list[str]:
     return [chr(b if b in kept else 256 + moved.index(b)) for b in range(256)]
 
 
-def byte_level(pre: str | None = "smollm", **changes: Any) -> list[bytes]:
+def byte_level(pre: str | tuple[int, Any] | None = "smollm", **changes: Any) -> list[bytes]:
     """Metadata of a `gpt2` tokenizer; `changes` replace whole values (None drops a key)."""
     words = [*byte_alphabet(), *(merge.replace(" ", "") for merge in MERGES), *SPECIALS]
     first = len(words) - len(SPECIALS)
     values: dict[str, tuple[Any, ...] | None] = {
         "model": (STRING, "gpt2"),
-        "pre": pre and (STRING, pre),
+        "pre": (STRING, pre) if isinstance(pre, str) else pre,
         "tokens": (STRING, [*words]),
         "token_type": (I32, [NORMAL] * first + [CONTROL] * len(SPECIALS)),
         "merges": (STRING, [*MERGES]),
@@ -112,7 +112,7 @@ SHAPE: dict[str, Any] = {
 """Hyper-parameters that nearly all tiny models share: 4 heads of 8 over 2 KV heads."""
 
 
-def llama_shapes(vocabulary: int = 268) -> dict[str, tuple[int, ...]]:
+def llama_shapes(vocabulary: int = 280) -> dict[str, tuple[int, ...]]:
     """GGUF names and shapes of a llama of SHAPE."""
     return {
         "token_embd.weight": (vocabulary, 32),
