@@ -127,18 +127,20 @@ def activate(x: Floats, kind: str) -> Floats:
 def _silu(x: Floats) -> Floats:
     # The tail of exp overflows to infinity, and x / infinity is the right 0.
     with np.errstate(over="ignore"):
-        result: Floats = x / (np.float32(1) + np.exp(-x))
+        result: Floats = x / (np.exp(-x) + np.float32(1))
     return result
 
 
 def _gelu(x: Floats) -> Floats:
     erf = np.asarray(_erf(x / np.float32(math.sqrt(2))), np.float32)
-    return np.multiply(x * np.float32(0.5), erf + np.float32(1), dtype=np.float32)
+    result: Floats = np.multiply(x * np.float32(0.5), erf + np.float32(1))
+    return result
 
 
 def _gelu_tanh(x: Floats) -> Floats:
     inner = (x + x * x * x * np.float32(0.044715)) * np.float32(math.sqrt(2 / math.pi))
-    return np.multiply(x * np.float32(0.5), np.tanh(inner) + np.float32(1), dtype=np.float32)
+    result: Floats = np.multiply(x * np.float32(0.5), np.tanh(inner) + np.float32(1))
+    return result
 
 
 def _relu(x: Floats) -> Floats:

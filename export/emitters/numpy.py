@@ -151,14 +151,16 @@ class Recorder(ComposedOps[Recorded]):
         attributes: Mapping[str, Any] | None = None,
     ) -> Recorded:
         value = Recorded(f"v{len(self.instructions)}")
-        given = {place: weight for place, weight in (weights or {}).items() if weight is not None}
-        for weight in given.values():
-            self.weights.setdefault(weight.name, weight)
+        names: dict[str, str | None] = {}
+        for place, weight in (weights or {}).items():
+            names[place] = None if weight is None else weight.name
+            if weight is not None:
+                self.weights.setdefault(weight.name, weight)
         self.instructions.append(
             {
                 "op": op,
                 "inputs": [each.name for each in inputs],
-                "weights": {place: weight.name for place, weight in given.items()},
+                "weights": names,
                 "attributes": dict(attributes or {}),
                 "output": value.name,
             }

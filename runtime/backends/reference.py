@@ -170,7 +170,10 @@ def _link(
         if not known.issuperset(entry["inputs"]):
             raise ValueError(f"{entry['output']} uses values before they are computed")
         known.add(entry["output"])
-        constants = {place: weights[name] for place, name in entry["weights"].items()}
+        constants = {
+            place: None if name is None else weights[name]
+            for place, name in entry["weights"].items()
+        }
         constants.update(entry["attributes"])
         lines.append(_Instruction(entry["op"], tuple(entry["inputs"]), constants, entry["output"]))
     if not known.issuperset([program["logits"], *program["hidden_states"].values()]):

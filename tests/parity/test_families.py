@@ -73,7 +73,7 @@ def open_case(backend: str, model: str) -> Case:
     return Case(opened, oracle, opened.spec.vocab_size)
 
 
-@pytest.fixture(params=[(b, m) for m in CONFIGS for b in ("reference",)], ids="-".join)
+@pytest.fixture(params=[(b, m) for m in CONFIGS for b in EMITTER_OF], ids="-".join)
 def case(request: pytest.FixtureRequest) -> Case:
     return open_case(*request.param)
 
