@@ -23,7 +23,20 @@ OLDEST_PYTHON = (3, 11)
 # The one torch the parity lane is known to agree with; an index without it gives its newest.
 TORCH = ("torch==2.13.0", "torch>=2.5")
 DEMO_MODEL = "smollm2-135m"
-DEMO_PROMPT = "Repeat this line three times: the quick brown fox jumps over the lazy dog."
+# The answer repeats part of the prompt, which is what prompt lookup drafts from.
+DEMO_PROMPT = """\
+Write this class again, then show how to use it:
+
+class Stack:
+    def __init__(self):
+        self.items = []
+
+    def push(self, item):
+        self.items.append(item)
+
+    def pop(self):
+        return self.items.pop()
+"""
 
 
 class Failed(Exception):
@@ -189,8 +202,11 @@ def demo() -> None:
     """Fetch a small model, export it, and let it answer while it drafts."""
     setup()
     options = ("--temperature", "0", "--max-new-tokens", "200", "--verbose")
+    say(f"quickdraft run {DEMO_MODEL} PROMPT {' '.join(options)}, where PROMPT is")
+    print(DEMO_PROMPT, flush=True)
     # A prompt on the command line is joined with standard input, so that must be empty.
-    run(tool("quickdraft"), "run", DEMO_MODEL, DEMO_PROMPT, *options, ask=False)
+    run(tool("quickdraft"), "run", DEMO_MODEL, DEMO_PROMPT, *options, quiet=True, ask=False)
+    say("that was with drafts; add --drafter none to see it without")
 
 
 def clean() -> None:
