@@ -204,6 +204,7 @@ def demo() -> None:
     options = ("--temperature", "0", "--max-new-tokens", "200", "--verbose")
     say(f"quickdraft run {DEMO_MODEL} PROMPT {' '.join(options)}, where PROMPT is")
     print(DEMO_PROMPT, flush=True)
+    say("and this is the answer")
     # A prompt on the command line is joined with standard input, so that must be empty.
     run(tool("quickdraft"), "run", DEMO_MODEL, DEMO_PROMPT, *options, quiet=True, ask=False)
     say("that was with drafts; add --drafter none to see it without")
