@@ -7,6 +7,7 @@ unless said. The meaning of each op is the function of the same name in `quickdr
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeVar
 
@@ -62,6 +63,9 @@ class Ops(Protocol[V]):
 
     def linear(self, x: V, weight: Weight, bias: Weight | None = None) -> V:
         """x @ weight.T + bias: [n, in], weight [out, in] to [n, out]."""
+
+    def linears(self, x: V, pairs: Sequence[tuple[Weight, Weight | None]]) -> list[V]:
+        """Several products of the same x, each weight with its bias; a kernel may join them."""
 
     def rms_norm(self, x: V, weight: Weight | None, eps: float, heads: int = 1) -> V:
         """x / sqrt(mean(x^2) + eps) * weight, over the last axis cut in `heads` equal parts.

@@ -93,6 +93,30 @@ class Weight:
         return Weight(name, shape, "F32", lambda: Dense(change(self.dense())))
 
 
+def join_rows(weights: Sequence[Weight]) -> Weight:
+    """The rows of several matrices of equal width and form, one after the other."""
+
+    def load() -> Dense | Blocked:
+        parts = [weight.load() for weight in weights]
+        first = parts[0]
+        if isinstance(first, Dense):
+            return Dense(np.concatenate([p.values for p in parts if isinstance(p, Dense)]))
+        blocks = [part for part in parts if isinstance(part, Blocked)]
+        least = [part.minimum for part in blocks if part.minimum is not None]
+        return Blocked(
+            np.concatenate([part.codes for part in blocks]),
+            np.concatenate([part.scale for part in blocks]),
+            np.concatenate(least) if least else None,
+            first.bits,
+            first.group,
+            first.zero,
+        )
+
+    rows = sum(weight.shape[0] for weight in weights)
+    name = "+".join(weight.name for weight in weights)
+    return Weight(name, (rows, *weights[0].shape[1:]), weights[0].stored_as, load)
+
+
 def dense_weight(name: str, values: NDArray[np.float32]) -> Weight:
     """A weight from an array in memory."""
     return Weight(name, values.shape, "F32", lambda: Dense(values))

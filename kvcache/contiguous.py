@@ -7,6 +7,7 @@ sees exactly the slots it needs), truncation is a number, and committing a tree 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,15 +84,15 @@ class ContiguousCache:
 
     def commit(self, path: Sequence[int]) -> None:
         """Keep the staged rows of `path`, in order, and drop the others."""
-        kept = np.asarray(path, np.int64)
-        if len(kept) and (kept[0] < 0 or kept[-1] >= self._staged or (np.diff(kept) <= 0).any()):
-            raise ValueError(f"path {list(path)} does not rise within {self._staged} staged rows")
+        kept = list(path)
         start = self._length
-        # Indices rise, so a row never lands on one that is still to be moved.
-        moved = np.flatnonzero(kept != np.arange(len(kept)))
-        if len(moved):
-            first = int(moved[0])
-            source, target = start + kept[first:], slice(start + first, start + len(kept))
+        if any(a >= b for a, b in pairwise([-1, *kept, self._staged])):
+            raise ValueError(f"path {kept} does not rise within {self._staged} staged rows")
+        first = next((i for i, row in enumerate(kept) if row != i), len(kept))
+        if first < len(kept):
+            # Rows rise, so none lands on one that is still to be moved.
+            source = start + np.asarray(kept[first:], np.int64)
+            target = slice(start + first, start + len(kept))
             for key, value in self._layers:
                 key[target] = key[source]
                 value[target] = value[source]

@@ -173,7 +173,8 @@ def _attention(
     ops: Ops[V], spec: DecoderSpec, index: int, layer: LayerWeights, x: V, positions: V
 ) -> V:
     shape = spec.layers[index]
-    q, k, v = (_linear(ops, x, part) for part in (layer.query, layer.key, layer.value))
+    parts = (layer.query, layer.key, layer.value)
+    q, k, v = ops.linears(x, [(part.weight, part.bias) for part in parts])
     per_head = spec.query_norm == "head"
     q = _norm(ops, spec, q, layer.query_norm, shape.num_heads if per_head else 1)
     k = _norm(ops, spec, k, layer.key_norm, shape.num_kv_heads if per_head else 1)

@@ -125,6 +125,10 @@ class OnnxOps(ComposedOps[Value]):
         """Matrix product, quantised or not, plus bias."""
         return self._store.linear(self._value(x), weight, bias)
 
+    def linears(self, x: Value, pairs: Sequence[tuple[Weight, Weight | None]]) -> list[Value]:
+        """Joined products, split again."""
+        return list(self._store.linears(self._value(x), pairs))
+
     # Norms
 
     def rms_norm(self, x: Value, weight: Weight | None, eps: float, heads: int = 1) -> Value:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from quickdraft.export.emitters.onnx_graph import CONTRIB, GraphBuilder
 from quickdraft.export.quantize import WeightFormat, store
-from quickdraft.export.weights import Blocked, Floats, Weight
+from quickdraft.export.weights import Blocked, Floats, Weight, dense_weight, join_rows
 
 ACCURACY_LEVEL = 4
 """Activations in int8 per block of a row: the fast path, and one whose rows are independent."""
@@ -48,12 +49,26 @@ def to_nbits(blocked: Blocked) -> NBits:
     packed = _pack_nibbles(codes) if blocked.bits == 4 else np.ascontiguousarray(codes)
     if offset is not None and not offset.any():
         offset = None
-    return NBits(packed.reshape(rows, groups, -1), np.ascontiguousarray(blocked.scale, np.float32), offset)
+    return NBits(
+        packed.reshape(rows, groups, -1), np.ascontiguousarray(blocked.scale, np.float32), offset
+    )
 
 
 def _pack_nibbles(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
     high: NDArray[np.uint8] = np.left_shift(codes[:, 1::2], 4)
     return codes[:, 0::2] | high
+
+
+def _join_biases(pairs: Sequence[tuple[Weight, Weight | None]]) -> Weight | None:
+    """The biases one after the other, zeros where there is none; None if there are none at all."""
+    if all(bias is None for _, bias in pairs):
+        return None
+    return join_rows(
+        [
+            bias or dense_weight(f"{weight.name}.no_bias", np.zeros(weight.shape[0], np.float32))
+            for weight, bias in pairs
+        ]
+    )
 
 
 class WeightStore:
@@ -108,25 +123,46 @@ class WeightStore:
         vector = self.vector(bias) if bias else None
         if dense is not None:
             y = graph.one("FusedMatMul", [x, dense], {"transB": 1}, domain=CONTRIB)
-        else:
-            bits, group, has_offset = self._blocks[weight.name]
-            attributes = {
-                "K": weight.shape[1],
-                "N": weight.shape[0],
-                "bits": bits,
-                "block_size": group,
-                "accuracy_level": ACCURACY_LEVEL,
-            }
-            codes = self._tensor(f"{weight.name}.codes")
-            scale = self._tensor(f"{weight.name}.scale")
-            y = graph.one("MatMulNBits", [x, codes, scale], attributes, domain=CONTRIB)
-            if has_offset:
-                offset = self._tensor(f"{weight.name}.offset")
-                moved = graph.one(
-                    "MatMul", [self._group_sums(x, weight.shape[1] // group, group), offset]
-                )
-                y = graph.one("Add", [y, moved])
-        return graph.one("Add", [y, vector]) if vector is not None else y
+            return graph.one("Add", [y, vector]) if vector is not None else y
+        bits, group, has_offset = self._blocks[weight.name]
+        attributes = {
+            "K": weight.shape[1],
+            "N": weight.shape[0],
+            "bits": bits,
+            "block_size": group,
+            "accuracy_level": ACCURACY_LEVEL,
+        }
+        codes = self._tensor(f"{weight.name}.codes")
+        scale = self._tensor(f"{weight.name}.scale")
+        inputs = [x, codes, scale] if vector is None else [x, codes, scale, None, None, vector]
+        y = graph.one("MatMulNBits", inputs, attributes, domain=CONTRIB)
+        if not has_offset:
+            return y
+        sums = self._group_sums(x, weight.shape[1] // group, group)
+        offset = self._tensor(f"{weight.name}.offset")
+        return graph.one("Add", [y, graph.one("MatMul", [sums, offset])])
+
+    def linears(self, x: ir.Value, pairs: Sequence[tuple[Weight, Weight | None]]) -> list[ir.Value]:
+        """Products of the same x, joined where the weights are stored alike.
+
+        One product of many rows costs less than several of few.
+        """
+        alike: dict[str, list[int]] = {}
+        for index, (weight, _) in enumerate(pairs):
+            form = weight.stored_as if self._format.keep else ""
+            alike.setdefault(form, []).append(index)
+        results: dict[int, ir.Value] = {}
+        for indices in alike.values():
+            if len(indices) == 1:
+                weight, bias = pairs[indices[0]]
+                results[indices[0]] = self.linear(x, weight, bias)
+                continue
+            joined = join_rows([pairs[i][0] for i in indices])
+            y = self.linear(x, joined, _join_biases([pairs[i] for i in indices]))
+            sizes = self._graph.constant([pairs[i][0].shape[0] for i in indices])
+            outputs = self._graph.node("Split", [y, sizes], {"axis": -1}, outputs=len(indices))
+            results.update(zip(indices, outputs, strict=True))
+        return [results[index] for index in range(len(pairs))]
 
     def _group_sums(self, x: ir.Value, groups: int, group: int) -> ir.Value:
         """Sums of each group of columns, [n, groups], shared by all products of the same x."""

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,17 @@ class _Bound:
     binding: Any
     version: int = -1
     slots: int = -1
+    inputs: dict[str, NDArray[Any]] = field(default_factory=dict)
+
+    def feed(self, feeds: Mapping[str, NDArray[Any]]) -> None:
+        """Give a step its inputs; arrays of the shapes of the last step reuse its memory."""
+        for name, array in feeds.items():
+            known = self.inputs.get(name)
+            if known is not None and known.shape == array.shape:
+                np.copyto(known, array)
+            else:
+                self.inputs[name] = array = array.copy()
+                self.binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))
 
 
 class OnnxRuntimeBackend:
@@ -107,31 +118,30 @@ class OnnxRuntimeBackend:
     ) -> StepOutput:
         n, length, names = len(tree), cache.length, self._step
         slots = align_slots(length + n)
-        binding = self._bind_cache(cache, slots)
+        bound = self._bind_cache(cache, slots)
         feeds: dict[str, NDArray[Any]] = {
             names.tokens: tree.tokens,
             names.positions: positions(tree, length),
-            names.slots: np.arange(length, length + n, dtype=np.int64),
+            names.slots: np.arange(length, length + n),
             names.output_rows: rows,
         }
         for window, name in names.biases.items():
             feeds[name] = attention_bias(tree, length, slots, window)
+        bound.feed(feeds)
         logits = np.empty((len(rows), self.spec.vocab_size), np.float32)
-        hidden = {
-            layer: np.empty((n, self.spec.hidden_size), np.float32) for layer in names.hidden_states
-        }
-        results: dict[str, NDArray[Any]] = {names.logits: logits}
-        results |= {names.hidden_states[layer]: array for layer, array in hidden.items()}
-        for name, array in feeds.items():
-            binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))
-        for name, array in results.items():
-            binding.bind_ortvalue_output(name, ort.OrtValue.ortvalue_from_numpy(array))
-        self._execute(binding, cancel)
+        bound.binding.bind_ortvalue_output(names.logits, ort.OrtValue.ortvalue_from_numpy(logits))
+        hidden: dict[int, NDArray[np.float32]] = {}
+        for layer, name in names.hidden_states.items():
+            hidden[layer] = np.empty((n, self.spec.hidden_size), np.float32)
+            bound.binding.bind_ortvalue_output(
+                name, ort.OrtValue.ortvalue_from_numpy(hidden[layer])
+            )
+        self._execute(bound.binding, cancel)
         if np.isnan(logits).any():
             raise BackendError("the model computed logits that are not numbers (NaN)")
         return StepOutput(logits, hidden)
 
-    def _bind_cache(self, cache: ContiguousCache, slots: int) -> Any:
+    def _bind_cache(self, cache: ContiguousCache, slots: int) -> _Bound:
         with self._lock:
             bound = self._bound.get(cache)
             if bound is None:
@@ -148,7 +158,7 @@ class OnnxRuntimeBackend:
                     bound.binding.bind_ortvalue_input(past.format(layer=layer), shared)
                     bound.binding.bind_ortvalue_output(present.format(layer=layer), shared)
             bound.version, bound.slots = cache.version, slots
-        return bound.binding
+        return bound
 
     def _execute(self, binding: Any, cancel: CancelToken | None) -> None:
         # Terminating marks the options object for good, so every step has its own.
