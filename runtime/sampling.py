@@ -21,7 +21,7 @@ Logits = NDArray[np.float32]
 Values = NDArray[np.float64]
 
 BLOCK = 64
-"""Logits per block in `largest`: the maximum of a block is one pass of vector instructions."""
+"""Logits per block in `largest`."""
 
 
 @dataclass(frozen=True)
@@ -126,10 +126,12 @@ def largest(logits: Logits, k: int) -> Ids:
     one vectorised pass leaves a few hundred of a large vocabulary to look at.
     """
     blocks = len(logits) // BLOCK
-    ids = np.arange(len(logits))
     if blocks > k:
-        maxima = logits[: blocks * BLOCK].reshape(blocks, BLOCK).max(axis=1)
+        # A block is one column, so that the maxima are taken of whole rows at a time.
+        maxima = logits[: blocks * BLOCK].reshape(BLOCK, blocks).max(axis=0)
         ids = np.flatnonzero(logits >= np.partition(maxima, blocks - k)[blocks - k])
+    else:
+        ids = np.arange(len(logits))
     values = logits[ids]
     kth = np.partition(values, len(values) - k)[len(values) - k]
     kept: Ids = ids[values >= kth]
