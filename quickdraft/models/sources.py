@@ -66,7 +66,7 @@ def _is_whole(path: Path, alias: Alias) -> bool:
     # The hash is remembered, so this reads the file once in its life.
     try:
         return path.stat().st_size == alias.size and hash_file(path) == alias.sha256
-    except FileNotFoundError:
+    except OSError:  # whatever it is, writing it anew will show
         return False
 
 
