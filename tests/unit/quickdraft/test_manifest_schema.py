@@ -1,0 +1,93 @@
+"""docs/manifest.schema.json says what the parser does."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from tiny.bundles import tiny_manifest
+
+from quickdraft import manifest, types
+from quickdraft.errors import BundleError
+from quickdraft.manifest import parse_manifest
+
+SCHEMA: dict[str, Any] = json.loads(
+    (Path(__file__).parents[3] / "docs" / "manifest.schema.json").read_text(encoding="utf-8")
+)
+VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
+
+
+def plain() -> Any:
+    return json.loads(tiny_manifest().to_json())
+
+
+def test_the_schema_is_one_and_takes_a_manifest() -> None:
+    VALIDATOR.check_schema(SCHEMA)
+    VALIDATOR.validate(plain())
+
+
+DEFINITIONS = {
+    "file": manifest.FileEntry,
+    "model": types.ModelSpec,
+    "variant": manifest.Variant,
+    "step": manifest.StepNames,
+    "cache": manifest.CacheLayout,
+    "tokenizer": manifest.TokenizerEntry,
+    "source": manifest.SourceEntry,
+}
+
+
+@pytest.mark.parametrize("name", DEFINITIONS)
+def test_keys_are_those_of_the_dataclass(name: str) -> None:
+    definition, fields = SCHEMA["$defs"][name], dataclasses.fields(DEFINITIONS[name])
+    assert list(definition["properties"]) == [field.name for field in fields]
+    missing = dataclasses.MISSING
+    assert set(definition["required"]) == {
+        field.name for field in fields if field.default is field.default_factory is missing
+    }
+    assert definition["additionalProperties"] is False
+
+
+def test_keys_of_the_whole_are_those_of_the_dataclass() -> None:
+    names = {field.name for field in dataclasses.fields(manifest.Manifest)}
+    assert set(SCHEMA["properties"]) == set(SCHEMA["required"]) == names
+    assert SCHEMA["properties"]["schema_version"]["const"] == manifest.SCHEMA_VERSION
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("schema_version",), 2),
+        (("model", "num_layers"), 0),
+        (("model", "head_dim"), "4"),
+        (("model", "windows"), [None, 0]),
+        (("roles", "boss"), []),
+        (("roles", "target"), []),
+        (("roles", "target", 0, "flavour"), "fast"),
+        (("roles", "target", 0, "extra"), 1),
+        (("roles", "target", 0, "cache", "past_key"), "{layer}{x}"),
+        (("roles", "target", 0, "cache", "alignment"), 0),
+        (("roles", "target", 0, "step", "hidden_states"), {"01": "x"}),
+        (("tokenizer", "add_bos"), 0),
+        (("tokenizer", "eos_token_ids"), [-1]),
+        (("files",), {}),
+        (("files", "model.onnx", "sha256"), "A" * 64),
+        (("files", "a\\b"), {"size": 0, "sha256": "0" * 64}),
+        (("source", "revision"), 1),
+        (("written_by",), {"quickdraft": None}),
+        (("generation",), []),
+    ],
+)
+def test_both_refuse(path: tuple[Any, ...], value: Any) -> None:
+    whole = plain()
+    parent = whole
+    for key in path[:-1]:
+        parent = parent[key]
+    parent[path[-1]] = value
+    assert not VALIDATOR.is_valid(whole)
+    with pytest.raises(BundleError):
+        parse_manifest(json.dumps(whole).encode(), "m")
