@@ -91,7 +91,7 @@ def bench(
     if not total:
         raise OptionError("there is nothing to measure; give --prompts, --decode or --drafter")
     rows: list[dict[str, Any]] = []
-    with open_model(model, **loading) as loaded, Bars(quiet=as_json) as bars:
+    with open_model(model, **loading) as loaded, Bars(quiet=as_json, transient=True) as bars:
         runs = chain(
             measure(loaded.backend, **tests),
             (measure_text(loaded, prompt, decoded, name, repetitions) for name in drafters),

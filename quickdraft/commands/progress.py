@@ -22,7 +22,9 @@ class Bars:
     Nothing is drawn, and rich is not imported, before the first report.
     """
 
-    def __init__(self, quiet: bool = False) -> None:
+    def __init__(self, quiet: bool = False, transient: bool = False) -> None:
+        """quiet: draw nothing. transient: leave no bars behind at the end."""
+        self._transient = transient
         self._drawn = is_terminal(sys.stderr) and not quiet
         self._progress: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
@@ -39,14 +41,14 @@ class Bars:
         if not self._drawn:
             return
         if self._progress is None:
-            self._progress = _progress()
+            self._progress = _progress(self._transient)
             self._progress.start()
         if stage not in self._tasks:
             self._tasks[stage] = self._progress.add_task(stage, total=total or None)
         self._progress.update(self._tasks[stage], completed=done, total=total or None)
 
 
-def _progress() -> Progress:
+def _progress(transient: bool) -> Progress:
     """Rich's bars, with sizes and rates for stages that count bytes."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, Task, TextColumn, TimeElapsedColumn
@@ -71,6 +73,7 @@ def _progress() -> Progress:
         Amount(""),
         TimeElapsedColumn(),
         console=console,
+        transient=transient,
     )
 
 
@@ -78,5 +81,5 @@ def open_model(name: str, **loading: Any) -> Model:
     """Load a model as `quickdraft.load` does, with bars while it is fetched and exported."""
     from quickdraft.api import load
 
-    with Bars() as bars:
+    with Bars(transient=True) as bars:
         return load(name, progress=bars, **loading)
