@@ -127,7 +127,7 @@ def activate(x: Floats, kind: str) -> Floats:
 def _silu(x: Floats) -> Floats:
     # The tail of exp overflows to infinity, and x / infinity is the right 0.
     with np.errstate(over="ignore"):
-        result: Floats = x / (np.exp(-x) + np.float32(1))
+        result: Floats = np.divide(x, np.float32(1) + np.exp(-x))
     return result
 
 

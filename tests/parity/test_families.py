@@ -6,6 +6,7 @@ The oracle runs each root-to-node path of a tree as a plain text of its own.
 from __future__ import annotations
 
 import functools
+import inspect
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +20,14 @@ from quickdraft.export.architectures.base import find_family
 from quickdraft.export.checkpoints.hf import read_huggingface
 from quickdraft.export.emitters.base import EmitRequest
 from quickdraft.export.quantize import FORMATS
-from quickdraft.registry import BACKENDS, EMITTERS, lookup
+from quickdraft.registry import ARCHITECTURES, BACKENDS, EMITTERS, lookup
 from quickdraft.runtime.backends.base import Backend
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from tiny.families import CONFIGS, Oracle, save_tiny  # noqa: E402
+from transformers import CONFIG_MAPPING  # noqa: E402
 
 pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
 
@@ -44,11 +46,11 @@ class Case:
 
     def logits_of(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
         """What the published implementation says: [n, vocabulary]."""
-        result: NDArray[np.float32] = self.oracle(torch.from_numpy(tokens)[None])[0].numpy()
+        result: NDArray[np.float32] = self.oracle.logits(torch.from_numpy(tokens)[None])[0].numpy()
         return result
 
 
-def open_backend(name: str, folder: Path) -> Backend:
+def open_backend(name: str, folder: Path, hidden_states: tuple[int, ...] = ()) -> Backend:
     """Export the checkpoint folder in float32 and open it with the backend `name`."""
     checkpoint = read_huggingface(folder)
     family = find_family(checkpoint.config)
@@ -58,6 +60,7 @@ def open_backend(name: str, folder: Path) -> Backend:
         spec.model_spec(),
         folder,
         FORMATS["fp32"],
+        hidden_states,
     )
     variant = lookup("format", EMITTERS, EMITTER_OF[name])(request)
     backend: Backend = lookup("backend", BACKENDS, name)(folder, spec.model_spec(), variant)
@@ -145,6 +148,36 @@ def test_accepted_paths(case: Case, seed: int) -> None:
     ours = case.backend.step(Tree.chain(rest), cache).logits
     whole = np.concatenate([tokens, tree.tokens[path], rest])
     assert_equal(ours, case.logits_of(whole)[-len(rest) :])
+
+
+@pytest.mark.parametrize("model", ["llama", "gemma3", "gpt2", "olmo2"])
+@pytest.mark.parametrize("backend", EMITTER_OF)
+def test_hidden_states(backend: str, model: str) -> None:
+    """The residual stream after 0, 1, 2 layers; the published code norms the last one."""
+    with tempfile.TemporaryDirectory() as folder:
+        oracle = save_tiny(model, Path(folder))
+        opened = open_backend(backend, Path(folder), hidden_states=(0, 1, 2))
+        tokens = np.random.default_rng(3).integers(4, opened.spec.vocab_size, 10)
+        ours = opened.step(Tree.chain(tokens), opened.new_cache()).hidden_states
+        theirs = oracle.hidden_states(torch.from_numpy(tokens)[None])
+    assert sorted(ours) == [0, 1, 2]
+    for layer, values in ours.items():
+        assert_equal(values, theirs[layer][0].numpy())
+
+
+@pytest.mark.parametrize("name", sorted(set(ARCHITECTURES) - {"openelm"}))
+def test_defaults_are_those_of_the_published_code(name: str) -> None:
+    defaults = lookup("architecture", ARCHITECTURES, name).defaults
+    published = CONFIG_MAPPING[name]
+    arguments = inspect.signature(published.__init__).parameters
+    inherited = vars(published())
+    said = {
+        key: arguments[key].default if key in arguments else inherited[key]
+        for key in defaults
+        if key in arguments or key in inherited
+    }
+    assert {key: defaults[key] for key in said} == said
+    assert len(said) >= len(defaults) - 3  # the rest are keys of Llama or of later files
 
 
 def test_longrope_ends_where_its_frequencies_change() -> None:

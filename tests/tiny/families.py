@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -14,8 +14,25 @@ from tiny.checkpoint import BOS, CHAT_TEMPLATE, EOS, SPECIAL, VOCAB_SIZE, tiny_t
 from tiny.openelm import OpenElm
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-Oracle = Callable[[torch.Tensor], torch.Tensor]
-"""Token ids [1, n] to logits [1, n, vocabulary]."""
+
+@dataclass(frozen=True)
+class Oracle:
+    """A model of the published code, without a cache."""
+
+    model: Any
+
+    def logits(self, ids: torch.Tensor) -> torch.Tensor:
+        """Token ids [1, n] to logits [1, n, vocabulary]."""
+        with torch.no_grad():
+            if isinstance(self.model, OpenElm):
+                return self.model(ids)
+            return self.model(ids, use_cache=False).logits.float()
+
+    def hidden_states(self, ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The residual streams [1, n, hidden] by number of layers passed."""
+        with torch.no_grad():
+            return self.model(ids, use_cache=False, output_hidden_states=True).hidden_states
+
 
 _COMMON = {
     "vocab_size": VOCAB_SIZE,
@@ -25,6 +42,9 @@ _COMMON = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": 256,
+    # Large enough to show in the logits.
+    "rms_norm_eps": 1e-3,
+    "layer_norm_eps": 1e-3,
     "pad_token_id": None,
     "bos_token_id": BOS,
     "eos_token_id": EOS,
@@ -41,7 +61,14 @@ _LLAMA3 = {
 _YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
 _LINEAR = {"rope_type": "linear", "factor": 2.5}
 _GEMMA = {**_COMMON, "head_dim": 16, "query_pre_attn_scalar": 24, "num_hidden_layers": 4}
-_GPT2 = {"vocab_size": VOCAB_SIZE, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 256}
+_GPT2 = {
+    "vocab_size": VOCAB_SIZE,
+    "n_embd": 32,
+    "n_layer": 3,
+    "n_head": 4,
+    "n_positions": 256,
+    "layer_norm_epsilon": 1e-3,
+}
 _OPT = {
     "vocab_size": VOCAB_SIZE,
     "hidden_size": 32,
@@ -162,7 +189,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         "olmo2",
         {**_COMMON, "attention_bias": True, "rope_scaling": {"type": "linear", "factor": 2.0}},
     ),
-    "smollm3": ("smollm3", _COMMON),
+    "smollm3": ("smollm3", {**_COMMON, "no_rope_layer_interval": 2}),
     "smollm3-window-untied": (
         "smollm3",
         {
@@ -247,12 +274,7 @@ def save_tiny(name: str, folder: Path) -> Oracle:
         model.save_pretrained(folder, safe_serialization=True)
     _save_tokenizer(folder)
 
-    def oracle(ids: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad():
-            output = model(ids) if family == "openelm" else model(ids, use_cache=False).logits
-        return output.float()
-
-    return oracle
+    return Oracle(model)
 
 
 def _randomise(model: torch.nn.Module) -> None:
