@@ -70,6 +70,8 @@ def fetch(name: HubName, *, progress: Progress | None = None, offline: bool = Fa
         StorageError: it cannot be written.
     """
     import huggingface_hub
+    import huggingface_hub.constants
+    import huggingface_hub.utils
 
     with _quiet_bars(huggingface_hub), _translated(name):
         folder = Path(
