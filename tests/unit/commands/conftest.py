@@ -1,4 +1,4 @@
-"""A tiny bundle to run commands on, and standard input that holds nothing."""
+"""A tiny bundle and checkpoint to run commands on, and standard input that holds nothing."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tiny.gguf_models import tiny_llama
 from tiny.models import write_tiny_model
 
 
@@ -16,6 +17,14 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bundles") / "tiny"
     write_tiny_model(folder, max_position_embeddings=100_000)
     return folder
+
+
+@pytest.fixture
+def tiny_gguf(tmp_path: Path) -> Path:
+    """A GGUF file of a random llama with a context of 64 tokens."""
+    file = tmp_path / "small.gguf"
+    file.write_bytes(tiny_llama().to_bytes())
+    return file
 
 
 @pytest.fixture(autouse=True)

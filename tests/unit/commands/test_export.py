@@ -1,0 +1,84 @@
+"""`quickdraft export` on a tiny GGUF file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tiny.process import call
+
+from quickdraft.bundle import open_bundle
+
+
+def test_export_writes_a_bundle_that_runs(tiny_gguf: Path, tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+    done = call("export", tiny_gguf, "--out", out)
+    assert done.returncode == 0
+    assert done.stderr == ""
+    first, second = done.stdout.splitlines()
+    assert first.startswith(f"{out}: llama, ")
+    assert "onnx portable gguf" in second
+    assert " s" in second
+    assert call("run", out, "hello", "--raw", "-n", 2).returncode == 0
+
+
+def test_options_reach_the_bundle(tiny_gguf: Path, tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+    done = call(
+        "export", tiny_gguf, "-o", out, "--weights", "fp32", "--hidden-states", "0,1",
+        "--format", "reference,onnx", "--json",
+    )  # fmt: skip
+    report = json.loads(done.stdout)
+    assert report["bundle"] == str(out)
+    assert report["formats"] == ["reference", "onnx"]
+    assert report["weights"] == ["fp32", "fp32"]
+    assert report["seconds"] > 0
+    assert report["peak_memory"] is None or report["peak_memory"] > 1 << 20
+    manifest = open_bundle(out).manifest
+    assert report["size"] == sum(entry.size for entry in manifest.files.values())
+    assert report["parameters"] == manifest.model.num_parameters
+    assert set(manifest.roles["target"][1].step.hidden_states) == {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--weights", "int3"], "--weights"),
+        (["--hidden-states", "one"], "--hidden-states"),
+        (["--hidden-states", "99"], "99"),
+        (["--hidden-states", "-1"], "-1"),
+        (["--format", "onyx"], "did you mean 'onnx'"),
+        (["--format", ""], "format"),
+    ],
+)
+def test_bad_options(arguments: list[str], says: str, tiny_gguf: Path, tmp_path: Path) -> None:
+    done = call("export", tiny_gguf, "--out", tmp_path / "bundle", *arguments)
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["small.gguf"]
+
+
+def test_a_bundle_is_replaced_only_on_request(tiny_gguf: Path, tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+    assert call("export", tiny_gguf, "--out", out).returncode == 0
+    done = call("export", tiny_gguf, "--out", out)
+    assert done.returncode == 2
+    assert str(out) in done.stderr
+    assert call("export", tiny_gguf, "--out", out, "--overwrite").returncode == 0
+
+
+@pytest.mark.parametrize("content", [b"", b"GGUF", b"not a model at all" * 100])
+def test_a_damaged_checkpoint_leaves_nothing_behind(content: bytes, tmp_path: Path) -> None:
+    source = tmp_path / "x.gguf"
+    source.write_bytes(content)
+    done = call("export", source, "--out", tmp_path / "bundle", "--json")
+    assert done.returncode == 2
+    assert json.loads(done.stdout)["error"]["type"] == "CheckpointError"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.gguf"]
+
+
+def test_a_source_that_is_not_there(tmp_path: Path) -> None:
+    done = call("export", tmp_path / "nothing", "--out", tmp_path / "bundle")
+    assert done.returncode == 2
+    assert "nothing" in done.stderr
