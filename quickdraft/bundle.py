@@ -10,12 +10,13 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
+import mmap
 import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import TracebackType
 
 from quickdraft import filenames
@@ -29,6 +30,7 @@ from quickdraft.manifest import (
     Manifest,
     parse_manifest,
 )
+from quickdraft.onnx_references import external_locations
 from quickdraft.pending import PendingFolder, clean_up
 from quickdraft.types import Progress
 
@@ -62,6 +64,7 @@ def open_bundle(folder: Path, *, progress: Progress | None = None) -> Bundle:
     counter = _Counter(progress, sum(entry.size for entry in manifest.files.values()))
     for name, entry in manifest.files.items():
         _check_hash(paths[name], name, entry, counter)
+    _check_references(paths, manifest)
     for name in _unlisted(folder, manifest):
         _log.warning("%s is in the bundle but not in its manifest; it is ignored", folder / name)
     return Bundle(folder, manifest)
@@ -159,6 +162,26 @@ def _check_hash(path: Path, name: str, entry: FileEntry, counter: _Counter) -> N
             f"{entry.sha256[:12]}...); {name} is damaged or was exchanged: fetch or export the "
             "bundle again"
         )
+
+
+def _check_references(paths: Mapping[str, Path], manifest: Manifest) -> None:
+    """A graph may only read data that was hashed: files of its own variant."""
+    for variant in (variant for variants in manifest.roles.values() for variant in variants):
+        if variant.target_format != "onnx":
+            continue
+        path = paths[variant.model]
+        if path.stat().st_size == 0:
+            raise BundleError(f"{path} is empty, so it is not an ONNX file")
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            locations = external_locations(data, str(path))
+        for location in sorted(locations):
+            # ONNX resolves a location from the folder of the graph.
+            name = str(PurePosixPath(variant.model).parent / location)
+            if filenames.name_problem(location) or name not in variant.files:
+                raise BundleError(
+                    f"{path} refers to the data file {location[:120]!r}, which the manifest does "
+                    "not list for it"
+                )
 
 
 def _unlisted(folder: Path, manifest: Manifest) -> Iterator[str]:

@@ -18,8 +18,28 @@ from quickdraft.manifest import (
 )
 from quickdraft.types import ModelSpec
 
+
+def field(number: int, data: bytes) -> bytes:
+    """A protobuf field that holds bytes (fewer than 16,384)."""
+    size = len(data)
+    length = bytes([size]) if size < 128 else bytes([size & 127 | 128, size >> 7])
+    return (bytes([number << 3 | 2]) if number < 16 else bytes([number << 3 & 127 | 130, 1])) + (
+        length + data
+    )
+
+
+def onnx_tensor(location: str, key: str = "location") -> bytes:
+    """A TensorProto whose data lie in another file."""
+    return field(13, field(1, key.encode()) + field(2, location.encode()))
+
+
+def onnx_model(location: str) -> bytes:
+    """A ModelProto with one initializer whose data lie in another file."""
+    return field(7, field(5, onnx_tensor(location)))
+
+
 TINY_FILES: Mapping[str, bytes] = {
-    "model.onnx": b"graph" * 7,
+    "model.onnx": onnx_model("weights/model.bin"),
     "weights/model.bin": bytes(range(256)) * 9,
     "tokenizer.json": b"{}",
     "chat_template.jinja": b"{{ messages }}",

@@ -157,7 +157,7 @@ def test_09_unlisted_file_is_ignored_with_a_warning(
 def test_19_hard_link_is_taken_for_what_it_holds(folder: Path) -> None:
     os.link(folder / "model.onnx", folder.parent / "other")
     open_bundle(folder)
-    (folder.parent / "other").write_bytes(b"GRAPH" * 7)
+    (folder.parent / "other").write_bytes(TINY_FILES["model.onnx"][::-1])
     with pytest.raises(BundleError, match="sha256"):
         open_bundle(folder)
 

@@ -1,0 +1,1 @@
+../../quickdraft/onnx_references.py
