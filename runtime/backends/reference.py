@@ -87,7 +87,10 @@ class ReferenceBackend:
             self._logits: str = program["logits"]
             self._hidden = {int(k): str(v) for k, v in program["hidden_states"].items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-            raise BundleError(f"{path}: not a program of the reference backend: {error}") from error
+            raise BundleError(
+                f"{path.parent} holds no sound program of the reference backend "
+                f"({type(error).__name__}: {error}); export the model again"
+            ) from error
 
     def new_cache(self) -> ContiguousCache:
         """An empty cache that fits this backend."""
