@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -158,7 +159,7 @@ def _flipped(folder: Path) -> None:
 
 def _many_entries(folder: Path) -> None:
     with zipfile.ZipFile(folder / "tiny_part0-1.0-py3-none-any.whl", "w") as archive:
-        for number in range(60_000):
+        for number in range(30_000):
             archive.writestr(f"{number:050d}", b"")
 
 
@@ -218,6 +219,24 @@ def test_too_little_room_is_said_before_the_first_byte(
         fetch_checkpoint("tiny")
     assert fetched == []
     assert left(cache) == {}
+
+
+@pytest.mark.parametrize("part", [0, 2])
+def test_a_disk_that_fills_up_leaves_whole_parts(
+    fetched: list[str], monkeypatch: pytest.MonkeyPatch, cache: Path, part: int
+) -> None:
+    syncs: list[object] = []
+
+    def fill(file: object) -> None:
+        syncs.append(file)
+        if len(syncs) > part:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sources, "sync", fill)
+    with pytest.raises(StorageError, match="No space left on device; free some space"):
+        fetch_checkpoint("tiny")
+    whole = sum(map(len, PARTS[:part]))
+    assert left(cache) == ({"tiny/tiny.gguf.partial": whole} if part else {})
 
 
 def test_a_cache_that_cannot_be_written_is_said(
