@@ -85,7 +85,9 @@ def run_block(block: Block, folder: Path) -> None:
         shell = shutil.which("bash")
         if shell is None:
             pytest.skip("needs bash")
-        commands = [([shell, "-ec", command], want) for command, want in block.commands]
+        commands = [
+            ([shell, "-eo", "pipefail", "-c", command], want) for command, want in block.commands
+        ]
     for command, want in commands:
         result = subprocess.run(
             command,
