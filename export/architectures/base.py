@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from quickdraft.errors import UnsupportedModel
+from quickdraft.errors import CheckpointError, UnsupportedModel
 from quickdraft.export.architectures.config import Config
 from quickdraft.export.architectures.decoder import DecoderSpec, DecoderWeights, build_decoder
 from quickdraft.export.checkpoints.base import WeightMap
@@ -54,7 +54,14 @@ class Family:
                 "quantization_config", method, "unquantised checkpoints, or GGUF files"
             )
         reader.only("is_encoder_decoder", False)
-        return self.read_config(reader)
+        spec = self.read_config(reader)
+        for index, layer in enumerate(spec.layers):
+            if layer.num_heads % layer.num_kv_heads:
+                raise CheckpointError(
+                    f"{reader.where}: layer {index} has {layer.num_heads} heads over "
+                    f"{layer.num_kv_heads} KV heads; the first must be a multiple of the second"
+                )
+        return spec
 
     def build(self, ops: Ops[V], spec: DecoderSpec, weights: WeightMap) -> None:
         """Write the model against `ops`.

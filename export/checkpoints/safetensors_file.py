@@ -101,6 +101,8 @@ def _read_entry(path: Path, name: str, value: Any, data_start: int) -> _Entry:
             f"supported: {', '.join(_READABLE)}. Save the model in one of these"
         )
     nbytes = math.prod(shape) * _ITEM_BYTES[dtype]
+    if nbytes == 0:
+        _fail(path, f"{name!r} of shape {list(shape)} has no values")
     if offsets[1] - offsets[0] != nbytes:
         _fail(
             path,
@@ -135,7 +137,7 @@ def _weight(path: Path, name: str, entry: _Entry) -> Weight:
                 f"{path.name}: the tensor {name!r} holds integers ({entry.dtype}), not weights"
             )
         try:
-            mapped = np.memmap(path, _READABLE[entry.dtype], "r", entry.start, entry.shape)
+            mapped = np.memmap(path, _READABLE[entry.dtype], "r", entry.start, entry.shape or 1)
         except (OSError, ValueError) as error:
             raise CheckpointError(
                 f"{path.name} changed while it was read ({error}); start again"
@@ -146,7 +148,7 @@ def _weight(path: Path, name: str, entry: _Entry) -> Weight:
                 f"{path.name}: the tensor {name!r} holds NaN or infinite values; the checkpoint "
                 "is damaged, fetch it again"
             )
-        return Dense(values)
+        return Dense(values.reshape(entry.shape))
 
     return Weight(name, entry.shape, entry.dtype, load)
 

@@ -33,7 +33,7 @@ class WeightFile:
         end = self._offset + data.nbytes
         self._header[name] = {
             "dtype": _DTYPES[data.dtype.name],
-            "shape": list(data.shape),
+            "shape": list(values.shape),
             "data_offsets": [self._offset, end],
         }
         self._file.write(data.astype(data.dtype.newbyteorder("<"), copy=False).data)
