@@ -21,7 +21,7 @@ from types import TracebackType
 
 from quickdraft import filenames
 from quickdraft.errors import BundleError, OptionError
-from quickdraft.hashes import CHUNK, hash_file, open_regular, storage_error, sync
+from quickdraft.hashes import CHUNK, HashMemory, open_regular, storage_error, sync
 from quickdraft.manifest import (
     MANIFEST_NAME,
     MAX_FILES,
@@ -62,8 +62,15 @@ def open_bundle(folder: Path, *, progress: Progress | None = None) -> Bundle:
     manifest = read_manifest(folder)
     paths = {name: _checked_path(folder, name, entry) for name, entry in manifest.files.items()}
     counter = _Counter(progress, sum(entry.size for entry in manifest.files.values()))
-    for name, entry in manifest.files.items():
-        _check_hash(paths[name], name, entry, counter)
+    with HashMemory() as memory:
+        for name, entry in manifest.files.items():
+            digest = _digest(paths[name], memory, counter)
+            if digest != entry.sha256:
+                raise BundleError(
+                    f"{folder / name} does not match its sha256 in the manifest ({digest[:12]}... "
+                    f"instead of {entry.sha256[:12]}...); the file is damaged or was exchanged: "
+                    "fetch or export the bundle again"
+                )
     _check_references(paths, manifest)
     for name in _unlisted(folder, manifest):
         _log.warning("%s is in the bundle but not in its manifest; it is ignored", folder / name)
@@ -151,17 +158,11 @@ class _Counter:
             self._progress("verify", self._done, self._total)
 
 
-def _check_hash(path: Path, name: str, entry: FileEntry, counter: _Counter) -> None:
+def _digest(path: Path, memory: HashMemory, counter: _Counter) -> str:
     try:
-        digest = hash_file(path, on_bytes=counter)
+        return memory.hash_file(path, on_bytes=counter)
     except OSError as error:
         raise BundleError(f"{path} cannot be read: {error.strerror or error}") from error
-    if digest != entry.sha256:
-        raise BundleError(
-            f"{path} does not match its sha256 in the manifest ({digest[:12]}... instead of "
-            f"{entry.sha256[:12]}...); {name} is damaged or was exchanged: fetch or export the "
-            "bundle again"
-        )
 
 
 def _check_references(paths: Mapping[str, Path], manifest: Manifest) -> None:

@@ -100,32 +100,53 @@ def _require_regular(path: Path, found: os.stat_result) -> None:
         raise BundleError(f"{path} is {kind}, not a file")
 
 
-def hash_file(path: Path, *, on_bytes: Callable[[int], None] | None = None) -> str:
-    """sha256 of a file in hex, remembered in the user's cache while the file stays the same.
+def hash_file(path: Path) -> str:
+    """sha256 of one file in hex; see `HashMemory`, which is for several."""
+    with HashMemory() as memory:
+        return memory.hash_file(path)
 
-    on_bytes is called with the number of bytes dealt with since the last call.
 
-    Raises:
-        BundleError: it is not a regular file, or it changed while it was read.
-        OSError: it cannot be read.
-    """
-    path = path.resolve()
-    file, found = open_regular(path)
-    with file:
-        memory = _read_memory()
-        known = memory.get(str(path))
-        if known is not None and known[0] == _identity(found):
-            if on_bytes is not None:
-                on_bytes(found.st_size)
-            return known[1]
-        digest = _stream(file, on_bytes)
-        after = os.fstat(file.fileno())
-    if _identity(after) != _identity(found):
-        raise BundleError(f"{path} changed while it was read; nothing else may write to it")
-    newest = max(found.st_mtime_ns, found.st_ctime_ns)
-    if time.time_ns() - newest > _SETTLED_NS:
-        _remember(str(path), _identity(found), digest)
-    return digest
+class HashMemory:
+    """The hashes of files seen before, read at the start and written at the end of a `with`."""
+
+    def __init__(self) -> None:
+        self._known = _read_memory()
+        self._changed = False
+
+    def __enter__(self) -> HashMemory:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._changed:
+            _write_memory(self._known)
+
+    def hash_file(self, path: Path, *, on_bytes: Callable[[int], None] | None = None) -> str:
+        """sha256 of a file in hex, computed only if the file changed since it was last seen.
+
+        on_bytes is called with the number of bytes dealt with since the last call.
+
+        Raises:
+            BundleError: it is not a regular file, or it changed while it was read.
+            OSError: it cannot be read.
+        """
+        path = path.resolve()
+        file, found = open_regular(path)
+        with file:
+            known = self._known.get(str(path))
+            if known is not None and known[0] == _identity(found):
+                if on_bytes is not None:
+                    on_bytes(found.st_size)
+                return known[1]
+            digest = _stream(file, on_bytes)
+            after = os.fstat(file.fileno())
+        if _identity(after) != _identity(found):
+            raise BundleError(f"{path} changed while it was read; nothing else may write to it")
+        newest = max(found.st_mtime_ns, found.st_ctime_ns)
+        if time.time_ns() - newest > _SETTLED_NS:
+            self._known.pop(str(path), None)  # so that it becomes the newest entry
+            self._known[str(path)] = (_identity(found), digest)
+            self._changed = True
+        return digest
 
 
 def _identity(found: os.stat_result) -> Identity:
@@ -173,13 +194,10 @@ def _hex_digest(text: str) -> str:
     return text
 
 
-def _remember(path: str, identity: Identity, digest: str) -> None:
-    """Add one entry, the oldest going first. Two writers at once may lose one, no more."""
-    memory = _read_memory()
-    memory.pop(path, None)
-    memory[path] = (identity, digest)
-    kept = list(memory.items())[-MAX_REMEMBERED:]
-    data = json.dumps({key: [*entry[0], entry[1]] for key, entry in kept}).encode()
+def _write_memory(known: dict[str, tuple[Identity, str]]) -> None:
+    """Keep the newest entries. Of two writers at once the later wins: the rest is hashed anew."""
+    kept = list(known.items())[-MAX_REMEMBERED:]
+    data = json.dumps({path: [*identity, digest] for path, (identity, digest) in kept}).encode()
     # A cache that cannot be written costs time, not correctness.
     with suppress(OSError):
         write_atomically(_record_path(), data)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from quickdraft.bundle import Bundle, is_bundle, open_bundle
 from quickdraft.errors import BundleError, CheckpointError, ModelNotFound, OptionError
-from quickdraft.hashes import hash_file
+from quickdraft.hashes import HashMemory, hash_file
 from quickdraft.models import hub, sources, store
 from quickdraft.models.aliases import ALIASES
 from quickdraft.types import Progress
@@ -147,9 +147,10 @@ def fingerprint(checkpoint: Path) -> str:
         if checkpoint.is_file():
             return hash_file(checkpoint)
         digest = hashlib.sha256()
-        for path in sorted(checkpoint.iterdir()):
-            if path.is_file() and any(fnmatch(path.name, pattern) for pattern in hub.PATTERNS):
-                digest.update(f"{path.name}\0{hash_file(path)}\n".encode())
+        with HashMemory() as memory:
+            for path in sorted(checkpoint.iterdir()):
+                if path.is_file() and any(fnmatch(path.name, kind) for kind in hub.PATTERNS):
+                    digest.update(f"{path.name}\0{memory.hash_file(path)}\n".encode())
         return digest.hexdigest()
     except BundleError as error:
         raise CheckpointError(str(error)) from error
