@@ -52,8 +52,7 @@ class DecoderSpec:
     norm: kind of every norm. norm_offset is added to the scale of every norm (Gemma stores
     scale - 1). attention_bias: whether query, key, value and output have one. query_norm: norm
     of queries and keys, over each head or over the full width. parallel: attention and MLP read
-    the same stream and are added together. learned_positions: a learned vector by position is
-    added to the embedding.
+    the same stream and are added together.
     """
 
     family: str
@@ -72,7 +71,6 @@ class DecoderSpec:
     activation: Activation = "silu"
     parallel: bool = False
     tied_output: bool = False
-    learned_positions: bool = False
     attention_scale: float | None = None
     attention_softcap: float | None = None
     embedding_scale: float | None = None
@@ -212,7 +210,9 @@ def _norm(ops: Ops[V], spec: DecoderSpec, x: V, norm: Norm | None, heads: int = 
     weight = norm.weight
     if weight is not None and spec.norm_offset:
         offset = spec.norm_offset
-        weight = weight.map(lambda values: values + offset, weight.shape, f"{weight.name}+1")
+        weight = weight.map(
+            lambda values: values + offset, weight.shape, f"{weight.name}+{offset:g}"
+        )
     if spec.norm == "layer":
         return ops.layer_norm(x, weight, norm.bias, spec.norm_eps, heads)
     return ops.rms_norm(x, weight, spec.norm_eps, heads)

@@ -52,7 +52,6 @@ def read(config: Config) -> DecoderSpec:
         mlp_bias=True,
         activation=config.choice("activation_function", ACTIVATIONS),
         tied_output=config.flag("tie_word_embeddings"),
-        learned_positions=True,
     )
 
 

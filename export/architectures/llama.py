@@ -53,7 +53,6 @@ def read_llama(config: Config, family: str, activation: str = "hidden_act") -> D
 
     activation: the key of the activation.
     """
-    config.only("pretraining_tp", 1)
     config.only("partial_rotary_factor", 1.0)
     heads, head_dim = config.integer("num_attention_heads"), read_head_dim(config)
     layer = LayerSpec(

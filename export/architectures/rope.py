@@ -69,9 +69,9 @@ def _scaling(config: Config) -> Config | None:
 
 
 def _powers(theta: float, width: int) -> Floats:
+    """theta ** (2 i / width): exponents in float32, the power rounded once, as torch comes to."""
     exponents = np.arange(0, width, 2, dtype=np.float32) / np.float32(width)
-    powers: Floats = np.power(np.float32(theta), exponents, dtype=np.float32)
-    return powers
+    return np.power(theta, exponents.astype(np.float64)).astype(np.float32)
 
 
 def _rope(frequencies: Floats, attention_factor: float = 1.0) -> Rope:
@@ -97,8 +97,9 @@ def _llama3(config: Config, scaling: Config, periods: Floats, theta: float) -> R
         )
     original = scaling.integer("original_max_position_embeddings")
     frequencies = _ONE / periods
-    lengths = np.float32(2 * math.pi) / frequencies
-    blend = (np.float32(original) / lengths - np.float32(low)) / np.float32(high - low)
+    # Products with reciprocals, not quotients: that is how torch divides a number by a tensor.
+    lengths = (_ONE / frequencies) * np.float32(2 * math.pi)
+    blend = ((_ONE / lengths) * np.float32(original) - np.float32(low)) / np.float32(high - low)
     blended = (_ONE - blend) * frequencies / factor + blend * frequencies
     slow, fast = lengths > original / low, lengths < original / high
     result = np.where(slow, frequencies / factor, np.where(fast, frequencies, blended))

@@ -19,7 +19,7 @@ from quickdraft.export.emitters.composed import ComposedOps
 from quickdraft.export.emitters.weight_file import WeightFile
 from quickdraft.export.ops import Activation, Attention, Rope
 from quickdraft.export.quantize import WeightFormat, store
-from quickdraft.export.weights import Blocked, Dense, Weight
+from quickdraft.export.weights import Blocked, Dense, Weight, dense_weight
 from quickdraft.manifest import CacheLayout, StepNames, Variant
 
 PROGRAM_VERSION = 1
@@ -41,6 +41,7 @@ class Recorder(ComposedOps[Recorded]):
     instructions: list[dict[str, Any]] = field(default_factory=list)
     weights: dict[str, Weight] = field(default_factory=dict)
     matrices: set[str] = field(default_factory=set)
+    ropes: dict[tuple[float, ...], str] = field(default_factory=dict)
     windows: set[int | None] = field(default_factory=set)
     offered: dict[int, str] = field(default_factory=dict)
     result: str = ""
@@ -84,15 +85,8 @@ class Recorder(ComposedOps[Recorded]):
 
     def rope(self, x: Recorded, positions: Recorded, rope: Rope, heads: int) -> Recorded:
         """Recorded; frequencies go with the weights."""
-        values = np.asarray(rope.frequencies, np.float32)
-        known = [name for name in self.weights if name.startswith("rope.")]
-        name = next(
-            (name for name in known if np.array_equal(self.weights[name].dense(), values)),
-            f"rope.{len(known)}",
-        )
-        table = Weight(name, values.shape, "F32", lambda: Dense(values))
-        if name in self.weights:
-            table = self.weights[name]
+        name = self.ropes.setdefault(rope.frequencies, f"rope.{len(self.ropes)}")
+        table = dense_weight(name, np.asarray(rope.frequencies, np.float32))
         return self._record(
             "rope",
             [x, positions],

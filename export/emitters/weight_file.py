@@ -16,7 +16,7 @@ _HEADER_BYTES = 1 << 20
 
 class WeightFile:
     """A safetensors file being written. The header, whose length must be known first, is padded
-    with spaces to a size that holds the names and shapes of some ten thousand tensors.
+    with spaces to a size that holds the names and shapes of some thousand tensors.
 
     Data is written in order of arrival, and so that offsets tile, as the format asks.
     """

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 from quickdraft.drafters.tree import Tree
 from quickdraft.export.architectures.base import find_family
+from quickdraft.export.architectures.config import Config
+from quickdraft.export.architectures.rope import read_rope
 from quickdraft.export.checkpoints.hf import read_huggingface
 from quickdraft.export.emitters.base import EmitRequest
 from quickdraft.export.quantize import FORMATS
@@ -27,7 +29,8 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from tiny.families import CONFIGS, Oracle, save_tiny  # noqa: E402
-from transformers import CONFIG_MAPPING  # noqa: E402
+from transformers import CONFIG_MAPPING, LlamaConfig  # noqa: E402
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS  # noqa: E402
 
 pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
 
@@ -178,6 +181,34 @@ def test_defaults_are_those_of_the_published_code(name: str) -> None:
     }
     assert {key: defaults[key] for key in said} == said
     assert len(said) >= len(defaults) - 3  # the rest are keys of Llama or of later files
+
+
+SCALINGS: dict[str, dict[str, object]] = {
+    "default": {},
+    "linear": {"factor": 8.0},
+    "llama3": {
+        "factor": 32.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    },
+    "yarn": {"factor": 4.0, "original_max_position_embeddings": 32768},
+    "longrope": {"factor": 32.0, "short_factor": [1.0 + i / 9 for i in range(32)]},
+}
+
+
+@pytest.mark.parametrize("kind", SCALINGS)
+@pytest.mark.parametrize("theta", [10000.0, 500000.0, 1000000.0])
+def test_frequencies_are_rounded_as_in_the_published_code(kind: str, theta: float) -> None:
+    """At position 8000 an angle may then be wrong by a thousandth of a radian, no more."""
+    scaling = {"rope_type": kind, "long_factor": [2.0] * 32, **SCALINGS[kind]}
+    config = LlamaConfig(head_dim=64, rope_theta=theta, max_position_embeddings=131072)
+    config.rope_scaling = scaling
+    theirs, factor = ROPE_INIT_FUNCTIONS[kind](config, "cpu")
+    values = {"max_position_embeddings": 131072, "rope_scaling": scaling}
+    ours = read_rope(Config(values), 64, theta)
+    np.testing.assert_allclose(ours.frequencies, theirs.numpy(), rtol=1.3e-7)
+    assert ours.attention_factor == factor
 
 
 def test_longrope_ends_where_its_frequencies_change() -> None:

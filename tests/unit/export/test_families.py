@@ -74,7 +74,6 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("llama", {"rope_scaling": {"type": "su", "factor": 2.0}}, "'rope_type' is 'su'"),
     ("llama", {"hidden_act": "quick_gelu"}, "'hidden_act' is 'quick_gelu'"),
     ("llama", {"partial_rotary_factor": 0.5}, "'partial_rotary_factor' is 0.5"),
-    ("llama", {"pretraining_tp": 2}, "'pretraining_tp' is 2"),
     ("llama", {"is_encoder_decoder": True}, "'is_encoder_decoder' is True"),
     ("llama", {"quantization_config": {"quant_method": "awq"}}, "'quantization_config' is 'awq'"),
     ("llama", {"rope_parameters": {"full_attention": {}}}, "'rope_parameters' differs"),
