@@ -43,8 +43,8 @@ def run(
 ) -> None:
     """Answer one prompt.
 
-    Text is printed as it comes. The prompt is the arguments, standard input, or both: arguments first, then an empty line,
-    then standard input.
+    Text is printed as it comes. The prompt is the arguments, standard input, or both: arguments
+    first, then an empty line, then standard input.
     """
     from quickdraft.commands.progress import open_model
     from quickdraft.runtime.generation import GenerationConfig
