@@ -13,12 +13,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from quickdraft.errors import CheckpointError, UnsupportedModel
 from quickdraft.export.weights import Floats, Weight, concat_rows
 
-Rows = NDArray[np.int64]
 _BLOCK = re.compile(r"blk\.(\d{1,4})\.(\w+)\.(weight|bias)")
 _GLOBAL = re.compile(r"(\w+)\.(weight|bias)")
 # Rope tensors are part of the config; attn_rot_embd repeats what the config says.
@@ -123,10 +121,10 @@ def _split_table(weight: Weight, target: str) -> dict[str, Weight]:
     return result
 
 
-def _reorder(weight: Weight, rows: Rows) -> Weight:
-    if weight.shape[0] != len(rows):
-        raise CheckpointError(f"has {weight.shape[0]} rows; the config asks for {len(rows)}")
-    return weight.take_rows(rows, weight.name)
+def _check_rows(weight: Weight, rows: int) -> None:
+    """Before an index is built, so that a hostile config costs no memory."""
+    if weight.shape[0] != rows:
+        raise CheckpointError(f"has {weight.shape[0]} rows; the config asks for {rows}")
 
 
 def _unpermute(heads: str) -> Callable[[Weight, Mapping[str, Any]], Weight]:
@@ -134,8 +132,11 @@ def _unpermute(heads: str) -> Callable[[Weight, Mapping[str, Any]], Weight]:
 
     def undo(weight: Weight, config: Mapping[str, Any]) -> Weight:
         count, width = config[heads], config["head_dim"]
+        _check_rows(weight, count * width)
+        if width % 2:
+            raise CheckpointError(f"has heads of {width} rows; rotary heads have an even number")
         rows = np.arange(count * width).reshape(count, width // 2, 2)
-        return _reorder(weight, rows.swapaxes(1, 2).reshape(-1))
+        return weight.take_rows(rows.swapaxes(1, 2).reshape(-1), weight.name)
 
     return undo
 
@@ -143,8 +144,9 @@ def _unpermute(heads: str) -> Callable[[Weight, Mapping[str, Any]], Weight]:
 def _interleave_qkv(weight: Weight, config: Mapping[str, Any]) -> Weight:
     """All queries, keys, values to GPT-NeoX's query, key, value of each head in turn."""
     heads, width = config["num_attention_heads"], config["head_dim"]
+    _check_rows(weight, 3 * heads * width)
     rows = np.arange(3 * heads * width).reshape(3, heads, width)
-    return _reorder(weight, rows.swapaxes(0, 1).reshape(-1))
+    return weight.take_rows(rows.swapaxes(0, 1).reshape(-1), weight.name)
 
 
 def _transpose(weight: Weight, config: Mapping[str, Any]) -> Weight:
