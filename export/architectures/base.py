@@ -1,8 +1,8 @@
 """What a family file provides, and finding the right one for a checkpoint.
 
 To add a family: write `read` (config to DecoderSpec) and `gather` (tensors to DecoderWeights) in
-a file here, bind `FAMILY = Family(read, gather)`, add a line per model_type to
-`quickdraft.registry.ARCHITECTURES`, and a tiny config to the parity tests.
+a file here, bind `FAMILY = Family(read, gather, DEFAULTS)`, add a line per model_type to
+`quickdraft.registry.ARCHITECTURES` and two tiny configs to `tests/tiny/families.py`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from quickdraft.registry import ARCHITECTURES, lookup
 V = TypeVar("V")
 
 # Constant buffers that older versions of transformers saved.
-_BUFFERS = r"(rotary_emb\.inv_freq|attn\.(masked_)?bias|attention\.(masked_)?bias)$"
+_BUFFERS = r"(^|\.)(rotary_emb\.inv_freq|(attn|attention)\.(masked_)?bias)$"
 # A copy of the embedding, saved although tied.
 _HEADS = r"(^|\.)(lm_head|embed_out)\.weight$"
 
@@ -38,14 +38,14 @@ class Family:
     defaults: Mapping[str, Any]
     unused: str | None = None
 
-    def read(self, config: Mapping[str, Any]) -> DecoderSpec:
-        """The architecture that a config.json describes.
+    def read(self, config: Mapping[str, Any], where: str = "config.json") -> DecoderSpec:
+        """The architecture that a config describes; `where` names it in errors.
 
         Raises:
             CheckpointError: a key is missing or has a value it cannot have.
             UnsupportedModel: a value that is not implemented; the message names key and value.
         """
-        reader = Config({**self.defaults, **_flatten_rope(config)})
+        reader = Config({**self.defaults, **_flatten_rope(config, where)}, where)
         if reader.has("quantization_config"):
             method = reader.values["quantization_config"]
             if isinstance(method, Mapping):
@@ -99,17 +99,17 @@ def find_family(config: Mapping[str, Any]) -> Family:
     return family
 
 
-def _flatten_rope(config: Mapping[str, Any]) -> Mapping[str, Any]:
+def _flatten_rope(config: Mapping[str, Any], where: str) -> Mapping[str, Any]:
     """transformers 5 writes `rope_parameters` for what was `rope_theta` and `rope_scaling`."""
     parameters = config.get("rope_parameters")
     if not isinstance(parameters, Mapping):
         return config
     if any(isinstance(value, Mapping) for value in parameters.values()):
         raise UnsupportedModel(
-            "config.json: 'rope_parameters' differs by layer type, which is not supported; "
+            f"{where}: 'rope_parameters' differs by layer type, which is not supported; "
             "supported: 'rope_theta' and 'rope_scaling' as transformers 4 writes them"
         )
-    scaling = {k: v for k, v in parameters.items() if k not in ("rope_theta",)}
+    scaling = {k: v for k, v in parameters.items() if k != "rope_theta"}
     flat = {**config, "rope_scaling": scaling}
     if "rope_theta" in parameters:
         flat["rope_theta"] = parameters["rope_theta"]

@@ -51,10 +51,10 @@ def read(config: Config) -> DecoderSpec:
 
 def read_multimodal(config: Config) -> DecoderSpec:
     """`model_type` gemma3: the text model under `text_config`."""
-    text = config.section("text_config", DEFAULTS)
+    text = config.section("text_config")
     if text is None:
         raise CheckpointError(f"{config.where} lacks 'text_config'")
-    return read(text)
+    return FAMILY.read(text.values, text.where)
 
 
 def gather(spec: DecoderSpec, weights: WeightMap) -> DecoderWeights:

@@ -57,7 +57,11 @@ def read_safetensors(path: Path) -> dict[str, Weight]:
         if len(prefix) < 8:
             raise CheckpointError(f"{path.name} is {size} bytes long: too short for a header")
         if length > MAX_HEADER_BYTES:
-            _fail(path, f"its header claims {length} bytes; the format allows {MAX_HEADER_BYTES}")
+            _fail(
+                path,
+                f"its header claims {length} bytes; the format allows {MAX_HEADER_BYTES} (is it "
+                "another kind of file under this name, a pickle or a web page?)",
+            )
         if 8 + length > size:
             _fail(path, f"its header claims {length} bytes and the file has {size}: truncated?")
         text = file.read(length)

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from quickdraft import numpy_ops
 from quickdraft.drafters.tree import Tree
-from quickdraft.errors import BackendError, BundleError, OptionError
+from quickdraft.errors import BackendError, BundleError, ContextOverflow, OptionError
 from quickdraft.kvcache.base import KvCache
 from quickdraft.kvcache.contiguous import ContiguousCache, align_slots
 from quickdraft.manifest import Variant
@@ -134,9 +134,12 @@ class ReferenceBackend:
         length, n = cache.length, len(tree)
         if tree.tokens.min() < 0 or tree.tokens.max() >= self.spec.vocab_size:
             raise BackendError(f"a token id is outside the vocabulary of {self.spec.vocab_size}")
+        places = positions(tree, length)
+        if places.max() >= self.spec.context_length:
+            raise ContextOverflow(int(places.max()) + 1, self.spec.context_length, "step")
         values: dict[str, NDArray[Any]] = {
             "tokens": tree.tokens,
-            "positions": positions(tree, length),
+            "positions": places,
             "output_rows": rows,
         }
         slots = np.arange(length, length + n, dtype=np.int64)

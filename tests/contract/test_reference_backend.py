@@ -117,12 +117,17 @@ def test_nothing_is_staged_by_a_cancelled_step() -> None:
 
 
 def test_a_full_cache_is_an_overflow() -> None:
-    model = backend("llama", max_position_embeddings=64)
+    """Slots are rounded up to 128, positions are not."""
+    model = backend("llama", max_position_embeddings=70)
     cache = model.new_cache()
-    model.step(Tree.chain(np.zeros(60, np.int64)), cache)
-    cache.commit(range(60))
-    with pytest.raises(ContextOverflow, match="the model holds 64"):
-        model.step(Tree.chain(np.zeros(5, np.int64)), cache)
+    model.step(Tree.chain(np.zeros(66, np.int64)), cache)
+    cache.commit(range(66))
+    for rows in (5, 80):
+        with pytest.raises(ContextOverflow, match="the model holds 70"):
+            model.step(Tree.chain(np.zeros(rows, np.int64)), cache)
+        assert (cache.length, cache.staged) == (66, 0)
+    wide = Tree(np.zeros(30, np.int64), np.array([-1, *[0] * 29]))
+    assert model.step(wide, cache).logits.shape == (30, VOCAB_SIZE)
 
 
 @pytest.mark.parametrize("token", [-1, VOCAB_SIZE])

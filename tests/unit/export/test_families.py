@@ -77,6 +77,8 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("llama", {"is_encoder_decoder": True}, "'is_encoder_decoder' is True"),
     ("llama", {"quantization_config": {"quant_method": "awq"}}, "'quantization_config' is 'awq'"),
     ("llama", {"rope_parameters": {"full_attention": {}}}, "'rope_parameters' differs"),
+    ("gemma3", {"text_config": {**TINY, "rope_parameters": {"a": {}}}}, "text_config: 'rope_par"),
+    ("gemma3", {"text_config": {**TINY, "rope_scaling": {"type": "su"}}}, "is 'su'"),
     ("mistral", {"layer_types": ["full_attention"] * 4}, "'layer_types'"),
     ("phi3", {"layer_types": ["full_attention"] * 4}, "'layer_types'"),
     ("phi3", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "'type' is 'linear'"),

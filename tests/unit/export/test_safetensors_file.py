@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -112,6 +113,17 @@ def test_header_lengths(tmp_path: Path, length: int, says: str) -> None:
     with pytest.raises(CheckpointError) as caught:
         read_safetensors(path)
     assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [pickle.dumps(list(range(9))), b"<!DOCTYPE html><title>404</title>", b"PK\x03\x04zip!"],
+)
+def test_other_files_under_this_name(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="another kind of file under this name"):
+        read_safetensors(path)
 
 
 @pytest.mark.parametrize("size", [0, 1, 7])
