@@ -129,11 +129,9 @@ def _row(model: Model, m: Measurement, threads: int | None) -> dict[str, Any]:
 
 def _size(model: Model) -> int:
     """Bytes of the files that the backend loaded."""
-    from quickdraft.runtime.backends.opening import FORMATS
+    from quickdraft.runtime.backends.opening import variant_for
 
-    formats = FORMATS[model.backend.name]
-    variants = model.manifest.roles["target"]
-    variant = next(v for v in variants if v.target_format in formats)
+    variant = variant_for(model.manifest, model.backend.name)
     return sum(model.manifest.files[name].size for name in variant.files)
 
 

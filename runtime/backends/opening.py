@@ -6,15 +6,16 @@ from pathlib import Path
 from typing import cast
 
 from quickdraft.errors import BundleError
-from quickdraft.manifest import Manifest, TargetFormat, Variant
+from quickdraft.manifest import Flavour, Manifest, TargetFormat, Variant
 from quickdraft.registry import BACKENDS, lookup
 from quickdraft.runtime.backends.base import Backend
 
-FORMATS: dict[str, tuple[TargetFormat, ...]] = {
-    "onnxruntime": ("onnx",),
-    "reference": ("reference",),
+OPENS: dict[str, tuple[TargetFormat, Flavour | None]] = {
+    "onnxruntime": ("onnx", "portable"),
+    "reference": ("reference", None),
 }
-"""Target formats by backend, for the backends of this package; best backend first."""
+"""What each backend of this package opens (None: any flavour); best backend first. A backend from
+elsewhere is given the first variant, and refuses what it cannot open."""
 
 
 def open_backend(folder: Path, manifest: Manifest, name: str, threads: int | None) -> Backend:
@@ -28,7 +29,7 @@ def open_backend(folder: Path, manifest: Manifest, name: str, threads: int | Non
     """
     if name != "auto":
         backend_class = lookup("backend", BACKENDS, name)
-        variant = _variant(manifest, name)
+        variant = variant_for(manifest, name)
     else:
         name, variant = _choose(manifest)
         backend_class = lookup("backend", BACKENDS, name)
@@ -36,14 +37,19 @@ def open_backend(folder: Path, manifest: Manifest, name: str, threads: int | Non
 
 
 def _choose(manifest: Manifest) -> tuple[str, Variant]:
-    for name in FORMATS:
+    for name in OPENS:
         found = _find(manifest, name)
         if name in BACKENDS and found is not None:
             return name, found
     raise BundleError(f"no backend opens this bundle ({_content(manifest)}); export it again")
 
 
-def _variant(manifest: Manifest, name: str) -> Variant:
+def variant_for(manifest: Manifest, name: str) -> Variant:
+    """The variant of the target model that a backend opens.
+
+    Raises:
+        BundleError: there is none.
+    """
     found = _find(manifest, name)
     if found is None:
         raise BundleError(
@@ -54,9 +60,9 @@ def _variant(manifest: Manifest, name: str) -> Variant:
 
 
 def _find(manifest: Manifest, name: str) -> Variant | None:
-    formats = FORMATS.get(name)
+    wanted, flavour = OPENS.get(name, (None, None))
     for variant in manifest.roles.get("target", ()):
-        if formats is None or variant.target_format in formats:
+        if wanted in (None, variant.target_format) and flavour in (None, variant.flavour):
             return variant
     return None
 

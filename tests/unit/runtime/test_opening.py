@@ -1,0 +1,119 @@
+"""Which backend opens which bundle, and what is refused before anything is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tiny.toy_model import byte_tokenizer_json, toy_manifest
+
+from quickdraft.errors import BundleError, OptionError
+from quickdraft.manifest import CacheLayout, Manifest, StepNames, Variant
+from quickdraft.runtime.backends import opening
+from quickdraft.runtime.backends.opening import open_backend
+from quickdraft.runtime.model import Model
+
+
+class Recorder:
+    """Stands for every backend class; keeps what it was given."""
+
+    name = "recorder"
+    flavour = "portable"
+    guarantee = "bit_identical"
+    closed = False
+
+    def __init__(self, folder: Path, spec: object, variant: Variant, threads: int | None) -> None:
+        self.folder, self.spec, self.variant, self.threads = folder, spec, variant, threads
+        Recorder.closed = False
+
+    def close(self) -> None:
+        Recorder.closed = True
+
+
+@pytest.fixture(autouse=True)
+def _recorders(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = dict.fromkeys(("onnxruntime", "reference", "other"), f"{__name__}:Recorder")
+    monkeypatch.setattr(opening, "BACKENDS", table)
+    real = opening.lookup
+    monkeypatch.setattr(
+        opening, "lookup", lambda *args: Recorder if args[2] in table else real(*args)
+    )
+
+
+def variant(target_format: str, flavour: str = "portable") -> Variant:
+    step = StepNames("tokens", "positions", "slots", "rows", "logits", {None: "bias"})
+    cache = CacheLayout("slots", 64, "pk{layer}", "pv{layer}", "k{layer}", "v{layer}")
+    return Variant(
+        target_format=target_format,  # type: ignore[arg-type]
+        flavour=flavour,  # type: ignore[arg-type]
+        weight_format="fp32",
+        model="model",
+        files=("model",),
+        step=step,
+        cache=cache,
+        guarantee="bit_identical",
+    )
+
+
+def manifest(*variants: Variant) -> Manifest:
+    return replace(toy_manifest(), roles={"target": variants})
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "expected"),
+    [
+        ("auto", ["reference", "onnx"], "onnx"),
+        ("auto", ["reference"], "reference"),
+        ("reference", ["onnx", "reference"], "reference"),
+        ("other", ["onnx", "reference"], "onnx"),
+    ],
+)
+def test_a_backend_gets_the_variant_it_opens(name: str, given: list[str], expected: str) -> None:
+    bundle = manifest(*(variant(each) for each in given))
+    backend = open_backend(Path("there"), bundle, name, 3)
+    assert isinstance(backend, Recorder)
+    assert backend.variant.target_format == expected
+    assert (backend.folder, backend.spec, backend.threads) == (Path("there"), bundle.model, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "variants", "error", "message"),
+    [
+        ("auto", [], BundleError, "no target model"),
+        ("auto", [variant("onnx", "hotpath")], BundleError, "it has: onnx hotpath"),
+        ("reference", [variant("onnx")], BundleError, "no variant for the backend 'reference'"),
+        ("onnxrutime", [variant("onnx")], OptionError, "did you mean 'onnxruntime'"),
+    ],
+)
+def test_what_no_backend_opens_is_refused(
+    name: str, variants: list[Variant], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        open_backend(Path("there"), manifest(*variants), name, None)
+
+
+@pytest.mark.parametrize("threads", [0, -1, 10**6])
+def test_bad_numbers_of_threads_are_refused(threads: int, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="threads is"):
+        Model.open(tmp_path, manifest=manifest(variant("onnx")), threads=threads)
+
+
+def test_a_model_is_opened_from_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text(byte_tokenizer_json(), encoding="utf-8")
+    (tmp_path / "template").write_text("{{ bos_token }}", encoding="utf-8")
+    bundle = manifest(variant("onnx"))
+    entry = replace(bundle.tokenizer, chat_template="template", special_tokens={"bos_token": "<s>"})
+    with Model.open(tmp_path, manifest=replace(bundle, tokenizer=entry), name="tiny") as model:
+        assert model.name == "tiny"
+        assert model.load_ms > 0
+        assert model.tokenize_chat([{"role": "user", "content": "x"}]) == [entry.bos_token_id]
+    assert Recorder.closed
+
+
+def test_a_backend_is_closed_when_the_rest_of_a_bundle_is_bad(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text(byte_tokenizer_json(), encoding="utf-8")
+    bad = replace(manifest(variant("onnx")), generation={"top_p": 9})
+    with pytest.raises(OptionError, match="top_p"):
+        Model.open(tmp_path, manifest=bad)
+    assert Recorder.closed
