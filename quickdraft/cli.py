@@ -88,8 +88,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:
                 stream.flush()
-    except BrokenPipeError:
+    except OSError as error:
+        # The reader has gone, or there is no room for the rest: it cannot be printed anywhere.
         _close_output()
+        if not isinstance(error, BrokenPipeError):
+            report_failure(type(error).__name__, f"standard output: {_describe(error)}", False)
         return 1
     return code
 
@@ -161,6 +164,8 @@ def _first_line(error: BaseException) -> str:
 
 def _close_output() -> None:
     """Send what is still buffered nowhere, or Python complains about the pipe when it exits."""
+    if sys.stdout is None:
+        return
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)

@@ -305,6 +305,18 @@ def test_interrupt_keeps_what_was_said_and_is_130(tiny_bundle: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
+def test_a_second_interrupt_does_not_wait(tiny_bundle: Path) -> None:
+    with answering(tiny_bundle) as child:
+        assert child.stdout is not None
+        child.stdout.read(20)
+        child.send_signal(signal.SIGINT)
+        child.send_signal(signal.SIGINT)
+        _, err = child.communicate(timeout=30)
+        assert child.returncode == 130
+        assert b"Traceback" not in err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
 def test_interrupt_while_loading_is_130(tiny_bundle: Path) -> None:
     script = (
         "import os, signal, sys\n"
