@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 from quickdraft.errors import CheckpointError, UnsupportedModel
 
-_MAX_INTEGER = 1 << 31
+MAX_LAYERS = 1024
+MAX_NUMBER = 1e30  # beyond it, float32 overflows
 
 
 class Config:
@@ -42,14 +42,18 @@ class Config:
             raise CheckpointError(f"{self.where} lacks {key!r}, which this architecture needs")
         return value
 
-    def integer(self, key: str) -> int:
-        """An integer above zero."""
+    def integer(self, key: str, most: int = (1 << 31) - 1) -> int:
+        """An integer from 1 to `most`."""
         value = self._need(key)
         if isinstance(value, bool) or not isinstance(value, int):
             raise self.wrong(key, value, "an integer")
-        if not 0 < value < _MAX_INTEGER:
-            raise self.wrong(key, value, f"between 1 and {_MAX_INTEGER - 1}")
+        if not 1 <= value <= most:
+            raise self.wrong(key, value, f"between 1 and {most}")
         return value
+
+    def layers(self, key: str) -> int:
+        """A number of layers; bounded, as something is built for each before any weight is seen."""
+        return self.integer(key, MAX_LAYERS)
 
     def optional_integer(self, key: str) -> int | None:
         """An integer above zero, or None."""
@@ -60,8 +64,8 @@ class Config:
         value = self._need(key)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self.wrong(key, value, "a number")
-        if not (math.isfinite(value) and value > 0):
-            raise self.wrong(key, value, "a finite number above zero")
+        if not 1 / MAX_NUMBER <= value <= MAX_NUMBER:
+            raise self.wrong(key, value, "a finite number above zero, and not near the limits")
         return float(value)
 
     def optional_number(self, key: str) -> float | None:

@@ -44,7 +44,7 @@ def read(config: Config) -> DecoderSpec:
         hidden_size=hidden,
         head_dim=hidden // heads,
         context_length=config.integer("n_positions"),
-        layers=(LayerSpec(heads, heads, width, rope=None),) * config.integer("n_layer"),
+        layers=(LayerSpec(heads, heads, width, rope=None),) * config.layers("n_layer"),
         norm="layer",
         norm_eps=config.number("layer_norm_epsilon"),
         norm_bias=True,

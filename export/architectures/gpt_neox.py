@@ -64,7 +64,7 @@ def read(config: Config) -> DecoderSpec:
         hidden_size=config.integer("hidden_size"),
         head_dim=head_dim,
         context_length=context_length(config),
-        layers=(layer,) * config.integer("num_hidden_layers"),
+        layers=(layer,) * config.layers("num_hidden_layers"),
         norm="layer",
         norm_eps=config.number("layer_norm_eps"),
         norm_bias=True,

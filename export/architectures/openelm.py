@@ -45,7 +45,7 @@ def read(config: Config) -> DecoderSpec:
     config.only("ffn_with_glu", True)
     config.only("normalization_layer_name", "rms_norm")
     config.only("rope_scaling")
-    count, head_dim = config.integer("num_transformer_layers"), config.integer("head_dim")
+    count, head_dim = config.layers("num_transformer_layers"), config.integer("head_dim")
     hidden, divisor = config.integer("model_dim"), config.integer("ffn_dim_divisor")
     rope = read_rope(config, head_dim, config.number("rope_freq_constant"))
     layers = tuple(

@@ -56,7 +56,7 @@ def read(config: Config) -> DecoderSpec:
         hidden_size=hidden,
         head_dim=read_head_dim(config),
         context_length=config.integer("max_position_embeddings"),
-        layers=(layer,) * config.integer("num_hidden_layers"),
+        layers=(layer,) * config.layers("num_hidden_layers"),
         norm="layer",
         norm_eps=_NORM_EPS,
         norm_bias=True,

@@ -41,7 +41,7 @@ def read_windows(
 
     slides: whether a layer has a window. sliding: whether the config turns windows on.
     """
-    count = config.integer("num_hidden_layers")
+    count = config.layers("num_hidden_layers")
     window = config.optional_integer("sliding_window") if sliding else None
     if not config.has("layer_types"):
         return tuple(window if slides(layer) else None for layer in range(count))

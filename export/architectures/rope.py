@@ -20,6 +20,8 @@ from quickdraft.export.ops import Rope
 Floats = NDArray[np.float32]
 _ONE = np.float32(1)
 
+MAX_HEAD_DIM = 1 << 14
+
 _SCALING_DEFAULTS = {"beta_fast": 32.0, "beta_slow": 1.0, "truncate": True}
 
 
@@ -35,6 +37,8 @@ def read_rope(
         UnsupportedModel: a rope type we do not implement.
     """
     width = int(head_dim * partial)
+    if head_dim > MAX_HEAD_DIM:
+        raise config.wrong("head_dim", head_dim, f"at most {MAX_HEAD_DIM}")
     if width < 2 or width % 2 or width > head_dim:
         raise config.refuse("partial_rotary_factor", partial, "an even, non-zero rotated width")
     periods = _powers(theta, width)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from tiny.checkpoint import tiny_checkpoint
 
-from quickdraft.errors import CheckpointError, UnsupportedModel
+from quickdraft.errors import CheckpointError, InputError, UnsupportedModel
 from quickdraft.export.architectures.base import Family, find_family
 from quickdraft.export.architectures.config import Config
 from quickdraft.export.architectures.decoder import DecoderSpec
@@ -165,6 +166,24 @@ def test_impossible_values_are_refused(name: str, change: dict[str, Any], says: 
         read(name, **{**BASE[name], **change})
     assert not isinstance(caught.value, UnsupportedModel)
     assert says in str(caught.value)
+
+
+NASTY = [None, True, False, 0, -1, 1, 1 << 30, 1 << 70, 0.5, -0.0, math.nan, math.inf, 1e308]
+NASTY += ["", "silu", "default", [], [1], [None] * 4, {}, {"type": "default"}, {"rope_type": 3}]
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_no_value_of_any_key_does_more_than_be_refused(name: str) -> None:
+    """Also: no value makes reading slow or large."""
+    keys = {*family(name).defaults, *BASE[name], "rope_scaling", "layer_types", "head_dim"}
+    for key in sorted(keys):
+        for value in NASTY:
+            config = {**BASE[name], key: value}
+            if name == "gemma3" and key != "text_config":
+                config = {"text_config": {**TINY, key: value}}
+            with contextlib.suppress(InputError):
+                read(name, **config).model_spec()
 
 
 @pytest.mark.parametrize("name", [None, 7, "t5", "Llama"])
