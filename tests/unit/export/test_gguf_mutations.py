@@ -26,7 +26,7 @@ def _mutated(edits: list[tuple[int, int]], length: int) -> bytes:
 
 
 @given(EDITS, st.integers(0, len(GOOD)))
-@settings(max_examples=400, deadline=1_000)
+@settings(max_examples=400, deadline=5_000)
 def test_mutated_header(edits: list[tuple[int, int]], length: int) -> None:
     with contextlib.suppress(CheckpointError):
         header = parse_header(_mutated(edits, length), "m.gguf")
@@ -35,7 +35,7 @@ def test_mutated_header(edits: list[tuple[int, int]], length: int) -> None:
 
 
 @given(st.binary(max_size=300))
-@settings(max_examples=400, deadline=1_000)
+@settings(max_examples=400, deadline=5_000)
 def test_random_bytes_after_the_magic(tail: bytes) -> None:
     with contextlib.suppress(CheckpointError):
         parse_header(MAGIC + b"\3\0\0\0" + tail, "r.gguf")
@@ -43,7 +43,7 @@ def test_random_bytes_after_the_magic(tail: bytes) -> None:
 
 @given(EDITS)
 @settings(
-    max_examples=150, deadline=2_000, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=150, deadline=5_000, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_mutated_model(tmp_path: Path, edits: list[tuple[int, int]]) -> None:
     path = tmp_path / "m.gguf"
