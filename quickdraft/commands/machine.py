@@ -9,6 +9,7 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 # Features that the kernels of inference engines look for, separated by spaces.
@@ -87,10 +88,17 @@ def peak_memory() -> int | None:
 
 
 def is_writable(folder: Path) -> bool:
-    """Whether files can be made in a folder, or in the nearest parent that exists."""
+    """Whether files can be made in a folder, or in the nearest parent that exists.
+
+    Tried, with a file that has no name: permissions do not tell of disks mounted read-only.
+    """
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
-    return os.access(folder, os.W_OK)
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
 
 
 def _cpuinfo() -> list[dict[str, str]]:

@@ -92,8 +92,8 @@ def test_an_onnxruntime_that_computes_nonsense_fails(monkeypatch: pytest.MonkeyP
 def test_a_cache_that_cannot_be_written_is_pointed_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(machine.os, "access", lambda *_: False)
-    monkeypatch.setenv("QUICKDRAFT_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setenv("QUICKDRAFT_CACHE", str(tmp_path / "file" / "cache"))
     assert "NOT WRITABLE" in call("doctor").stdout
 
 

@@ -349,3 +349,12 @@ def test_interrupted_json_is_still_an_object(
     assert answer["finish_reason"] == "cancelled"
     assert 0 < len(answer["token_ids"]) < 90_000
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_without_the_engine_the_extra_is_named(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    done = call("run", tiny_bundle, "hello", "--backend", "onnxruntime")
+    assert done.returncode == 2
+    assert "pip install 'quickdraft[onnx]'" in done.stderr
