@@ -93,6 +93,9 @@ def test_token_ids_equal_transformers(alias: str, lines: list[str]) -> None:
 def test_transformers_as_it_is_differs_only_before_digits(lines: list[str]) -> None:
     ours, theirs = _ours("smollm2-135m"), _theirs("smollm2-135m")
     for line in lines:
+        letters = (c for c in line if not c.isascii())
+        if any(unicodedata.category(c).startswith("N") for c in letters):
+            continue  # circled digits, fractions, Roman numerals
         if _encodable("smollm2-135m", line) and not re.search(r"\s\s\d", line):
             ids = ours.encode(line, add_special_tokens=False).ids
             assert ids == theirs(line, add_special_tokens=False)["input_ids"], line
@@ -145,7 +148,9 @@ def test_state_dict_and_config_equal_transformers() -> None:
         assert np.array_equal(checkpoint.weights[name].dense(), state[name].numpy()), name
     theirs = model.config.to_dict()
     for key in set(checkpoint.config) - {"architectures"}:
-        assert checkpoint.config[key] == pytest.approx(theirs[key], rel=1e-6), key
+        value = checkpoint.config[key]
+        want = pytest.approx(theirs[key], rel=1e-6) if isinstance(value, float) else theirs[key]
+        assert value == want, key
 
 
 @pytest.mark.parametrize(
@@ -170,11 +175,12 @@ def test_reading_is_quick_small_and_needs_no_torch(alias: str, megabytes: int) -
     parse_header(open_file(path), path.name)
     assert time.process_time() - start < 1
     code = (
-        "import sys, resource; from pathlib import Path\n"
+        "import sys; from pathlib import Path\n"
         "from quickdraft.export.checkpoints.gguf import read_gguf\n"
         "read_gguf(Path(sys.argv[1]))\n"
         "assert 'torch' not in sys.modules and 'gguf' not in sys.modules\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+        # Not getrusage: what it counts includes this process, from before the exec.
+        "print(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(path)], check=True, capture_output=True, text=True
