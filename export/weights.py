@@ -53,13 +53,15 @@ class Blocked:
 class Weight:
     """A named parameter. shape: rows (outputs) first. load: reads and decodes it, each time.
 
-    `stored_as` is the format in the checkpoint (`F32`, `BF16`, `Q4_1`, ...).
+    `stored_as` is the format in the checkpoint (`F32`, `BF16`, `Q4_1`, ...). sensitive: rounding
+    it, or what it multiplies, costs much; an emitter may keep both in floats where that is cheap.
     """
 
     name: str
     shape: tuple[int, ...]
     stored_as: str
     load: Callable[[], Dense | Blocked]
+    sensitive: bool = False
 
     def dense(self) -> Floats:
         """The values as float32."""

@@ -7,7 +7,7 @@ is said by the weights that are there; everything else is in the spec.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
 from quickdraft.export.ops import Activation, Attention, Ops, Rope
@@ -171,8 +171,9 @@ def _attention(
     ops: Ops[V], spec: DecoderSpec, index: int, layer: LayerWeights, x: V, positions: V
 ) -> V:
     shape = spec.layers[index]
-    parts = (layer.query, layer.key, layer.value)
-    q, k, v = ops.linears(x, [(part.weight, part.bias) for part in parts])
+    value = replace(layer.value.weight, sensitive=True)
+    pairs = [(part.weight, part.bias) for part in (layer.query, layer.key)]
+    q, k, v = ops.linears(x, [*pairs, (value, layer.value.bias)])
     per_head = spec.query_norm == "head"
     q = _norm(ops, spec, q, layer.query_norm, shape.num_heads if per_head else 1)
     k = _norm(ops, spec, k, layer.key_norm, shape.num_kv_heads if per_head else 1)

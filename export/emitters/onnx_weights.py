@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from quickdraft.export.emitters.onnx_graph import CONTRIB, GraphBuilder
 from quickdraft.export.quantize import WeightFormat, store
-from quickdraft.export.weights import Blocked, Floats, Weight, dense_weight, join_rows
+from quickdraft.export.weights import Blocked, Dense, Floats, Weight, dense_weight, join_rows
 
 ACCURACY_LEVEL = 4
 """Activations in int8 per block of a row: the fast path, and one whose rows are independent."""
@@ -57,6 +57,15 @@ def to_nbits(blocked: Blocked) -> NBits:
 def _pack_nibbles(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
     high: NDArray[np.uint8] = np.left_shift(codes[:, 1::2], 4)
     return codes[:, 0::2] | high
+
+
+def _keep_float(weight: Weight) -> bool:
+    """Whether a sensitive matrix is small enough to multiply in floats.
+
+    With grouped heads the value projection is a few percent of the weights, and int8 rounding of
+    its input is the costliest per byte (docs/decisions/003-float-value-projections.md).
+    """
+    return weight.sensitive and 3 * weight.shape[0] <= weight.shape[1]
 
 
 def _join_biases(pairs: Sequence[tuple[Weight, Weight | None]]) -> Weight | None:
@@ -150,6 +159,7 @@ class WeightStore:
         alike: dict[str, list[int]] = {}
         for index, (weight, _) in enumerate(pairs):
             form = weight.stored_as if self._format.keep else ""
+            form += "float" if _keep_float(weight) else ""
             alike.setdefault(form, []).append(index)
         results: dict[int, ir.Value] = {}
         for indices in alike.values():
@@ -191,7 +201,7 @@ class WeightStore:
             return self._dense[name]
         if self._graph.find(f"{name}.{form}") is not None:
             return None
-        data = store(weight, self._format)
+        data = Dense(weight.dense()) if _keep_float(weight) else store(weight, self._format)
         if isinstance(data, Blocked):
             self._register_blocks(name, form, data)
             return None
