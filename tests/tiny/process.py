@@ -11,7 +11,7 @@ from unittest import mock
 
 from quickdraft.cli import main
 
-PROGRAM = (sys.executable, "-m", "quickdraft.cli")
+PROGRAM = (sys.executable, "-m", "quickdraft")
 Done = subprocess.CompletedProcess[str]
 
 

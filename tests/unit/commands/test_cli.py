@@ -215,9 +215,9 @@ def test_a_full_disk_is_one_line() -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="closes descriptors in a shell")
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 def test_closed_streams_do_no_harm(closed: str) -> None:
-    line = f'"{sys.executable}" -m quickdraft.cli --version {closed}'
+    line = f'"{sys.executable}" -m quickdraft --version {closed}'
     assert subprocess.run(["sh", "-c", line], capture_output=True, timeout=60).returncode == 0
-    line = f'"{sys.executable}" -m quickdraft.cli run /no/such/bundle hello {closed}'
+    line = f'"{sys.executable}" -m quickdraft run /no/such/bundle hello {closed}'
     assert subprocess.run(["sh", "-c", line], capture_output=True, timeout=60).returncode == 2
 
 

@@ -351,10 +351,13 @@ def test_interrupted_json_is_still_an_object(
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_without_the_engine_the_extra_is_named(
-    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    done = call("run", tiny_bundle, "hello", "--backend", "onnxruntime")
+def test_without_the_engine_the_extra_is_named(tiny_bundle: Path) -> None:
+    script = (
+        "import sys\n"
+        "from quickdraft.cli import main\n"
+        "sys.modules['onnxruntime'] = None\n"
+        f"sys.exit(main(['run', {str(tiny_bundle)!r}, 'hello', '--backend', 'onnxruntime']))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=60)
     assert done.returncode == 2
-    assert "pip install 'quickdraft[onnx]'" in done.stderr
+    assert b"pip install 'quickdraft[onnx]'" in done.stderr

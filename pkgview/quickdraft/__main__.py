@@ -1,0 +1,1 @@
+../../quickdraft/__main__.py
