@@ -20,8 +20,15 @@ from quickdraft.export.weights import Weight
 MAX_LAYERS = 1_024
 MAX_HEADS = 4_096
 _HARMLESS = frozenset(
-    {"vocab_size", "tensor_data_layout", "rope.scaling.finetuned", "attention.causal"}
+    {
+        "vocab_size",
+        "tensor_data_layout",
+        "rope.scaling.finetuned",
+        "attention.causal",
+        "mm.tokens_per_image",
+    }
 )
+"""Say nothing new about a text model (causal is checked apart)."""
 
 
 class Keys:
