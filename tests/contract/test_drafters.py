@@ -22,7 +22,7 @@ from tiny.toy_backend import (
     toy_spec,
 )
 
-from quickdraft.drafters.base import Drafter, DraftSettings, Observation
+from quickdraft.drafters.base import Drafter, DraftSettings, Observation, is_usable
 from quickdraft.drafters.tree import Tree
 from quickdraft.errors import BackendError
 from quickdraft.registry import DRAFTERS, lookup
@@ -336,3 +336,22 @@ def test_drafters_keep_the_rules(
         assert tree.tokens[0] == said[-1]
         edges = list(zip(tree.parent.tolist(), tree.tokens.tolist(), strict=True))
         assert len(set(edges)) == len(edges)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "parents", "usable"),
+    [
+        ([7, 1, 2], [-1, 0, 0], True),
+        ([7, 1, 2, 3], [-1, 0, 1, 2], False),  # over the budget of two
+        ([7], [-1], False),  # nothing proposed
+        ([6, 1], [-1, 0], False),  # another root
+        ([7, 1], [-1, -1], False),  # two roots
+        ([7, VOCAB], [-1, 0], False),
+        ([7, -1], [-1, 0], False),
+    ],
+)
+def test_proposals_that_cannot_be_verified_are_dropped(
+    tokens: list[int], parents: list[int], usable: bool
+) -> None:
+    tree = Tree(np.array(tokens), np.array(parents))
+    assert is_usable(tree, 7, 2, VOCAB) == usable
