@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -99,7 +100,8 @@ def commit() -> str:
 def write_result(name: str, figures: dict[str, Any]) -> Path:
     """Write `results/<name>.json` with everything needed to run it again."""
     RESULTS.mkdir(exist_ok=True)
-    arguments = [Path(a).name if a.startswith("/") else a for a in sys.argv]
+    # Folders are private to a machine; the names of files and models are enough.
+    arguments = [re.sub(r"[^\s=:]*/", "", argument) for argument in sys.argv]
     document = {
         "date": date.today().isoformat(),
         "commit": commit(),

@@ -36,7 +36,13 @@ class Tree:
     def chain(cls, tokens: Sequence[int] | NDArray[np.int64]) -> Tree:
         """A tree without branches; the first token is the root."""
         array = np.asarray(tokens, np.int64)
-        return cls(array, np.arange(-1, len(array) - 1, dtype=np.int64))
+        if array.ndim != 1 or not len(array):
+            raise ValueError(f"a chain needs a non-empty 1-d array, got shape {array.shape}")
+        # Made once per decoded token: what the checks would find is known.
+        tree = object.__new__(cls)
+        parent = np.arange(-1, len(array) - 1, dtype=np.int64)
+        tree.__dict__.update(tokens=array, parent=parent, is_chain=True)
+        return tree
 
     def __len__(self) -> int:
         return len(self.tokens)

@@ -15,12 +15,17 @@ GROUP = 32
 
 @dataclass(frozen=True)
 class WeightFormat:
-    """How matrices are stored: in blocks of `bits`, else as `dtype`; keep: as they are."""
+    """How matrices are stored: in blocks of `bits`, else as `dtype`; keep: as they are.
+
+    float_values: value projections of grouped heads stay in floats (decision 003): the formats
+    that promise quality do this, the smallest does not.
+    """
 
     name: str
     dtype: type[np.floating] = np.float32
     bits: int | None = None
     keep: bool = False
+    float_values: bool = False
 
 
 FORMATS = {
@@ -28,9 +33,9 @@ FORMATS = {
     for fmt in (
         WeightFormat("fp32"),
         WeightFormat("fp16", dtype=np.float16),
-        WeightFormat("int8", bits=8),
+        WeightFormat("int8", bits=8, float_values=True),
         WeightFormat("int4", bits=4),
-        WeightFormat("gguf", keep=True),
+        WeightFormat("gguf", keep=True, float_values=True),
     )
 }
 

@@ -59,15 +59,6 @@ def _pack_nibbles(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return codes[:, 0::2] | high
 
 
-def _keep_float(weight: Weight) -> bool:
-    """Whether a sensitive matrix is small enough to multiply in floats.
-
-    With grouped heads the value projection is a few percent of the weights, and int8 rounding of
-    its input is the costliest per byte (docs/decisions/003-float-value-projections.md).
-    """
-    return weight.sensitive and 3 * weight.shape[0] <= weight.shape[1]
-
-
 def _join_biases(pairs: Sequence[tuple[Weight, Weight | None]]) -> Weight | None:
     """The biases one after the other, zeros where there is none; None if there are none at all."""
     if all(bias is None for _, bias in pairs):
@@ -159,7 +150,7 @@ class WeightStore:
         alike: dict[str, list[int]] = {}
         for index, (weight, _) in enumerate(pairs):
             form = weight.stored_as if self._format.keep else ""
-            form += "float" if _keep_float(weight) else ""
+            form += "float" if self._keep_float(weight) else ""
             alike.setdefault(form, []).append(index)
         results: dict[int, ir.Value] = {}
         for indices in alike.values():
@@ -201,7 +192,7 @@ class WeightStore:
             return self._dense[name]
         if self._graph.find(f"{name}.{form}") is not None:
             return None
-        data = Dense(weight.dense()) if _keep_float(weight) else store(weight, self._format)
+        data = Dense(weight.dense()) if self._keep_float(weight) else store(weight, self._format)
         if isinstance(data, Blocked):
             self._register_blocks(name, form, data)
             return None
@@ -210,6 +201,15 @@ class WeightStore:
             value = self._graph.one("Cast", [value], {"to": ir.DataType.FLOAT})
         self._dense[name] = value
         return value
+
+    def _keep_float(self, weight: Weight) -> bool:
+        """Whether a sensitive matrix is small enough to multiply in floats.
+
+        With grouped heads the value projection is a few percent of the weights, and int8 rounding
+        of its input is the costliest per byte (docs/decisions/003-float-value-projections.md).
+        """
+        small = 3 * weight.shape[0] <= weight.shape[-1]
+        return self._format.float_values and weight.sensitive and small
 
     def _register_blocks(self, name: str, form: str, data: Blocked) -> None:
         blocks = to_nbits(data)

@@ -23,7 +23,7 @@ from quickdraft.kvcache.base import KvCache
 from quickdraft.kvcache.contiguous import ContiguousCache, align_slots
 from quickdraft.manifest import Variant
 from quickdraft.runtime.backends.base import CancelToken, StepOutput
-from quickdraft.runtime.backends.step_inputs import attention_bias, positions
+from quickdraft.runtime.backends.step_inputs import attention_bias, check_step, positions
 from quickdraft.types import ModelSpec
 
 try:
@@ -39,6 +39,7 @@ class _Bound:
     """An IOBinding of one cache, and what it was bound for."""
 
     binding: Any
+    options: Any
     version: int = -1
     slots: int = -1
     inputs: dict[str, NDArray[Any]] = field(default_factory=dict)
@@ -101,6 +102,7 @@ class OnnxRuntimeBackend:
             cancel.check()
         wanted = np.arange(len(tree), dtype=np.int64) if rows is None else rows
         length = cache.length
+        check_step(tree, length, self.spec)
         cache.stage(len(tree))
         try:
             output = self._run(tree, cache, wanted, cancel)
@@ -136,8 +138,8 @@ class OnnxRuntimeBackend:
             bound.binding.bind_ortvalue_output(
                 name, ort.OrtValue.ortvalue_from_numpy(hidden[layer])
             )
-        self._execute(bound.binding, cancel)
-        if np.isnan(logits).any():
+        self._execute(bound, cancel)
+        if np.isnan(logits.max()):
             raise BackendError("the model computed logits that are not numbers (NaN)")
         return StepOutput(logits, hidden)
 
@@ -145,7 +147,7 @@ class OnnxRuntimeBackend:
         with self._lock:
             bound = self._bound.get(cache)
             if bound is None:
-                bound = self._bound[cache] = _Bound(self._session.io_binding())
+                bound = self._bound[cache] = _Bound(self._session.io_binding(), _run_options())
         if (bound.version, bound.slots) != (cache.version, slots):
             layout = self._layout
             for layer in range(self.spec.num_layers):
@@ -160,10 +162,8 @@ class OnnxRuntimeBackend:
             bound.version, bound.slots = cache.version, slots
         return bound
 
-    def _execute(self, binding: Any, cancel: CancelToken | None) -> None:
-        # Terminating marks the options object for good, so every step has its own.
-        options = ort.RunOptions()
-        options.log_severity_level = _ERRORS_ONLY + 1
+    def _execute(self, bound: _Bound, cancel: CancelToken | None) -> None:
+        options = bound.options
 
         def stop() -> None:
             options.terminate = True
@@ -171,7 +171,7 @@ class OnnxRuntimeBackend:
         if cancel is not None:
             cancel.attach(stop)
         try:
-            self._session.run_with_iobinding(binding, options)
+            self._session.run_with_iobinding(bound.binding, options)
         except Exception as error:
             if cancel is not None and cancel.cancelled:
                 raise Cancelled("stopped on request") from None
@@ -179,11 +179,21 @@ class OnnxRuntimeBackend:
         finally:
             if cancel is not None:
                 cancel.attach(None)
+            if options.terminate:  # it stays set, and would stop every later step
+                bound.options = _run_options()
 
     def close(self) -> None:
         """Release the session."""
         self._bound.clear()
         self._session = None
+
+
+def _run_options() -> Any:
+    options = ort.RunOptions()
+    options.log_severity_level = _ERRORS_ONLY + 1
+    # Unset, this entry costs an exception per step inside onnxruntime's Python layer.
+    options.add_run_config_entry("gpu_graph_id", "0")
+    return options
 
 
 def _open(model: Path, threads: int | None) -> Any:

@@ -17,12 +17,12 @@ from safetensors import SafetensorError, safe_open
 
 from quickdraft import numpy_ops
 from quickdraft.drafters.tree import Tree
-from quickdraft.errors import BackendError, BundleError, ContextOverflow, OptionError
+from quickdraft.errors import BackendError, BundleError, OptionError
 from quickdraft.kvcache.base import KvCache
 from quickdraft.kvcache.contiguous import ContiguousCache, align_slots
 from quickdraft.manifest import Variant
 from quickdraft.runtime.backends.base import CancelToken, StepOutput
-from quickdraft.runtime.backends.step_inputs import attention_bias, positions
+from quickdraft.runtime.backends.step_inputs import attention_bias, check_step, positions
 from quickdraft.types import ModelSpec
 
 PROGRAM_VERSION = 1
@@ -110,6 +110,7 @@ class ReferenceBackend:
             cancel.check()
         wanted = np.arange(len(tree), dtype=np.int64) if rows is None else rows
         length = cache.length
+        check_step(tree, length, self.spec)
         cache.stage(len(tree))
         try:
             values = self._run(self._program, tree, cache, wanted, cancel)
@@ -132,14 +133,9 @@ class ReferenceBackend:
         cancel: CancelToken | None,
     ) -> dict[str, NDArray[Any]]:
         length, n = cache.length, len(tree)
-        if tree.tokens.min() < 0 or tree.tokens.max() >= self.spec.vocab_size:
-            raise BackendError(f"a token id is outside the vocabulary of {self.spec.vocab_size}")
-        places = positions(tree, length)
-        if places.max() >= self.spec.context_length:
-            raise ContextOverflow(int(places.max()) + 1, self.spec.context_length, "step")
         values: dict[str, NDArray[Any]] = {
             "tokens": tree.tokens,
-            "positions": places,
+            "positions": positions(tree, length),
             "output_rows": rows,
         }
         slots = np.arange(length, length + n, dtype=np.int64)

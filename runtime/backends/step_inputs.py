@@ -6,13 +6,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quickdraft.drafters.tree import Tree
+from quickdraft.errors import BackendError, ContextOverflow
+from quickdraft.types import ModelSpec
 
 MASKED = np.float32(np.finfo(np.float32).min)
 """Bias of a slot that a row must not see: finite, so that no engine meets infinity - infinity."""
 
 
+def check_step(tree: Tree, length: int, spec: ModelSpec) -> None:
+    """Refuse a step that the model has no meaning for.
+
+    Raises:
+        BackendError: a token id is outside the vocabulary.
+        ContextOverflow: a node's position is outside the context.
+    """
+    if tree.tokens.min() < 0 or tree.tokens.max() >= spec.vocab_size:
+        raise BackendError(f"a token id is outside the vocabulary of {spec.vocab_size}")
+    end = length + (len(tree) if tree.is_chain else int(tree.depth.max()) + 1)
+    if end > spec.context_length:
+        raise ContextOverflow(end, spec.context_length, "step")
+
+
 def positions(tree: Tree, length: int) -> NDArray[np.int64]:
     """Logical positions of the nodes over `length` committed rows: int64 [n]."""
+    if tree.is_chain:
+        return np.arange(length, length + len(tree))
     return length + tree.depth
 
 
