@@ -77,6 +77,18 @@ def quantize(values: Floats, bits: int, group: int = GROUP) -> Blocked:
     The value of largest magnitude maps to -2**(bits-1), as in GGUF's Q4_0; at 4 bits a few
     neighbouring scales are tried as well, and each block keeps the one with the least error.
     """
+    # Some rows at a time: what is worked on stays in the processor's cache.
+    step = max(1, (1 << 18) // values.shape[1])
+    parts = [
+        _quantize_rows(values[start : start + step], bits, group)
+        for start in range(0, len(values), step)
+    ]
+    codes = np.concatenate([codes for codes, _ in parts])
+    scale = np.concatenate([scale for _, scale in parts])
+    return Blocked(codes, scale, None, bits, group, 1 << (bits - 1))
+
+
+def _quantize_rows(values: Floats, bits: int, group: int) -> tuple[NDArray[np.uint8], Floats]:
     rows, columns = values.shape
     zero = 1 << (bits - 1)
     blocks = values.reshape(rows, columns // group, group)
@@ -93,7 +105,7 @@ def quantize(values: Floats, bits: int, group: int = GROUP) -> Blocked:
         best_error = np.where(better, error, best_error)
         best_scale = np.where(better, scale, best_scale)
         best_codes = np.where(better[..., None], codes, best_codes)
-    return Blocked(best_codes.reshape(rows, columns), best_scale, None, bits, group, zero)
+    return best_codes.reshape(rows, columns), best_scale
 
 
 def _round(blocks: Floats, scale: Floats, zero: int) -> tuple[NDArray[np.uint8], Floats]:

@@ -96,9 +96,41 @@ class Weight:
 
 
 def join_rows(weights: Sequence[Weight]) -> Weight:
-    """The rows of several matrices of equal width and form, one after the other."""
+    """The rows of several matrices of equal width, one after the other.
+
+    Blocks stay as they are where all have one form; else all become float32.
+    """
 
     def load() -> Dense | Blocked:
+        parts = [weight.load() for weight in weights]
+        blocks = [part for part in parts if isinstance(part, Blocked)]
+        if len(blocks) < len(parts) or len({_form(part) for part in blocks}) > 1:
+            return Dense(
+                np.concatenate(
+                    [p.to_dense() if isinstance(p, Blocked) else p.values for p in parts]
+                )
+            )
+        first = blocks[0]
+        least = [part.minimum for part in blocks if part.minimum is not None]
+        return Blocked(
+            np.concatenate([part.codes for part in blocks]),
+            np.concatenate([part.scale for part in blocks]),
+            np.concatenate(least) if least else None,
+            first.bits,
+            first.group,
+            first.zero,
+        )
+
+    rows = sum(weight.shape[0] for weight in weights)
+    name = "+".join(weight.name for weight in weights)
+    return Weight(name, (rows, *weights[0].shape[1:]), weights[0].stored_as, load)
+
+
+def _form(blocked: Blocked) -> tuple[int, int, int, bool]:
+    return blocked.bits, blocked.group, blocked.zero, blocked.minimum is None
+
+
+def load() -> Dense | Blocked:
         parts = [weight.load() for weight in weights]
         first = parts[0]
         if isinstance(first, Dense):

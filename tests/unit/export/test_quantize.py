@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from quickdraft.errors import OptionError
 from quickdraft.export.emitters.onnx_weights import NBits, to_nbits
 from quickdraft.export.quantize import quantize, store, weight_format
-from quickdraft.export.weights import Blocked, Dense, dense_weight
+from quickdraft.export.weights import Blocked, Dense, Weight, dense_weight, join_rows
 
 
 def random_blocked(
@@ -116,3 +116,32 @@ def test_unknown_format_lists_what_there_is() -> None:
 def test_gguf_blocks_need_a_gguf_file() -> None:
     with pytest.raises(OptionError, match="this checkpoint has none"):
         weight_format("gguf", "huggingface")
+
+
+def test_joined_rows_of_different_blocks_become_floats() -> None:
+    fine, coarse = random_blocked(1, 8, 32, 16, 64, False), random_blocked(2, 4, 0, 32, 16, True)
+    coarse = Blocked(
+        coarse.codes[:, :64],
+        coarse.scale[:, :2],
+        None if coarse.minimum is None else coarse.minimum[:, :2],
+        coarse.bits,
+        coarse.group,
+        coarse.zero,
+    )
+    weights = [
+        Weight("a", (3, 64), "Q6_K", lambda: fine),
+        Weight("b", (3, 64), "Q4_K", lambda: coarse),
+    ]
+    joined = join_rows(weights)
+    expected = np.concatenate([fine.to_dense(), coarse.to_dense()])
+    np.testing.assert_array_equal(joined.dense(), expected)
+    assert joined.shape == expected.shape
+
+
+def test_joined_rows_of_equal_blocks_stay_blocks() -> None:
+    parts = [random_blocked(seed, 4, 0, 32, 16, True) for seed in (1, 2)]
+    weights = [Weight(str(i), (3, 128), "Q4_1", lambda p=p: p) for i, p in enumerate(parts)]
+    joined = join_rows(weights).load()
+    assert isinstance(joined, Blocked)
+    expected = np.concatenate([part.to_dense() for part in parts])
+    np.testing.assert_array_equal(joined.to_dense(), expected)
