@@ -95,76 +95,24 @@ class Weight:
         return Weight(name, shape, "F32", lambda: Dense(change(self.dense())))
 
 
-def join_rows(weights: Sequence[Weight]) -> Weight:
-    """The rows of several matrices of equal width, one after the other.
-
-    Blocks stay as they are where all have one form; else all become float32.
-    """
-
-    def load() -> Dense | Blocked:
-        parts = [weight.load() for weight in weights]
-        blocks = [part for part in parts if isinstance(part, Blocked)]
-        if len(blocks) < len(parts) or len({_form(part) for part in blocks}) > 1:
-            return Dense(
-                np.concatenate(
-                    [p.to_dense() if isinstance(p, Blocked) else p.values for p in parts]
-                )
-            )
-        first = blocks[0]
-        least = [part.minimum for part in blocks if part.minimum is not None]
-        return Blocked(
-            np.concatenate([part.codes for part in blocks]),
-            np.concatenate([part.scale for part in blocks]),
-            np.concatenate(least) if least else None,
-            first.bits,
-            first.group,
-            first.zero,
-        )
-
-    rows = sum(weight.shape[0] for weight in weights)
-    name = "+".join(weight.name for weight in weights)
-    return Weight(name, (rows, *weights[0].shape[1:]), weights[0].stored_as, load)
-
-
-def _form(blocked: Blocked) -> tuple[int, int, int, bool]:
-    return blocked.bits, blocked.group, blocked.zero, blocked.minimum is None
-
-
-def load() -> Dense | Blocked:
-        parts = [weight.load() for weight in weights]
-        first = parts[0]
-        if isinstance(first, Dense):
-            return Dense(np.concatenate([p.values for p in parts if isinstance(p, Dense)]))
-        blocks = [part for part in parts if isinstance(part, Blocked)]
-        least = [part.minimum for part in blocks if part.minimum is not None]
-        return Blocked(
-            np.concatenate([part.codes for part in blocks]),
-            np.concatenate([part.scale for part in blocks]),
-            np.concatenate(least) if least else None,
-            first.bits,
-            first.group,
-            first.zero,
-        )
-
-    rows = sum(weight.shape[0] for weight in weights)
-    name = "+".join(weight.name for weight in weights)
-    return Weight(name, (rows, *weights[0].shape[1:]), weights[0].stored_as, load)
-
-
 def dense_weight(name: str, values: NDArray[np.float32]) -> Weight:
     """A weight from an array in memory."""
     return Weight(name, values.shape, "F32", lambda: Dense(values))
 
 
-def concat_rows(parts: Sequence[Weight], name: str) -> Weight:
-    """The rows of `parts` one after another; blocks stay as they are where all agree in form."""
+def concat_rows(parts: Sequence[Weight], name: str | None = None) -> Weight:
+    """The rows of `parts` one after another; blocks stay as they are where all agree in form.
+
+    name: the names of the parts, joined by "+", unless given.
+    """
 
     def load() -> Dense | Blocked:
         loaded = [part.load() for part in parts]
         blocked = [data for data in loaded if isinstance(data, Blocked)]
         forms = {(data.bits, data.group, data.zero, data.minimum is None) for data in blocked}
         if len(blocked) < len(loaded) or len(forms) != 1:
-            return Dense(np.concatenate([part.dense() for part in parts]))
+            values = [p.to_dense() if isinstance(p, Blocked) else p.values for p in loaded]
+            return Dense(np.concatenate(values))
         minimums = [data.minimum for data in blocked if data.minimum is not None]
         return Blocked(
             np.concatenate([data.codes for data in blocked]),
@@ -177,4 +125,5 @@ def concat_rows(parts: Sequence[Weight], name: str) -> Weight:
 
     rows = sum(part.shape[0] for part in parts)
     formats = dict.fromkeys(part.stored_as for part in parts)
+    name = "+".join(part.name for part in parts) if name is None else name
     return Weight(name, (rows, *parts[0].shape[1:]), "+".join(formats), load)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from quickdraft.errors import OptionError
 from quickdraft.export.emitters.onnx_weights import NBits, to_nbits
 from quickdraft.export.quantize import quantize, store, weight_format
-from quickdraft.export.weights import Blocked, Dense, Weight, dense_weight, join_rows
+from quickdraft.export.weights import Blocked, Dense, Weight, concat_rows, dense_weight
 
 
 def random_blocked(
@@ -132,7 +132,7 @@ def test_joined_rows_of_different_blocks_become_floats() -> None:
         Weight("a", (3, 64), "Q6_K", lambda: fine),
         Weight("b", (3, 64), "Q4_K", lambda: coarse),
     ]
-    joined = join_rows(weights)
+    joined = concat_rows(weights)
     expected = np.concatenate([fine.to_dense(), coarse.to_dense()])
     np.testing.assert_array_equal(joined.dense(), expected)
     assert joined.shape == expected.shape
@@ -141,7 +141,7 @@ def test_joined_rows_of_different_blocks_become_floats() -> None:
 def test_joined_rows_of_equal_blocks_stay_blocks() -> None:
     parts = [random_blocked(seed, 4, 0, 32, 16, True) for seed in (1, 2)]
     weights = [Weight(str(i), (3, 128), "Q4_1", lambda p=p: p) for i, p in enumerate(parts)]
-    joined = join_rows(weights).load()
+    joined = concat_rows(weights).load()
     assert isinstance(joined, Blocked)
     expected = np.concatenate([part.to_dense() for part in parts])
     np.testing.assert_array_equal(joined.to_dense(), expected)
