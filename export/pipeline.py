@@ -49,19 +49,24 @@ def export_model(
     formats: Sequence[str] = ("onnx",),
     progress: Progress | None = None,
     overwrite: bool = False,
+    admit: Callable[[Checkpoint], Checkpoint] | None = None,
 ) -> Manifest:
     """Export a checkpoint to the bundle folder `out`, all or nothing.
 
     weights: `auto` (GGUF blocks kept; floats to int8), `fp32`, `fp16`, `int8`, `int4`, `gguf`.
     hidden_states: residual streams to offer as outputs, by number of layers passed. formats:
-    names of emitters, best first.
+    names of emitters, best first. admit: sees the checkpoint before anything is made of it; it
+    may raise, or give back one with another source.
 
     Raises:
-        CheckpointError, UnsupportedModel, OptionError, BundleError: nothing is written.
+        CheckpointError, UnsupportedModel, OptionError, BundleError, or what `admit` raises:
+            nothing is written.
     """
     report = progress or _silent
     report("read", 0, 1)
     checkpoint = read_checkpoint(source)
+    if admit is not None:
+        checkpoint = admit(checkpoint)
     report("read", 1, 1)
     return export_checkpoint(
         checkpoint,

@@ -300,15 +300,17 @@ TRIAL_MESSAGES: Sequence[Mapping[str, str]] = (
 def check_template(source: str, special_tokens: Mapping[str, str] | None = None) -> None:
     """Render a short conversation in a child process with limits on time and memory.
 
-    For templates from outside, once, when a bundle is made or first opened. On systems without
-    resource limits only the wall time is bounded.
+    For templates from outside, once, when a bundle is made. On systems without resource limits only
+    the wall time is bounded.
 
     Raises:
         TemplateError: the template is malformed, fails, or exceeds a limit.
     """
     _check_bytes(source)
     work = json.dumps({"source": source, "special_tokens": dict(special_tokens or {})})
-    command = [sys.executable, "-c", "from quickdraft.runtime.templates import trial; trial()"]
+    # -P: a file in the current folder must not stand in for a module.
+    program = "from quickdraft.runtime.templates import trial; trial()"
+    command = [sys.executable, "-P", "-c", program]
     try:
         done = subprocess.run(
             command, input=work.encode(), capture_output=True, timeout=TRIAL_PATIENCE, check=False

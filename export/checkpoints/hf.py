@@ -12,6 +12,7 @@ from quickdraft import strict_json
 from quickdraft.errors import CheckpointError
 from quickdraft.export.checkpoints.base import Checkpoint, Source, WeightMap
 from quickdraft.export.checkpoints.hf_tokenizer import read_tokenizer_files
+from quickdraft.export.checkpoints.model_card import read_licence
 from quickdraft.export.checkpoints.safetensors_file import read_safetensors
 from quickdraft.export.weights import Weight
 
@@ -45,7 +46,12 @@ def read_huggingface(folder: Path) -> Checkpoint:
         weights=WeightMap(weights),
         tokenizer=read_tokenizer_files(folder, read_json, config, generation),
         generation=generation,
-        source=Source("huggingface", folder.resolve().name, _fingerprint(files)),
+        source=Source(
+            "huggingface",
+            folder.resolve().name,
+            _fingerprint(files),
+            licence=read_licence(folder),
+        ),
     )
 
 

@@ -56,6 +56,7 @@ def export(
     SOURCE is a .gguf file or a Hugging Face checkpoint folder.
     """
     from quickdraft.export.pipeline import export_model
+    from quickdraft.models.admission import admit
 
     started = time.perf_counter()
     with Bars(quiet=as_json) as bars:
@@ -67,6 +68,7 @@ def export(
             formats=[name.strip() for name in formats.split(",")],
             progress=bars,
             overwrite=overwrite,
+            admit=admit,
         )
     seconds = time.perf_counter() - started
     size = sum(entry.size for entry in manifest.files.values())

@@ -36,6 +36,17 @@ class Alias:
         """Bytes of the checkpoint."""
         return sum(part.size for part in self.parts)
 
+    @property
+    def package(self) -> str:
+        """The package the checkpoint comes in; the first and the last of several."""
+        names = [part.requirement.split("==")[0] for part in self.parts]
+        return names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
+
+    @property
+    def version(self) -> str:
+        """The version of the package; packages of one checkpoint share it."""
+        return self.parts[0].requirement.split("==")[1]
+
 
 _SMOLLM2 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from quickdraft.errors import DownloadError, ModelNotFound, QuickdraftError
 from quickdraft.hashes import storage_error
+from quickdraft.models.admission import Provenance
 from quickdraft.types import Progress
 
 PATTERNS = (
@@ -30,6 +31,9 @@ PATTERNS = (
     "chat_template*",
 )
 """What a checkpoint folder is made of; weights in other formats stay where they are."""
+
+MODEL_CARD = "README.md"
+"""Fetched for the licence it states; no part of the checkpoint, so it may change."""
 
 # Subfolders hold other formats; `consolidated` holds the same weights a second time.
 _IGNORED = ("*/*", "consolidated*")
@@ -78,7 +82,7 @@ def fetch(name: HubName, *, progress: Progress | None = None, offline: bool = Fa
             huggingface_hub.snapshot_download(
                 name.repo,
                 revision=name.revision,
-                allow_patterns=[name.file] if name.file else list(PATTERNS),
+                allow_patterns=[*((name.file,) if name.file else PATTERNS), MODEL_CARD],
                 ignore_patterns=None if name.file else list(_IGNORED),
                 local_files_only=offline,
                 library_name="quickdraft",
@@ -90,6 +94,16 @@ def fetch(name: HubName, *, progress: Progress | None = None, offline: bool = Fa
         hint = "" if name.file else f"; if it holds GGUF files, name one: {name.repo}:FILE.gguf"
         raise ModelNotFound(f"{name.repo} has no {wanted.relative_to(folder).as_posix()}{hint}")
     return wanted if name.file else folder
+
+
+def provenance(name: HubName, checkpoint: Path) -> Provenance:
+    """Where the checkpoint that `fetch` gave is from: repository, commit, stated licence."""
+    from quickdraft.export.checkpoints.model_card import read_licence
+
+    snapshot = checkpoint.parents[len(Path(name.file).parts) - 1] if name.file else checkpoint
+    commit = snapshot.name if re.fullmatch("[0-9a-f]{40}", snapshot.name) else None
+    source = f"{name.repo}:{name.file}" if name.file else name.repo
+    return Provenance(source, commit, read_licence(snapshot))
 
 
 def _reporter(progress: Progress | None) -> type[Any]:

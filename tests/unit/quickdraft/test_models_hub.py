@@ -12,6 +12,7 @@ from huggingface_hub import errors
 
 from quickdraft.errors import DownloadError, ModelNotFound, QuickdraftError, StorageError
 from quickdraft.models import hub
+from quickdraft.models.admission import Provenance
 from quickdraft.models.hub import HubName, parse_hub_name
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -69,7 +70,7 @@ def test_a_folder_is_asked_for_by_patterns(asked: list[dict[str, Any]], tmp_path
 
 def test_a_gguf_file_is_asked_for_alone(asked: list[dict[str, Any]], tmp_path: Path) -> None:
     assert hub.fetch(HubName("o/n", None, "q4.gguf"), offline=True) == tmp_path / "q4.gguf"
-    assert asked[0]["allow_patterns"] == ["q4.gguf"]
+    assert asked[0]["allow_patterns"] == ["q4.gguf", "README.md"]
     assert asked[0]["local_files_only"] is True
 
 
@@ -141,3 +142,17 @@ def test_a_snapshot_of_the_real_cache_is_found_offline(
     assert hub.fetch(HubName("o/n", None, None), offline=True) == repo / "snapshots" / COMMIT
     with pytest.raises(DownloadError, match="not in the cache"):
         hub.fetch(HubName("o/other", None, None), offline=True)
+
+
+@pytest.mark.parametrize("file", [None, "q4.gguf", "sub/q4.gguf"])
+def test_provenance_names_the_repository_and_the_commit(tmp_path: Path, file: str | None) -> None:
+    snapshot = tmp_path / COMMIT
+    snapshot.mkdir()
+    (snapshot / "README.md").write_text("---\nlanguage: en\nlicense: mit\n---\n# A model\n")
+    checkpoint = snapshot / file if file else snapshot
+    found = hub.provenance(HubName("o/n", "main", file), checkpoint)
+    assert found == Provenance(f"o/n:{file}" if file else "o/n", COMMIT, "mit")
+
+
+def test_a_folder_that_is_no_snapshot_has_no_revision(tmp_path: Path) -> None:
+    assert hub.provenance(HubName("o/n", "v1", None), tmp_path) == Provenance("o/n", None, None)
