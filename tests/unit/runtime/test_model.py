@@ -133,7 +133,9 @@ def test_defaults_of_the_bundle_are_used() -> None:
 
 def test_log_probabilities_come_with_the_tokens() -> None:
     logits = hashed(VOCAB)
-    result = toy_model(logits).generate("Hi", max_new_tokens=5, logprobs=3, temperature=0.7)
+    result = toy_model(logits).generate(
+        "Hi", min_new_tokens=5, max_new_tokens=5, logprobs=3, temperature=0.7, seed=0
+    )
     assert result.logprobs is not None
     assert [entry.token_id for entry in result.logprobs] == list(result.token_ids)
     said = list(result.prompt_token_ids)
