@@ -83,7 +83,9 @@ class Backend(Protocol):
         Raises:
             Cancelled: nothing is staged, the cache stays usable.
             ContextOverflow: the rows do not fit.
-            BackendError: the engine failed, or a wanted logit is not a number.
+            BackendError: the engine failed.
+
+        Logits that are not numbers are passed on: choosing a token finds them at no cost.
         """
 
     def close(self) -> None:

@@ -142,8 +142,6 @@ class OnnxRuntimeBackend:
                 name, ort.OrtValue.ortvalue_from_numpy(hidden[layer])
             )
         self._execute(bound, cancel)
-        if np.isnan(logits.max()):
-            raise BackendError("the model computed logits that are not numbers (NaN)")
         return StepOutput(logits, hidden)
 
     def _bind_cache(self, cache: ContiguousCache, slots: int) -> _Bound:
