@@ -177,6 +177,8 @@ class OnnxOps(ComposedOps[Value]):
         outputs = self._graph.node(
             op_type, [total.a, total.b, *scales], {"epsilon": eps}, domain=CONTRIB, outputs=4
         )
+        for unused in outputs[1:3]:
+            unused.name = ""
         total.value = outputs[3]
         return outputs[0]
 
