@@ -34,10 +34,11 @@ class ContiguousCache:
         self._length = 0
         self._staged = 0
         self.version = 0
-        self._layers = [(self._buffer(heads), self._buffer(heads)) for heads in spec.num_kv_heads]
+        self._layers = self._buffers(self._capacity)
 
-    def _buffer(self, heads: int) -> NDArray[np.float32]:
-        return np.zeros((self._capacity, heads, self._spec.head_dim), np.float32)
+    def _buffers(self, slots: int) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+        shapes = [(slots, heads, self._spec.head_dim) for heads in self._spec.num_kv_heads]
+        return [(np.zeros(shape, np.float32), np.zeros(shape, np.float32)) for shape in shapes]
 
     @property
     def length(self) -> int:
@@ -73,13 +74,12 @@ class ContiguousCache:
         self._staged = rows
 
     def _grow(self, needed: int) -> None:
-        self._capacity = min(max(align_slots(needed), 2 * self._capacity), self._limit)
-        old, self._layers = self._layers, []
-        for (key, value), heads in zip(old, self._spec.num_kv_heads, strict=True):
-            pair = (self._buffer(heads), self._buffer(heads))
-            pair[0][: self._length] = key[: self._length]
-            pair[1][: self._length] = value[: self._length]
-            self._layers.append(pair)
+        capacity = min(max(align_slots(needed), 2 * self._capacity), self._limit)
+        grown = self._buffers(capacity)  # where memory is short, this fails and nothing changed
+        for (key, value), (k, v) in zip(self._layers, grown, strict=True):
+            k[: self._length] = key[: self._length]
+            v[: self._length] = value[: self._length]
+        self._capacity, self._layers = capacity, grown
         self.version += 1
 
     def commit(self, path: Sequence[int]) -> None:

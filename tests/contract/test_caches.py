@@ -116,3 +116,23 @@ TestContiguousCache = ContiguousLaws.TestCase
 
 def test_a_contiguous_cache_is_a_cache() -> None:
     assert isinstance(ContiguousCache(toy_spec()), KvCache)
+
+
+def test_a_cache_that_cannot_grow_is_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = ContiguousCache(toy_spec(16, LIMIT), SLOT_ALIGNMENT)
+    cache.stage(3)
+    cache.commit(range(3))
+    layers = [cache.layer(index) for index in range(2)]
+    taken = []
+
+    def zeros(shape: tuple[int, ...], dtype: type) -> np.ndarray:
+        taken.append(shape)
+        if len(taken) == 2:
+            raise MemoryError
+        return np.empty(shape, dtype)
+
+    monkeypatch.setattr("quickdraft.kvcache.contiguous.np.zeros", zeros)
+    with pytest.raises(MemoryError):
+        cache.stage(2 * SLOT_ALIGNMENT)
+    assert (cache.length, cache.capacity, cache.version) == (3, SLOT_ALIGNMENT, 0)
+    assert [cache.layer(index)[0] is layers[index][0] for index in range(2)] == [True, True]
