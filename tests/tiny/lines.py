@@ -63,14 +63,16 @@ def tricky_lines() -> list[str]:
     return lines
 
 
-def data_lines(count: int) -> list[str]:
-    """`count` lines spread over every file of the data folder, or none where there is no folder.
-
-    The folder: QUICKDRAFT_DATA, or `shared/data` beside the repository.
-    """
+def data_folder() -> Path:
+    """QUICKDRAFT_DATA, or `shared/data` beside the repository; it need not be there."""
     beside = Path(__file__).parents[3] / "shared" / "data"
-    folder = Path(os.environ.get("QUICKDRAFT_DATA", beside))
-    paths = sorted(p for p in folder.rglob("*") if p.name.endswith((".jsonl", ".gz", ".txt")))
+    return Path(os.environ.get("QUICKDRAFT_DATA", beside))
+
+
+def data_lines(count: int) -> list[str]:
+    """`count` lines spread over every file of the data folder, or none where there is no folder."""
+    everything = data_folder().rglob("*")
+    paths = sorted(p for p in everything if p.name.endswith((".jsonl", ".gz", ".txt")))
     if not paths:
         return []
     each = -(-count // len(paths))
