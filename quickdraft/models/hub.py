@@ -77,7 +77,7 @@ def fetch(name: HubName, *, progress: Progress | None = None, offline: bool = Fa
     import huggingface_hub.constants
     import huggingface_hub.utils
 
-    with _quiet_bars(huggingface_hub), _translated(name):
+    with _quiet_bars(huggingface_hub), _translated(name, offline):
         folder = Path(
             huggingface_hub.snapshot_download(
                 name.repo,
@@ -145,17 +145,17 @@ def _quiet_bars(huggingface_hub: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _translated(name: HubName) -> Iterator[None]:
+def _translated(name: HubName, offline: bool) -> Iterator[None]:
     failures: tuple[type[Exception], ...] = (OSError, ValueError)
     if "httpx" in sys.modules:  # huggingface_hub 1.x; its errors of transport are no OSError
         failures = (*failures, sys.modules["httpx"].HTTPError)
     try:
         yield
     except failures as error:
-        raise _our_error(error, name) from error
+        raise _our_error(error, name, offline) from error
 
 
-def _our_error(error: Exception, name: HubName) -> QuickdraftError:
+def _our_error(error: Exception, name: HubName, offline: bool) -> QuickdraftError:
     from huggingface_hub import errors
 
     if isinstance(error, errors.GatedRepoError):
@@ -165,13 +165,14 @@ def _our_error(error: Exception, name: HubName) -> QuickdraftError:
     if isinstance(error, errors.RevisionNotFoundError):
         return ModelNotFound(f"{name.repo} has no revision {name.revision!r}")
     if isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):
+        why = "was not asked (offline)" if offline else f"cannot be reached: {_first_line(error)}"
         return DownloadError(
-            f"{name.repo} is not in the cache and the hub cannot be reached: {_first_line(error)}"
+            f"{name.repo} is not in the cache (nor a file or folder here), and the hub {why}"
         )
     if isinstance(error, errors.RepositoryNotFoundError):
         return ModelNotFound(
-            f"the hub has no model {name.repo!r}, or it is private: check the name, or log in "
-            "with: hf auth login"
+            f"the hub has no model {name.repo!r}, or it is private, and there is no such file or "
+            "folder here: check the name, or log in with: hf auth login"
         )
     if isinstance(error, errors.HFValidationError):
         return ModelNotFound(f"{name.repo!r} cannot be a name on the hub: {_first_line(error)}")
