@@ -95,6 +95,7 @@ def _checked_best(logits: Logits) -> int:
     return best
 
 
+@np.errstate(over="ignore")  # a tiny temperature makes all but the best minus infinity, rightly
 def _filtered(logits: Logits, top: float, config: GenerationConfig) -> Distribution:
     """Temperature and the filters that cut the distribution."""
     if 0 < config.top_k < len(logits):

@@ -183,6 +183,12 @@ def test_the_minimum_length_masks_the_end_of_text() -> None:
     assert process(logits, context, 2, config, (0,)).mode() == 0
 
 
+@pytest.mark.parametrize("options", [{}, {"top_k": 2}, {"top_p": 0.5}, {"typical_p": 0.5}])
+def test_the_least_temperature_takes_the_likeliest(options: dict[str, float]) -> None:
+    found = law(np.array([1, 3, 2], np.float32), temperature=5e-324, **options)
+    assert found.tolist() == [0, 1, 0]
+
+
 def test_bias_moves_a_token_to_the_front() -> None:
     logits = np.array([5, 1, 2], np.float32)
     assert process(logits, NONE, 0, GenerationConfig(logit_bias={1: 10})).mode() == 1
