@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import click
 
 from quickdraft.commands.interrupt import stop_on_interrupt
-from quickdraft.commands.output import dim, facts, human_count, print_json
+from quickdraft.commands.output import dim, facts, human_count, is_terminal, print_json
 from quickdraft.commands.run import show_stream, statistics
 from quickdraft.errors import InputError, OptionError, TemplateError
 from quickdraft.runtime.model import Model, Result
@@ -62,6 +63,12 @@ class Dialogue:
             print_json(self._last.to_dict())
         elif self._last.finish_reason == "cancelled":
             click.echo(dim("(stopped)"), err=True)
+        elif self._last.finish_reason == "length" and is_terminal(sys.stderr):
+            limit = self._config.max_new_tokens
+            reason = f"max_new_tokens is {limit}; /set max_new_tokens N changes that"
+            if self._last.timings.predicted_n < limit:
+                reason = "the context is full; /clear starts anew"
+            click.echo(dim(f"(cut off: {reason})"), err=True)
         if verbose:
             click.echo(dim(statistics(self._last)), err=True)
 

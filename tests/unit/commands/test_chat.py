@@ -250,6 +250,18 @@ def test_a_person_types_and_leaves_with_bye(terminal: Terminal, tmp_path: Path) 
 
 
 @UNIX
+def test_a_person_is_told_that_an_answer_was_cut_off(terminal: Terminal) -> None:
+    terminal.wait_for(">>> ")
+    terminal.type("/set ignore_eos true\n")
+    terminal.wait_for(">>> ")
+    terminal.type("hello\n")
+    terminal.wait_for("cut off: max_new_tokens is 8")
+    terminal.wait_for(">>> ")
+    terminal.type("/bye\n")
+    assert terminal.exit_code() == 0
+
+
+@UNIX
 def test_control_d_leaves(terminal: Terminal) -> None:
     terminal.wait_for(">>> ")
     terminal.type("\x04")
