@@ -61,14 +61,28 @@ def store(weight: Weight, fmt: WeightFormat) -> Dense | Blocked:
     """The values of a matrix [rows, columns] in the given format.
 
     Rows that a group of 32 does not divide stay float32, whatever the format.
+
+    Raises:
+        OptionError: a value is too large for the format.
     """
     if fmt.keep:
         return weight.load()
     if fmt.bits is None:
-        return Dense(weight.dense().astype(fmt.dtype))
+        return Dense(_cast(weight, fmt))
     if weight.shape[-1] % GROUP:
         return Dense(weight.dense())
     return quantize(weight.dense(), fmt.bits)
+
+
+def _cast(weight: Weight, fmt: WeightFormat) -> NDArray[np.floating]:
+    with np.errstate(over="ignore"):
+        values = weight.dense().astype(fmt.dtype)
+    if not np.isfinite(values).all():  # the values of a checkpoint are finite
+        raise OptionError(
+            f"{weight.name} holds values that {fmt.name} cannot (above "
+            f"{np.finfo(fmt.dtype).max:g}); choose other weights, such as fp32 or int8"
+        )
+    return values
 
 
 def quantize(values: Floats, bits: int, group: int = GROUP) -> Blocked:

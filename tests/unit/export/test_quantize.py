@@ -108,6 +108,12 @@ def test_auto_keeps_blocks_and_rounds_floats() -> None:
     assert weight_format("auto", "huggingface").bits == 8
 
 
+def test_values_beyond_half_precision_are_refused() -> None:
+    weight = dense_weight("layer.weight", np.full((1, 32), 7e4, np.float32))
+    with pytest.raises(OptionError, match=r"layer\.weight holds values that fp16 cannot"):
+        store(weight, weight_format("fp16", "huggingface"))
+
+
 def test_unknown_format_lists_what_there_is() -> None:
     with pytest.raises(OptionError, match=r"int3.*fp32.*int4"):
         weight_format("int3", "huggingface")
