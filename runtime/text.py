@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from tokenizers import Tokenizer as Library
@@ -83,8 +84,8 @@ class Tokenizer:
         bos: whether to begin with the begin-of-text token.
 
         Raises:
-            TokenizerError: the text is not Unicode (lone surrogates), or holds a token that the
-                model does not have.
+            TokenizerError: the text is not Unicode (lone surrogates), holds a token that the
+                model does not have, or is more than a pattern of the tokenizer can take.
         """
         try:
             text.encode()
@@ -94,7 +95,7 @@ class Tokenizer:
                 "text; decode the input with errors='replace'"
             ) from None
         library = self._special if special else self._plain
-        ids: list[int] = library.encode(text, add_special_tokens=False).ids
+        ids = _encode(library, text)
         if ids and max(ids) >= self.vocab_size:
             raise TokenizerError(
                 f"the tokenizer made token {max(ids)} and the model has {self.vocab_size} tokens; "
@@ -128,17 +129,30 @@ class Tokenizer:
             )
 
 
-def _parse(content: bytes) -> Library:
+@contextmanager
+def _translated(complaint: str) -> Iterator[None]:
+    """Turn what the library raises, which is plain Exception, and its panics, into our error."""
     try:
+        yield
+    except BaseException as error:
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise TokenizerError(f"{complaint}: {error}") from error
+        raise
+
+
+def _parse(content: bytes) -> Library:
+    with _translated("the tokenizer cannot be read"):
         library = Library.from_buffer(content)
         library.no_truncation()
         library.no_padding()
-    except BaseException as error:
-        # The library raises plain Exception, and its panics are not even that.
-        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
-            raise TokenizerError(f"the tokenizer cannot be read: {error}") from error
-        raise
     return library
+
+
+def _encode(library: Library, text: str) -> list[int]:
+    # The library gives up on a pattern that backtracks without end, by a panic.
+    with _translated("the tokenizer failed, probably a pattern in it that takes too long"):
+        ids: list[int] = library.encode(text, add_special_tokens=False).ids
+    return ids
 
 
 class Detokenizer:

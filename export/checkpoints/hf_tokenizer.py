@@ -33,6 +33,7 @@ def read_tokenizer_files(
     """
     text = _read_tokenizer_json(folder)
     tokenizer = _parse(folder, text)
+    _check_added(folder, read_json("tokenizer.json"), tokenizer)
     settings = read_json("tokenizer_config.json")
     special = _special_tokens({**read_json("special_tokens_map.json"), **settings})
     bos = _bos(tokenizer, settings, special, config)
@@ -66,8 +67,24 @@ def _read_tokenizer_json(folder: Path) -> bytes:
 def _parse(folder: Path, text: bytes) -> Tokenizer:
     try:
         return Tokenizer.from_buffer(text)
-    except Exception as error:  # the library raises plain Exception
-        raise TokenizerError(f"{folder / 'tokenizer.json'} cannot be used: {error}") from error
+    except BaseException as error:
+        # The library raises plain Exception, and its panics are not even that.
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise TokenizerError(f"{folder / 'tokenizer.json'} cannot be used: {error}") from error
+        raise
+
+
+def _check_added(folder: Path, rules: Mapping[str, Any], tokenizer: Tokenizer) -> None:
+    """Refuse added tokens that the library would drop or number anew without a word."""
+    added = rules.get("added_tokens") or []
+    for token in added:
+        text, number = token["content"], token["id"]
+        found = tokenizer.token_to_id(text)
+        if not text or found != number:
+            raise TokenizerError(
+                f"{folder / 'tokenizer.json'}: the added token {text[:80]!r} has the id {number} "
+                f"and would be used as {found}; the file is damaged or was edited by hand"
+            )
 
 
 def _special_tokens(settings: Mapping[str, Any]) -> dict[str, str]:

@@ -89,6 +89,20 @@ def test_nothing_is_imported(folder: Path) -> None:
 # Special tokens, chat templates, generation
 
 
+@pytest.mark.parametrize(
+    ("number", "content"),
+    [(320, ""), (320, SPECIAL[EOS]), (7, "<taken>"), (999, "<gap>"), (-1, "<negative>")],
+)
+def test_added_tokens_are_used_as_they_are_or_refused(
+    number: int, content: str, folder: Path
+) -> None:
+    rules = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    rules["added_tokens"].append({**rules["added_tokens"][-1], "id": number, "content": content})
+    write_json(folder / "tokenizer.json", rules)
+    with pytest.raises(TokenizerError, match=r"tokenizer\.json"):
+        read_huggingface(folder)
+
+
 def test_special_tokens_and_defaults(folder: Path) -> None:
     write_json(folder / "special_tokens_map.json", {"unk_token": "<s>", "bos_token": "</s>"})
     write_json(

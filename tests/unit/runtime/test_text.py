@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import time
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -73,6 +76,27 @@ def test_lone_surrogates_are_refused() -> None:
 def test_unreadable_tokenizers_are_refused(content: bytes) -> None:
     with pytest.raises(TokenizerError, match="cannot be read"):
         Tokenizer(content, 10)
+
+
+@pytest.mark.parametrize("pattern", [r"(x+x+)+y", r"(x+)+$", r"(x|xx)+y"])
+def test_a_pattern_that_backtracks_without_end_is_an_error(pattern: str) -> None:
+    rules = json.loads(byte_tokenizer_json())
+    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated"}
+    rules["pre_tokenizer"] = {**split, "invert": False}
+    tokenizer = Tokenizer(json.dumps(rules).encode(), VOCAB)
+    started = time.process_time()
+    with pytest.raises(TokenizerError, match="a pattern in it"):
+        tokenizer.encode("x" * 1_000 + "!")
+    assert time.process_time() - started < 2
+    assert tokenizer.encode("a") == [97]
+
+
+@pytest.mark.parametrize("number", [2**31, VOCAB + 9, -1])
+def test_added_tokens_beyond_the_model_are_refused(number: int) -> None:
+    rules = json.loads(byte_tokenizer_json())
+    rules["added_tokens"].append({**rules["added_tokens"][-1], "id": number, "content": "<far>"})
+    with pytest.raises(TokenizerError, match=r"do not belong|cannot be read"):
+        Tokenizer(json.dumps(rules).encode(), VOCAB)
 
 
 def test_a_tokenizer_larger_than_the_model_is_refused() -> None:
