@@ -97,7 +97,8 @@ class OnnxRuntimeBackend:
         cancel: CancelToken | None = None,
     ) -> StepOutput:
         """See Backend.step."""
-        if self._session is None:
+        session = self._session  # `close` may come from another thread; a step that runs ends
+        if session is None:
             raise BackendError("the model was closed")
         if not isinstance(cache, ContiguousCache):
             raise BackendError(f"this backend needs its own caches, not {type(cache).__name__}")
@@ -108,7 +109,7 @@ class OnnxRuntimeBackend:
         check_step(tree, length, self.spec)
         cache.stage(len(tree))
         try:
-            output = self._run(tree, cache, wanted, cancel)
+            output = self._run(session, tree, cache, wanted, cancel)
         except BaseException:
             cache.truncate(length)
             raise
@@ -116,6 +117,7 @@ class OnnxRuntimeBackend:
 
     def _run(
         self,
+        session: Any,
         tree: Tree,
         cache: ContiguousCache,
         rows: NDArray[np.int64],
@@ -123,7 +125,7 @@ class OnnxRuntimeBackend:
     ) -> StepOutput:
         n, length, names = len(tree), cache.length, self._step
         slots = align_slots(length + n)
-        bound = self._bind_cache(cache, slots)
+        bound = self._bind_cache(session, cache, slots)
         feeds: dict[str, NDArray[Any]] = {
             names.tokens: tree.tokens,
             names.positions: positions(tree, length),
@@ -141,14 +143,14 @@ class OnnxRuntimeBackend:
             bound.binding.bind_ortvalue_output(
                 name, ort.OrtValue.ortvalue_from_numpy(hidden[layer])
             )
-        self._execute(bound, cancel)
+        self._execute(session, bound, cancel)
         return StepOutput(logits, hidden)
 
-    def _bind_cache(self, cache: ContiguousCache, slots: int) -> _Bound:
+    def _bind_cache(self, session: Any, cache: ContiguousCache, slots: int) -> _Bound:
         with self._lock:
             bound = self._bound.get(cache)
             if bound is None:
-                bound = self._bound[cache] = _Bound(self._session.io_binding(), _run_options())
+                bound = self._bound[cache] = _Bound(session.io_binding(), _run_options())
         if (bound.version, bound.slots) != (cache.version, slots):
             layout = self._layout
             for layer in range(self.spec.num_layers):
@@ -163,7 +165,7 @@ class OnnxRuntimeBackend:
             bound.version, bound.slots = cache.version, slots
         return bound
 
-    def _execute(self, bound: _Bound, cancel: CancelToken | None) -> None:
+    def _execute(self, session: Any, bound: _Bound, cancel: CancelToken | None) -> None:
         options = bound.options
 
         def stop() -> None:
@@ -172,7 +174,7 @@ class OnnxRuntimeBackend:
         if cancel is not None:
             cancel.attach(stop)
         try:
-            self._session.run_with_iobinding(bound.binding, options)
+            session.run_with_iobinding(bound.binding, options)
         except Exception as error:
             if cancel is not None and cancel.cancelled:
                 raise Cancelled("stopped on request") from None
@@ -185,8 +187,9 @@ class OnnxRuntimeBackend:
 
     def close(self) -> None:
         """Release the session."""
-        self._bound.clear()
         self._session = None
+        with self._lock:
+            self._bound.clear()
 
 
 def _run_options() -> Any:

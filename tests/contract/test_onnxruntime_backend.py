@@ -117,6 +117,18 @@ def test_a_closed_model_says_so(folder: Path) -> None:
         model.step(Tree.chain([1]), cache)
 
 
+def test_closing_within_a_step_lets_it_end(
+    model: OnnxRuntimeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = model.step(Tree.chain([1]), model.new_cache()).logits
+    cache = model.new_cache()
+    stage = cache.stage
+    monkeypatch.setattr(cache, "stage", lambda rows: (model.close(), stage(rows)))
+    assert model.step(Tree.chain([1]), cache).logits.tobytes() == expected.tobytes()
+    with pytest.raises(BackendError, match="the model was closed"):
+        model.step(Tree.chain([1]), cache)
+
+
 def test_a_file_that_is_no_model(folder: Path, tmp_path: Path) -> None:
     manifest = open_bundle(folder).manifest
     (tmp_path / "onnx").mkdir()
