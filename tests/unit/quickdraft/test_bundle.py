@@ -1,4 +1,4 @@
-"""A bundle opens whole and unharmed, or not at all. Numbers are those of docs/bundle.md."""
+"""A bundle opens whole and unharmed, or not at all. Numbers are those of docs/bad-inputs.md."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ def _edited(edit: Callable[[dict[str, Any]], object]) -> bytes:
     return json.dumps(value).encode()
 
 
-# Numbers are those of the list of bad inputs in docs/bundle.md.
+# Numbers are those of the list in docs/bad-inputs.md.
 BAD_TEXTS = {
     "03-not-json": (b"<html>404</html>", "not JSON"),
     "03-empty": (b"", "not JSON"),

@@ -1,4 +1,4 @@
-"""A graph reads only files that were hashed. Numbers are those of docs/bundle.md."""
+"""A graph reads only files that were hashed. Numbers are those of docs/bad-inputs.md."""
 
 from __future__ import annotations
 
@@ -62,6 +62,14 @@ def test_any_bytes_are_read_or_refused(data: bytes) -> None:
 def test_27_cut_off_is_refused(cut: int) -> None:
     with pytest.raises(BundleError, match="cut off or damaged"):
         external_locations(TINY_FILES["model.onnx"][:cut], "m")
+
+
+@pytest.mark.parametrize(
+    "data", [b"\xff" * 30, b"\x08" + b"\xff" * 10 + b"\x01", b"\x3a" + b"\xff" * 9 + b"\x7f"]
+)
+def test_28_varints_that_overflow_are_refused(data: bytes) -> None:
+    with pytest.raises(BundleError, match="cut off or damaged"):
+        external_locations(data, "m")
 
 
 def test_32_deep_nesting_is_refused() -> None:
