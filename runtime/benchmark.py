@@ -152,7 +152,7 @@ def measure_text(
     results = []
     for _ in range(repetitions + 1):
         made = None if drafter == "none" else lookup("drafter", DRAFTERS, drafter)()
-        session = Session(model.backend.new_cache(), made)
+        session = Session(model.backend, made)
         results.append(
             model.generate(
                 prompt, session=session, temperature=0.0, ignore_eos=True, max_new_tokens=count

@@ -124,7 +124,7 @@ class Model:
     def session(self) -> Session:
         """A new conversation state: what is asked in it again is not computed again."""
         drafter = None if self.drafter == "none" else lookup("drafter", DRAFTERS, self.drafter)()
-        return Session(self.backend.new_cache(), drafter)
+        return Session(self.backend, drafter)
 
     def conversation(self, system: str | None = None) -> Conversation:
         """A chat that remembers its turns and computes only what is new in each."""
@@ -153,9 +153,9 @@ class Model:
     ) -> Result:
         """Continue a prompt (text or token ids) and return the whole answer.
 
-        config: defaults to the model's; overrides: single options by name. session: reuses what
-        it holds of the prompt. cancel: stops within one step, from any thread. callback: called
-        with each piece of text, or an object with `put` and `end`.
+        config: defaults to the model's; overrides: single options by name. session: one of this
+        model, reuses what it holds of the prompt. cancel: stops within one step, from any thread.
+        callback: called with each piece of text, or an object with `put` and `end`.
 
         Raises:
             OptionError: an option is unknown or has a bad value.
@@ -239,8 +239,10 @@ class Model:
     ) -> Iterator[Chunk]:
         options = (config or self.generation_config).replace(**overrides)
         options.check_vocabulary(self.spec.vocab_size)
-        answer = AnswerStream(self, prompt, options, started, cancel)
-        return answer.run(session or self.session())
+        session = session or self.session()
+        if session.backend is not self.backend:
+            raise InputError("the session is another model's; make one with this model's session()")
+        return AnswerStream(self, prompt, options, started, cancel).run(session)
 
 
 def _token_list(prompt: Sequence[int], vocab_size: int) -> list[int]:

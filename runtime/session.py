@@ -10,17 +10,20 @@ from quickdraft.drafters.base import Drafter
 from quickdraft.drafters.prompt_lookup import common_prefix
 from quickdraft.errors import InputError
 from quickdraft.kvcache.base import KvCache
+from quickdraft.runtime.backends.base import Backend
 
 
 class Session:
     """State kept from one answer to the next; what a new prompt shares with it is not run again.
 
     One answer at a time. Sessions of one model may run in different threads.
+    backend: the one that fills the cache; keys and values mean nothing to another.
     tokens: all tokens known; the cache holds the first `cache.length` of them.
     """
 
-    def __init__(self, cache: KvCache, drafter: Drafter | None = None) -> None:
-        self.cache = cache
+    def __init__(self, backend: Backend, drafter: Drafter | None = None) -> None:
+        self.backend = backend
+        self.cache: KvCache = backend.new_cache()
         self.drafter = drafter
         self.tokens: list[int] = []
         self._lock = threading.Lock()

@@ -59,7 +59,7 @@ def decode(
     **plan: object,
 ) -> tuple[list[int], list[Emission]]:
     backend = ToyBackend(logits, toy_spec(VOCAB, 96))
-    session = Session(backend.new_cache(), drafter)
+    session = Session(backend, drafter)
     emissions = list(Decoder(backend, session, Plan(config, **plan)).run(prompt))
     tokens = [token for emission in emissions for token in emission.tokens]
     assert session.tokens == [*prompt, *tokens]
@@ -139,7 +139,7 @@ def test_sampled_sequences_have_the_exact_distribution(name: str) -> None:
         "random": lambda: ToyDrafter(random_trees(1, vocab)),
         "oracle_trees": lambda: ToyDrafter(oracle_trees(logits, 2)),
     }[name]()
-    session = Session(backend.new_cache(), drafter)
+    session = Session(backend, drafter)
     for seed in range(draws):
         run = Decoder(backend, session, Plan(config.replace(seed=seed))).run(prompt)
         tokens = [token for emission in run for token in emission.tokens]
@@ -236,7 +236,7 @@ def test_cancelling_at_any_step_leaves_a_session_that_goes_on(
     config = GenerationConfig(max_new_tokens=20, prefill_chunk_size=7)
     backend = ToyBackend(logits, toy_spec(VOCAB, 96))
     drafter = ToyDrafter(oracle_trees(logits, 1) if tree else adversary(logits))
-    session = Session(backend.new_cache(), drafter)
+    session = Session(backend, drafter)
     cancel = CancelToken()
 
     def before_step(step: int, token: CancelToken | None) -> None:
@@ -264,7 +264,7 @@ def test_a_failed_step_leaves_a_session_that_goes_on() -> None:
     logits = hashed(VOCAB)
     config = GenerationConfig(max_new_tokens=20)
     backend = ToyBackend(logits, toy_spec(VOCAB, 96))
-    session = Session(backend.new_cache(), ToyDrafter(oracle(logits)))
+    session = Session(backend, ToyDrafter(oracle(logits)))
 
     def fail(step: int, token: CancelToken | None) -> None:
         if step == 3:
@@ -284,7 +284,7 @@ def test_a_session_answers_as_a_fresh_one(turns: list[list[int]], keep: list[int
     logits = hashed(VOCAB)
     config = GenerationConfig(max_new_tokens=8)
     backend = ToyBackend(logits, toy_spec(VOCAB, 512))
-    session = Session(backend.new_cache(), lookup("drafter", DRAFTERS, "prompt_lookup")())
+    session = Session(backend, lookup("drafter", DRAFTERS, "prompt_lookup")())
     for turn, new in enumerate(turns):
         kept = keep[turn] if turn < len(keep) else len(session.tokens)
         prompt = [*session.tokens[:kept], *new]
@@ -293,7 +293,7 @@ def test_a_session_answers_as_a_fresh_one(turns: list[list[int]], keep: list[int
         tokens = [token for emission in decoder.run(prompt) for token in emission.tokens]
         assert decoder.cached >= min(kept, held, len(prompt) - 1)
         fresh = ToyBackend(logits, toy_spec(VOCAB, 512))
-        plain = Decoder(fresh, Session(fresh.new_cache()), Plan(config)).run(prompt)
+        plain = Decoder(fresh, Session(fresh), Plan(config)).run(prompt)
         assert tokens == [token for emission in plain for token in emission.tokens]
 
 

@@ -265,6 +265,12 @@ def test_a_session_computes_only_what_is_new() -> None:
     assert model.generate(longer, session=session).timings.cached_n == 0
 
 
+def test_a_session_of_another_model_is_refused() -> None:
+    session = saying("yes").session()
+    with pytest.raises(InputError, match="the session is another model's"):
+        saying("no").stream("Hi", session=session)
+
+
 def test_one_session_answers_one_question_at_a_time() -> None:
     model = toy_model()
     session = model.session()
