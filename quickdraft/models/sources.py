@@ -183,7 +183,8 @@ def download_wheel(requirement: str, folder: Path, on_bytes: OnBytes) -> Path:
     # Only wheels: building a source package would run its code.
     arguments = ["download", "--no-deps", "--only-binary=:all:", requirement]
     options = ["--no-input", "--disable-pip-version-check", "--progress-bar=off", "--dest"]
-    command = [sys.executable, "-m", "pip", *arguments, *options, str(wheels)]
+    # -P: a file in the current folder must not stand in for pip or a module of it.
+    command = [sys.executable, "-P", "-m", "pip", *arguments, *options, str(wheels)]
     environment = {**os.environ, **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(temporary))}
     log = folder / "log"
     with open(log, "wb") as output:
