@@ -16,7 +16,7 @@ from quickdraft.export.architectures.base import find_family
 from quickdraft.export.checkpoints.base import Checkpoint
 from quickdraft.export.emitters.base import EmitRequest
 from quickdraft.export.quantize import weight_format
-from quickdraft.manifest import Manifest, SourceEntry, TokenizerEntry, Variant
+from quickdraft.manifest import EXPORT_REVISION, Manifest, SourceEntry, TokenizerEntry, Variant
 from quickdraft.types import ModelSpec
 
 Progress = Callable[[str, int, int], None]
@@ -182,7 +182,7 @@ def _write(
 
 
 def _versions() -> Mapping[str, str]:
-    versions = {"quickdraft": quickdraft.__version__}
+    versions = {"quickdraft": quickdraft.__version__, "export": EXPORT_REVISION}
     for package in ("onnx-ir", "numpy"):
         versions[package] = importlib.metadata.version(package)
     return versions

@@ -19,6 +19,9 @@ from quickdraft.types import Guarantee, ModelSpec
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
+EXPORT_REVISION = "1"
+"""Raised whenever export makes other files of the same checkpoint: what the cache holds from an
+older revision is then made again. Stands in `written_by` as "export"."""
 
 MAX_MANIFEST_BYTES = 1 << 20
 MAX_MANIFEST_DEPTH = 32

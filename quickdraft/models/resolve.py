@@ -14,6 +14,7 @@ from pathlib import Path
 from quickdraft.bundle import Bundle, is_bundle, open_bundle
 from quickdraft.errors import BundleError, CheckpointError, ModelNotFound, OptionError
 from quickdraft.hashes import HashMemory, hash_file
+from quickdraft.manifest import EXPORT_REVISION
 from quickdraft.models import hub, sources, store
 from quickdraft.models.admission import Provenance, admit
 from quickdraft.models.aliases import ALIASES
@@ -194,7 +195,12 @@ def _cached(folder: Path, progress: Progress | None) -> Bundle | None:
     if not folder.exists():
         return None
     try:
-        return open_bundle(folder, progress=progress)
+        bundle = open_bundle(folder, progress=progress)
+        revision = bundle.manifest.written_by.get("export")
+        if revision == EXPORT_REVISION:
+            return bundle
+        _log.warning("a bundle in the cache is of export revision %s; it is made again", revision)
+        return None
     except BundleError as error:
         # It is ours and can be made again, also after an upgrade that changed the format.
         _log.warning("a bundle in the cache cannot be used and is made again: %s", error)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from quickdraft.manifest import (
+    EXPORT_REVISION,
     CacheLayout,
     FileEntry,
     Manifest,
@@ -107,7 +108,7 @@ def tiny_manifest(files: Mapping[str, bytes] = TINY_FILES) -> Manifest:
         files=entries(files),
         source=SourceEntry("gguf", "tiny", "0" * 64, licence="Apache-2.0"),
         generation={"temperature": 0.7, "top_k": 40, "stop_strings": ["a", None, True]},
-        written_by={"quickdraft": "0.1.0"},
+        written_by={"quickdraft": "0.1.0", "export": EXPORT_REVISION},
     )
 
 

@@ -109,6 +109,19 @@ def test_a_damaged_bundle_of_the_cache_is_made_again(
     assert "is made again" in caplog.text
 
 
+def test_a_bundle_of_an_older_export_is_made_again(
+    gguf: Path, exports: list[Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = resolve(str(gguf)).folder
+    manifest = folder / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"export": "1"', '"export": "0"'))
+    assert resolve(str(gguf)).folder == folder
+    assert len(exports) == 2
+    assert "export revision 0" in caplog.text
+    resolve(str(gguf))
+    assert len(exports) == 2
+
+
 def test_a_failed_export_leaves_nothing(
     gguf: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
 ) -> None:
