@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quickdraft.drafters.tree import Tree
-from quickdraft.errors import BackendError, Cancelled, MissingExtra
+from quickdraft.errors import BackendError, BundleError, Cancelled, MissingExtra
 from quickdraft.kvcache.base import KvCache
 from quickdraft.kvcache.contiguous import ContiguousCache, align_slots
 from quickdraft.manifest import Variant
@@ -69,6 +69,7 @@ class OnnxRuntimeBackend:
         Raises:
             MissingExtra: onnxruntime is not installed.
             BackendError: onnxruntime cannot load the model.
+            BundleError: the graph's inputs or outputs are not those of the manifest.
         """
         if ort is None:
             raise MissingExtra("onnxruntime", "onnx")
@@ -80,6 +81,7 @@ class OnnxRuntimeBackend:
         self._step = variant.step
         self._layout = variant.cache
         self._session: Any = _open(folder / variant.model, threads)
+        _check_names(self._session, spec, variant)
         self._bound: weakref.WeakKeyDictionary[ContiguousCache, _Bound] = (
             weakref.WeakKeyDictionary()
         )
@@ -190,6 +192,26 @@ class OnnxRuntimeBackend:
         self._session = None
         with self._lock:
             self._bound.clear()
+
+
+def _check_names(session: Any, spec: ModelSpec, variant: Variant) -> None:
+    step, cache = variant.step, variant.cache
+
+    def layers(*patterns: str) -> set[str]:
+        return {p.format(layer=layer) for p in patterns for layer in range(spec.num_layers)}
+
+    inputs = {step.tokens, step.positions, step.slots, step.output_rows, *step.biases.values()}
+    outputs = {step.logits, *step.hidden_states.values()}
+    for kind, promised, found in (
+        ("input", inputs | layers(cache.past_key, cache.past_value), session.get_inputs()),
+        ("output", outputs | layers(cache.present_key, cache.present_value), session.get_outputs()),
+    ):
+        differing = sorted(promised ^ {value.name for value in found})
+        if differing:
+            raise BundleError(
+                f"{variant.model}: manifest and graph disagree about the {kind} {differing[0]!r}; "
+                "export the model again"
+            )
 
 
 def _run_options() -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from tiny.checkpoint import VOCAB_SIZE, tiny_checkpoint
 
 from quickdraft.bundle import open_bundle
 from quickdraft.drafters.tree import Tree
-from quickdraft.errors import BackendError, Cancelled, ContextOverflow
+from quickdraft.errors import BackendError, BundleError, Cancelled, ContextOverflow
 from quickdraft.export.pipeline import export_checkpoint
 from quickdraft.runtime.backends.base import CancelToken
 from quickdraft.runtime.backends.onnxruntime import OnnxRuntimeBackend
@@ -145,3 +146,12 @@ def test_bits_are_promised_where_they_were_tested(
         monkeypatch.setattr(platform, "machine", lambda name=machine: name)
         model = OnnxRuntimeBackend(folder, manifest.model, manifest.roles["target"][0])
         assert model.guarantee == guarantee
+
+
+@pytest.mark.parametrize("field", ["tokens", "logits"])
+def test_a_manifest_that_names_other_tensors(folder: Path, field: str) -> None:
+    manifest = open_bundle(folder).manifest
+    variant = manifest.roles["target"][0]
+    lying = replace(variant, step=replace(variant.step, **{field: "other"}))
+    with pytest.raises(BundleError, match=r"disagree about the (in|out)put"):
+        OnnxRuntimeBackend(folder, manifest.model, lying)
