@@ -52,7 +52,11 @@ class CancelToken:
 @dataclass(frozen=True)
 class StepOutput:
     """logits: float32 [m, vocabulary], one row per wanted row. hidden_states: float32
-    [n, hidden] by number of layers passed, for those the bundle was exported with."""
+    [n, hidden] by number of layers passed, for those the bundle was exported with.
+
+    The arrays are valid until the next step on the same cache, which may write over them: who
+    keeps rows copies them.
+    """
 
     logits: NDArray[np.float32]
     hidden_states: Mapping[int, NDArray[np.float32]] = field(default_factory=dict)

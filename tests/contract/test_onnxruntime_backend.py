@@ -81,7 +81,7 @@ def test_conversations_in_threads_do_not_mix(model: OnnxRuntimeBackend) -> None:
         tokens = np.random.default_rng(seed).integers(0, VOCAB_SIZE, 60)
         cache, rows = model.new_cache(), []
         for token in tokens:
-            rows.append(model.step(Tree.chain([token]), cache).logits)
+            rows.append(model.step(Tree.chain([token]), cache).logits.copy())
             cache.commit([0])
         return np.concatenate(rows).tobytes()
 

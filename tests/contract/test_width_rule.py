@@ -58,7 +58,7 @@ def plain(model: OnnxRuntimeBackend, tokens: list[int]) -> tuple[np.ndarray, Con
     cache = model.new_cache()
     rows = []
     for token in tokens:
-        rows.append(model.step(Tree.chain([token]), cache).logits[0])
+        rows.append(model.step(Tree.chain([token]), cache).logits[0].copy())
         cache.commit([0])
     return np.stack(rows), cache
 
@@ -82,7 +82,7 @@ def test_chunks(kind: str, form: str) -> None:
         rows = []
         for start in range(0, len(tokens), size):
             chunk = tokens[start : start + size]
-            rows.append(model.step(Tree.chain(chunk), chunked).logits)
+            rows.append(model.step(Tree.chain(chunk), chunked).logits.copy())
             chunked.commit(range(len(chunk)))
         assert_same_bits(np.concatenate(rows), logits)
         for ours, theirs in zip(committed(chunked), committed(cache), strict=True):
@@ -148,7 +148,7 @@ def test_growing_the_cache_changes_nothing() -> None:
     tokens = np.random.default_rng(5).integers(0, VOCAB_SIZE, 100).tolist()
     logits, _ = plain(model, tokens)
     small = ContiguousCache(model.spec, capacity=1)
-    rows = [model.step(Tree.chain(tokens[:60]), small).logits]
+    rows = [model.step(Tree.chain(tokens[:60]), small).logits.copy()]
     small.commit(range(60))
     rows.append(model.step(Tree.chain(tokens[60:]), small).logits)
     assert_same_bits(np.concatenate(rows), logits)

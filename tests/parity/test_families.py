@@ -103,7 +103,7 @@ def test_step_by_step(case: Case) -> None:
     tokens, cache = prompt(case, 1), case.backend.new_cache()
     rows = []
     for token in tokens:
-        rows.append(case.backend.step(Tree.chain([token]), cache).logits[0])
+        rows.append(case.backend.step(Tree.chain([token]), cache).logits[0].copy())
         cache.commit([0])
     assert_equal(np.array(rows), case.logits_of(tokens))
 
@@ -113,7 +113,7 @@ def test_chunks(case: Case, chunks: tuple[int, ...]) -> None:
     tokens, cache = prompt(case, 2), case.backend.new_cache()
     rows = []
     for chunk in np.split(tokens, np.cumsum(chunks)[:-1]):
-        rows.append(case.backend.step(Tree.chain(chunk), cache).logits)
+        rows.append(case.backend.step(Tree.chain(chunk), cache).logits.copy())
         cache.commit(range(len(chunk)))
     assert_equal(np.concatenate(rows), case.logits_of(tokens))
 
