@@ -35,7 +35,7 @@ _FLOATS: Mapping[str, tuple[float, float, bool]] = {  # low, high, whether low i
     "top_p": (0.0, 1.0, False),
     "min_p": (0.0, 1.0, True),
     "typical_p": (0.0, 1.0, False),
-    "repetition_penalty": (0.0, 100.0, False),
+    "repetition_penalty": (0.01, 100.0, True),  # less would overflow what it divides
     "presence_penalty": (-100.0, 100.0, True),
     "frequency_penalty": (-100.0, 100.0, True),
     "max_time": (0.0, 1e7, False),

@@ -14,7 +14,7 @@ from quickdraft.commands.options import (
     loading_options,
 )
 from quickdraft.commands.output import dim, report_failure
-from quickdraft.errors import OptionError, QuickdraftError
+from quickdraft.errors import ContextOverflow, OptionError, QuickdraftError
 
 if TYPE_CHECKING:
     from quickdraft.commands.dialogue import Dialogue
@@ -78,6 +78,7 @@ def _talk(dialogue: Dialogue, reader: LineReader, verbose: bool, as_json: bool) 
                 click.echo(err=True)
             return failure
         except QuickdraftError as error:
-            report_failure(type(error).__name__, str(error), as_json)
+            hint = "; /clear starts anew" if isinstance(error, ContextOverflow) else ""
+            report_failure(type(error).__name__, f"{error}{hint}", as_json)
             # A person has seen it and goes on; a script only has the exit code.
             failure = 0 if reader.interactive else error.exit_code

@@ -42,6 +42,14 @@ def test_a_pipe_gets_answers_and_no_prompts(tiny_bundle: Path) -> None:
     assert len(done.stdout.split("\n")) >= 3
 
 
+def test_a_full_context_names_the_way_out(tiny_bundle: Path) -> None:
+    done = call("chat", tiny_bundle, "-n", 2, input=f"{'word ' * 1000}\n/clear\nhi\n")
+    assert done.returncode == 2
+    assert "the model holds" in done.stderr
+    assert done.stderr.rstrip().endswith("/clear starts anew")
+    assert done.stdout.strip()
+
+
 def test_bye_ends_and_nothing_after_it_is_read(tiny_bundle: Path) -> None:
     done = call("chat", tiny_bundle, "-n", 2, "--json", input="one\n/bye\ntwo\n")
     assert done.returncode == 0

@@ -19,7 +19,7 @@ BAD: list[tuple[str, object]] = [
     *(("top_p", v) for v in (0, 1.0000001, -0.5, math.nan)),
     *(("min_p", v) for v in (-0.1, 1.1, math.nan)),
     *(("typical_p", v) for v in (0, 1.1, math.nan)),
-    *(("repetition_penalty", v) for v in (0, -1, math.inf, math.nan)),
+    *(("repetition_penalty", v) for v in (0, 0.009, -1, math.inf, math.nan)),
     *(("presence_penalty", v) for v in (1e9, math.nan, -math.inf)),
     *(("frequency_penalty", v) for v in (1e9, math.nan)),
     *(("no_repeat_ngram_size", v) for v in (-1, 10**6)),
