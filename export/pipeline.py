@@ -16,11 +16,8 @@ from quickdraft.export.architectures.base import find_family
 from quickdraft.export.checkpoints.base import Checkpoint
 from quickdraft.export.emitters.base import EmitRequest
 from quickdraft.export.quantize import weight_format
-from quickdraft.manifest import EXPORT_REVISION, Manifest, SourceEntry, TokenizerEntry, Variant
-from quickdraft.types import ModelSpec
-
-Progress = Callable[[str, int, int], None]
-"""Called with a stage (`read`, `emit`, `check`, `write`), what is done of it, and its total."""
+from quickdraft.manifest import EXPORT_REVISION, Manifest, TokenizerEntry, Variant
+from quickdraft.types import ModelSpec, Progress
 
 
 def read_checkpoint(source: Path) -> Checkpoint:
@@ -55,8 +52,9 @@ def export_model(
 
     weights: `auto` (GGUF blocks kept; floats to int8), `fp32`, `fp16`, `int8`, `int4`, `gguf`.
     hidden_states: residual streams to offer as outputs, by number of layers passed. formats:
-    names of emitters, best first. admit: sees the checkpoint before anything is made of it; it
-    may raise, or give back one with another source.
+    names of emitters, best first. progress: its stages are `read`, `emit` and `write`. admit:
+    sees the checkpoint before anything is made of it; it may raise, or give back one with
+    another source.
 
     Raises:
         CheckpointError, UnsupportedModel, OptionError, BundleError, or what `admit` raises:
@@ -152,7 +150,7 @@ def _write(
     for done, name in enumerate(names):
         report("write", done, len(names))
         writer.add(name)
-    tokenizer, source = checkpoint.tokenizer, checkpoint.source
+    tokenizer = checkpoint.tokenizer
     writer.add_bytes("tokenizer.json", tokenizer.tokenizer_json)
     template = None
     if tokenizer.chat_template is not None:
@@ -170,9 +168,7 @@ def _write(
             special_tokens=dict(tokenizer.special_tokens),
         ),
         files=writer.files,
-        source=SourceEntry(
-            source.kind, source.name, source.fingerprint, source.revision, source.licence
-        ),
+        source=checkpoint.source,
         generation=dict(checkpoint.generation),
         written_by=_versions(),
     )

@@ -103,7 +103,8 @@ class TokenizerEntry:
 
 @dataclass(frozen=True)
 class SourceEntry:
-    """Where the weights came from: kind `gguf` or `huggingface`, and a fingerprint (sha256)."""
+    """Where the weights came from. kind: `gguf` or `huggingface`. fingerprint: sha256 of the weight
+    file, or of the sorted hashes of several, hex."""
 
     kind: str
     name: str

@@ -8,6 +8,7 @@ from typing import Any
 
 from quickdraft.errors import CheckpointError
 from quickdraft.export.weights import Weight
+from quickdraft.manifest import SourceEntry
 
 
 class WeightMap(Mapping[str, Weight]):
@@ -66,18 +67,6 @@ class TokenizerFiles:
 
 
 @dataclass(frozen=True)
-class Source:
-    """Where a checkpoint came from. kind: `gguf`, `huggingface`. fingerprint: sha256 of the
-    weight files (or of their sorted hashes), hex."""
-
-    kind: str
-    name: str
-    fingerprint: str
-    revision: str | None = None
-    licence: str | None = None
-
-
-@dataclass(frozen=True)
 class Checkpoint:
     """config: as in Hugging Face's config.json, whatever the file format was. weights: under
     Hugging Face names and row orders. generation: as in generation_config.json."""
@@ -86,4 +75,4 @@ class Checkpoint:
     weights: WeightMap
     tokenizer: TokenizerFiles
     generation: Mapping[str, Any]
-    source: Source
+    source: SourceEntry

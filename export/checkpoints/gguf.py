@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from quickdraft.errors import CheckpointError
-from quickdraft.export.checkpoints.base import Checkpoint, Source, WeightMap
+from quickdraft.export.checkpoints.base import Checkpoint, WeightMap
 from quickdraft.export.checkpoints.gguf_blocks import weights as tensor_weights
 from quickdraft.export.checkpoints.gguf_config import read_config
 from quickdraft.export.checkpoints.gguf_header import (
@@ -23,6 +23,7 @@ from quickdraft.export.checkpoints.gguf_header import (
 from quickdraft.export.checkpoints.gguf_names import hugging_face_weights
 from quickdraft.export.checkpoints.gguf_tokenizer import read_tokenizer
 from quickdraft.export.weights import Weight
+from quickdraft.manifest import SourceEntry
 
 MAX_PARTS = 1_000
 _PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
@@ -66,7 +67,7 @@ def read_gguf(path: Path) -> Checkpoint:
         weights=WeightMap(renamed),
         tokenizer=tokenizer,
         generation=_generation(name, header.metadata),
-        source=Source(
+        source=SourceEntry(
             kind="gguf",
             name=_text(header.metadata, "general.name") or path.stem,
             fingerprint=_fingerprint(paths),

@@ -10,11 +10,12 @@ from typing import Any
 
 from quickdraft import strict_json
 from quickdraft.errors import CheckpointError
-from quickdraft.export.checkpoints.base import Checkpoint, Source, WeightMap
+from quickdraft.export.checkpoints.base import Checkpoint, WeightMap
 from quickdraft.export.checkpoints.hf_tokenizer import read_tokenizer_files
 from quickdraft.export.checkpoints.model_card import read_licence
 from quickdraft.export.checkpoints.safetensors_file import read_safetensors
 from quickdraft.export.weights import Weight
+from quickdraft.manifest import SourceEntry
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -46,7 +47,7 @@ def read_huggingface(folder: Path) -> Checkpoint:
         weights=WeightMap(weights),
         tokenizer=read_tokenizer_files(folder, read_json, config, generation),
         generation=generation,
-        source=Source(
+        source=SourceEntry(
             "huggingface",
             folder.resolve().name,
             _fingerprint(files),

@@ -6,7 +6,6 @@ All transfer is huggingface_hub's: its cache, its tokens, its settings (HF_HOME,
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -146,12 +145,13 @@ def _quiet_bars(huggingface_hub: Any) -> Iterator[None]:
 
 @contextmanager
 def _translated(name: HubName, offline: bool) -> Iterator[None]:
-    failures: tuple[type[Exception], ...] = (OSError, ValueError)
-    if "httpx" in sys.modules:  # huggingface_hub 1.x; its errors of transport are no OSError
-        failures = (*failures, sys.modules["httpx"].HTTPError)
+    from huggingface_hub import errors
+
+    # The bases are the errors of its HTTP client, which changed between versions and whose errors
+    # of transport are not always OSErrors.
     try:
         yield
-    except failures as error:
+    except (OSError, ValueError, *errors.HfHubHTTPError.__bases__) as error:
         raise _our_error(error, name, offline) from error
 
 

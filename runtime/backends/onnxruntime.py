@@ -59,7 +59,7 @@ class _Bound:
     def result(self, name: str, shape: tuple[int, int]) -> NDArray[np.float32]:
         """Where the step puts an output; memory of the same shape is used again.
 
-        Fresh memory costs a page fault every 1,024 values, 2 % of a small model's step.
+        Binding fresh memory took 60 us of a step of SmolLM2, page faults not counted.
         """
         known = self.outputs.get(name)
         if known is None or known.shape != shape:

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from quickdraft.export.checkpoints.base import Checkpoint, Source, TokenizerFiles, WeightMap
+from quickdraft.export.checkpoints.base import Checkpoint, TokenizerFiles, WeightMap
 from quickdraft.export.weights import Weight, dense_weight
+from quickdraft.manifest import SourceEntry
 
 VOCAB_SIZE = 320
 BOS, EOS, START, END = 0, 1, 2, 3
@@ -44,7 +45,7 @@ def tiny_checkpoint(family: str = "llama", seed: int = 0, **config: Any) -> Chec
         weights=WeightMap(weights),
         tokenizer=tiny_tokenizer_files(),
         generation={"bos_token_id": BOS, "eos_token_id": [EOS, END]},
-        source=Source("huggingface", f"tiny-{family}", fingerprint.hexdigest()),
+        source=SourceEntry("huggingface", f"tiny-{family}", fingerprint.hexdigest()),
     )
 
 
