@@ -149,9 +149,11 @@ def _translated(name: HubName, offline: bool) -> Iterator[None]:
 
     # The bases are the errors of its HTTP client, which changed between versions and whose errors
     # of transport are not always OSErrors.
+    clients: tuple[Any, ...] = errors.HfHubHTTPError.__bases__
+    failures: tuple[type[Exception], ...] = (OSError, ValueError, *clients)
     try:
         yield
-    except (OSError, ValueError, *errors.HfHubHTTPError.__bases__) as error:
+    except failures as error:
         raise _our_error(error, name, offline) from error
 
 
