@@ -4,14 +4,14 @@
 
 namespace qd::QD_ISA {
 
-// e^x; 0 below -87.33, and the largest argument is 88.37 (e^88.37 = 2.4e38). NaN gives e^88.37 or 0.
+// e^x; 0 below -87.33, e^88.37 = 2.4e38 above 88.37, NaN for NaN.
 // Cody-Waite reduction by ln 2 in two parts, then a polynomial of degree 6 on [-ln2/2, ln2/2]
 // (Muller, Elementary Functions, chapter 11).
 inline V exp(V x) {
-  const V low = set1(-87.33f);
-  const V clamped = max(low, min(set1(88.37f), x));
-  const V n = round_even(mul(clamped, set1(1.44269504f)));
-  V r = fma(n, set1(-0.693145752f), clamped);
+  const V low = set1(-87.33f), high = set1(88.37f);
+  // max and min take their second operand where one is NaN: n is a number, r is not.
+  const V n = round_even(mul(max(min(x, high), low), set1(1.44269504f)));
+  V r = fma(n, set1(-0.693145752f), max(low, min(high, x)));
   r = fma(n, set1(-1.42860677e-6f), r);
   V p = set1(1.0f / 720);
   p = fma(p, r, set1(1.0f / 120));

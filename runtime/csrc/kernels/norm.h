@@ -1,18 +1,26 @@
-// RMS and layer norm of rows. Included inside the namespace of an instruction set, after vec_*.h.
+// RMS and layer norm of rows.
 //
 // Sums run over four vectors of 16 lanes, column c in lane c % 16 of vector (c / 16) % 4; the vectors
 // are added pairwise, then the lanes in the order of sum(). Missing columns count as zeros.
 #pragma once
 
-// The sum of a term per column: term(first column, count of columns) is a vector, zero past its count.
-template <class Term>
-inline float sum_columns(int64_t k, Term term) {
+#include <cmath>
+#include <cstdint>
+
+#include "kernels/kernels.h"
+#include "kernels/parallel.h"
+
+namespace qd::QD_ISA {
+
+// Sums k columns: add_columns(s, c, n) adds to s a term of each of the n <= 16 columns from c on.
+template <class Add>
+inline float sum_columns(int64_t k, Add add_columns) {
   V part[4] = {zero(), zero(), zero(), zero()};
   int64_t c = 0;
   for (; c + 64 <= k; c += 64)
-    for (int j = 0; j < 4; ++j) part[j] = term(part[j], c + 16 * j, 16);
+    for (int j = 0; j < 4; ++j) part[j] = add_columns(part[j], c + 16 * j, 16);
   for (int j = 0; c < k; c += 16, ++j)
-    part[j] = term(part[j], c, static_cast<int>(k - c < 16 ? k - c : 16));
+    part[j] = add_columns(part[j], c, static_cast<int>(k - c < 16 ? k - c : 16));
   return sum(add(add(part[0], part[1]), add(part[2], part[3])));
 }
 
@@ -34,15 +42,10 @@ inline void norm_row_onto(const float* x, int64_t k, const NormArgs& norm, const
     mean = sum_columns(k, [=](V s, int64_t c, int n) { return add(s, load_columns(x + c, n)); });
     mean /= columns;
     const V center = set1(mean);
-    const float squares = sum_columns(k, [=](V s, int64_t c, int n) {
-      // Lanes past the end hold mean here, so they are cut off by a second, partial load.
-      if (n == 16) {
-        const V d = sub(load(x + c), center);
-        return fma(d, d, s);
-      }
-      float rest[16] = {};
-      store_n(rest, sub(load_n(x + c, n), center), n);
-      const V d = load(rest);
+    float means[16];
+    store(means, set1(mean));
+    const float squares = sum_columns(k, [&](V s, int64_t c, int n) {
+      const V d = sub(load_columns(x + c, n), load_columns(means, n));  // zero past the end
       return fma(d, d, s);
     });
     inverse = 1.0f / std::sqrt(squares / columns + norm.eps);
@@ -91,3 +94,5 @@ inline void norm_rows(const NormRowsArgs& args, const Parallel& parallel) {
   };
   run_parallel(parallel, static_cast<size_t>((args.rows + step - 1) / step), body);
 }
+
+}  // namespace qd::QD_ISA
