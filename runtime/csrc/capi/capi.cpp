@@ -3,13 +3,14 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <exception>
 #include <new>
-#include <system_error>
 #include <thread>
 #include <type_traits>
 #include <vector>
 
 #include "checked.h"
+#include "tree_rows.h"
 
 namespace qd {
 namespace {
@@ -31,7 +32,7 @@ void run_on_threads(const void* self, size_t total, void (*body)(void*, size_t),
   threads.reserve(helpers);
   try {
     for (size_t i = 1; i < helpers; ++i) threads.emplace_back(work);
-  } catch (const std::system_error&) {  // no more threads: fewer do the work
+  } catch (const std::exception&) {  // no more threads or memory: fewer do the work
   }
   work();
   for (std::thread& thread : threads) thread.join();
@@ -67,8 +68,8 @@ bool sound(const NormArgs& norm) {
 
 // All but y, which the head does without.
 bool sound(const LinearArgs& a) {
-  return a.x && a.weights && a.rows >= 0 && a.n > 0 && known(a.format) && a.k > 0 &&
-         record_bytes(a.format, a.k) > 0 && sound(a.norm) && (a.terms == 1 || a.terms == 2) &&
+  return a.x && a.weights && a.rows >= 0 && a.n > 0 &&
+         qd_record_bytes(static_cast<int32_t>(a.format), a.k) > 0 && sound(a.norm) && (a.terms == 1 || a.terms == 2) &&
          a.activation >= Activation::kNone && a.activation <= Activation::kRelu;
 }
 
@@ -87,22 +88,6 @@ bool sound(const QdCache& c) {
     rest -= *layer;
   }
   return rest == 0;
-}
-
-// Every row's position and ancestors are those of a tree that starts at `past`.
-bool sound_rows(const AttentionArgs& a) {
-  for (int64_t r = 0; r < a.rows; ++r) {
-    const int64_t depth = a.positions[r] - a.past;
-    if (!a.ancestors && depth != r) return false;
-    if (!a.ancestors) continue;
-    if (depth < 0 || depth >= a.depths) return false;
-    const int32_t* path = a.ancestors + r * a.depths;
-    for (int64_t d = 0; d <= depth; ++d) {
-      if (path[d] < 0 || path[d] > r) return false;
-    }
-    if (path[depth] != r) return false;
-  }
-  return true;
 }
 
 }  // namespace
@@ -220,7 +205,7 @@ int qd_attention(const char* isa, const qd::AttentionArgs* args, int threads) {
       args->heads % args->cache.kv_heads != 0 || args->past < 0 ||
       args->past > args->cache.capacity || args->rows > args->cache.capacity - args->past ||
       (args->rope && (args->pairs < 1 || args->pairs > args->cache.head_dim / 2)) ||
-      args->window < 0 || !qd::sound_rows(*args)) {
+      args->window < 0 || qd::first_unsound_row(*args) < args->rows) {
     return kBadArgument;
   }
   return call(&Kernels::attention, isa, *args, threads);
