@@ -41,7 +41,6 @@ inline void norm_row_onto(const float* x, int64_t k, const NormArgs& norm, const
   if (norm.kind == NormKind::kLayer) {
     mean = sum_columns(k, [=](V s, int64_t c, int n) { return add(s, load_columns(x + c, n)); });
     mean /= columns;
-    const V center = set1(mean);
     float means[16];
     store(means, set1(mean));
     const float squares = sum_columns(k, [&](V s, int64_t c, int n) {
