@@ -17,9 +17,9 @@ from quickdraft import filenames, strict_json
 from quickdraft.errors import BundleError
 from quickdraft.types import Guarantee, ModelSpec
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST_NAME = "manifest.json"
-EXPORT_REVISION = "1"
+EXPORT_REVISION = "2"
 """Raised whenever export makes other files of the same checkpoint: what the cache holds from an
 older revision is then made again. Stands in `written_by` as "export"."""
 
@@ -41,11 +41,11 @@ class FileEntry:
 
 
 @dataclass(frozen=True)
-class CacheLayout:
-    """How a variant takes its cache: one key and one value tensor per layer.
+class SlotsLayout:
+    """A cache of one key and one value tensor per layer.
 
-    kind `slots`: float32 [slots, kv_heads, head_dim], slots a multiple of `alignment`; the step
-    writes its rows in place at the slots it is given. Names hold `{layer}`.
+    float32 [slots, kv_heads, head_dim], slots a multiple of `alignment`; the step writes its rows
+    in place at the slots it is given. Names hold `{layer}`.
     """
 
     kind: Literal["slots"]
@@ -57,17 +57,47 @@ class CacheLayout:
 
 
 @dataclass(frozen=True)
+class BlocksLayout:
+    """A cache of one buffer that holds all layers.
+
+    uint8 [bytes], laid out as docs/cache-layout.md says for a capacity that is a multiple of
+    `alignment` slots. The step writes its rows in place: the same memory is given as the input
+    `cache` and as the output `present`.
+    """
+
+    kind: Literal["blocks"]
+    alignment: int
+    cache: str
+    present: str
+
+
+CacheLayout = SlotsLayout | BlocksLayout
+
+
+@dataclass(frozen=True)
 class StepNames:
-    """Names of the tensors of one step. biases: attention bias input by window (None: full
-    attention). hidden_states: output by number of layers passed."""
+    """Names of the tensors of one step.
+
+    With a cache of `slots`: slots, and biases, the attention bias inputs by window (None: full
+    attention). With one of `blocks`: the inputs ancestors, past and full_logits, and the outputs
+    top_values, top_ids and log_sum over the `top` largest logits of each row.
+    hidden_states: output by number of layers passed.
+    """
 
     tokens: str
     positions: str
-    slots: str
     output_rows: str
     logits: str
-    biases: Mapping[int | None, str]
+    slots: str | None = None
+    biases: Mapping[int | None, str] = field(default_factory=dict)
     hidden_states: Mapping[int, str] = field(default_factory=dict)
+    ancestors: str | None = None
+    past: str | None = None
+    full_logits: str | None = None
+    top_values: str | None = None
+    top_ids: str | None = None
+    log_sum: str | None = None
+    top: int = 0
 
 
 @dataclass(frozen=True)
@@ -215,21 +245,48 @@ def _check_roles(manifest: Manifest) -> None:
         if name not in manifest.files:
             raise BundleError(f"{where} names {name[:120]!r}, which files does not list")
     for number, variant in enumerate(manifest.roles["target"]):
-        missing = set(manifest.model.windows) - set(variant.step.biases)
-        if missing:
-            raise BundleError(
-                f"roles['target'][{number}].step.biases has no input for the attention window "
-                f"{missing.pop() or strict_json.NONE_KEY}"
-            )
+        _check_target(manifest.model, variant, f"roles['target'][{number}]")
+
+
+def _check_target(spec: ModelSpec, variant: Variant, where: str) -> None:
+    """What a step of the target needs that only the facts of the model tell."""
+    if variant.step.top > spec.vocab_size:
+        raise BundleError(
+            f"{where}.step.top is {variant.step.top}, and the vocabulary has {spec.vocab_size}"
+        )
+    missing = set(spec.windows) - set(variant.step.biases)
+    if variant.cache.kind == "slots" and missing:
+        raise BundleError(
+            f"{where}.step.biases has no input for the attention window "
+            f"{missing.pop() or strict_json.NONE_KEY}"
+        )
+
+
+_NEEDED = {
+    "slots": ("slots",),
+    "blocks": ("ancestors", "past", "full_logits", "top_values", "top_ids", "log_sum", "top"),
+}
+"""Fields of StepNames that a kind of cache calls for; the others of these have no meaning then."""
 
 
 def _check_variant(variant: Variant, where: str) -> None:
     if variant.model not in variant.files:
         raise BundleError(f"{where}.model is {variant.model[:120]!r}, which its files lack")
-    if variant.cache.alignment < 1:
+    cache = variant.cache
+    if cache.alignment < 1:
         raise BundleError(f"{where}.cache.alignment is 0; it must be at least 1")
+    for kind, names in _NEEDED.items():
+        for name in names:
+            if bool(getattr(variant.step, name)) != (cache.kind == kind):
+                verb = "lacks" if cache.kind == kind else "has"
+                raise BundleError(f"{where}.step {verb} {name!r}, and its cache is {cache.kind!r}")
+    if cache.kind == "slots":
+        _check_patterns(cache, where)
+
+
+def _check_patterns(cache: SlotsLayout, where: str) -> None:
     for name in ("past_key", "past_value", "present_key", "present_value"):
-        pattern = getattr(variant.cache, name)
+        pattern = getattr(cache, name)
         # Filled in by str.format later, which must find this one plain field and no other.
         if "{layer}" not in pattern or set("{}") & set(pattern.replace("{layer}", "", 1)):
             raise BundleError(f"{where}.cache.{name} is {pattern[:120]!r}; it must hold {{layer}}")

@@ -135,7 +135,7 @@ def _decode_any(kind: Any, value: Any, where: str) -> Any:
     if kind is Any:
         return value
     if origin in (typing.Union, types.UnionType):
-        return _decode_optional(arguments, value, where)
+        return _decode_union(arguments, value, where)
     if origin is Literal:
         if value not in arguments or not isinstance(value, str):
             choices = ", ".join(map(repr, arguments))
@@ -166,11 +166,19 @@ def _decode_integer(value: Any, where: str) -> int:
     return value
 
 
-def _decode_optional(arguments: tuple[Any, ...], value: Any, where: str) -> Any:
+def _decode_union(arguments: tuple[Any, ...], value: Any, where: str) -> Any:
+    """`X | None`, or dataclasses that differ in the literal of their field `kind`."""
     if value is None and type(None) in arguments:
         return None
-    (inner,) = (argument for argument in arguments if argument is not type(None))
-    return _decode_any(inner, value, where)
+    inner = [argument for argument in arguments if argument is not type(None)]
+    if len(inner) == 1:
+        return _decode_any(inner[0], value, where)
+    kinds = {typing.get_args(typing.get_type_hints(c)["kind"])[0]: c for c in inner}
+    given = _expect(dict, value, where, "an object")
+    if "kind" not in given:
+        raise JsonProblem(f"{where} lacks the key 'kind'")
+    kind = _decode_any(Literal[tuple(kinds)], given["kind"], f"{where}.kind")
+    return _decode_any(kinds[kind], value, where)
 
 
 def _decode_mapping(arguments: tuple[Any, ...], value: Any, where: str) -> dict[Any, Any]:

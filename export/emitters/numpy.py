@@ -20,7 +20,7 @@ from quickdraft.export.emitters.weight_file import WeightFile
 from quickdraft.export.ops import Activation, Attention, Rope
 from quickdraft.export.quantize import WeightFormat, store
 from quickdraft.export.weights import Blocked, Dense, Weight, dense_weight
-from quickdraft.manifest import CacheLayout, StepNames, Variant
+from quickdraft.manifest import SlotsLayout, StepNames, Variant
 
 PROGRAM_VERSION = 1
 SLOT_ALIGNMENT = 64
@@ -227,7 +227,7 @@ def _variant(weight_format: str, recorder: Recorder) -> Variant:
             },
             hidden_states=recorder.offered,
         ),
-        cache=CacheLayout(
+        cache=SlotsLayout(
             kind="slots",
             alignment=SLOT_ALIGNMENT,
             past_key="key.{layer}",

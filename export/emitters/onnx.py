@@ -23,10 +23,10 @@ from quickdraft.export.emitters.onnx_graph import CONTRIB, DataFile, GraphBuilde
 from quickdraft.export.emitters.onnx_weights import WeightStore
 from quickdraft.export.ops import Activation, Attention, Rope
 from quickdraft.export.weights import Weight
-from quickdraft.manifest import CacheLayout, StepNames, Variant
+from quickdraft.manifest import SlotsLayout, StepNames, Variant
 from quickdraft.types import ModelSpec
 
-LAYOUT = CacheLayout(
+LAYOUT = SlotsLayout(
     kind="slots",
     alignment=64,
     past_key="past_key_values.{layer}.key",

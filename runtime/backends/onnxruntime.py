@@ -22,7 +22,7 @@ from quickdraft.drafters.tree import Tree
 from quickdraft.errors import BackendError, BundleError, Cancelled, MissingExtra
 from quickdraft.kvcache.base import KvCache
 from quickdraft.kvcache.contiguous import ContiguousCache, align_slots
-from quickdraft.manifest import Variant
+from quickdraft.manifest import SlotsLayout, Variant
 from quickdraft.runtime.backends.base import CancelToken, StepOutput
 from quickdraft.runtime.backends.step_inputs import attention_bias, check_step, positions
 from quickdraft.types import Guarantee, ModelSpec
@@ -85,15 +85,21 @@ class OnnxRuntimeBackend:
         """
         if ort is None:
             raise MissingExtra("onnxruntime", "onnx")
+        if not isinstance(variant.cache, SlotsLayout) or variant.step.slots is None:
+            raise BundleError(
+                f"{variant.model} takes a cache of kind {variant.cache.kind!r}, and this backend has "
+                "'slots'; use the backend of its flavour"
+            )
         self.spec = spec
         self.flavour = variant.flavour
         # That a row's bits do not depend on the others was tested on x86-64 kernels only.
         proven = platform.machine().lower() in ("x86_64", "amd64")
         self.guarantee: Guarantee = variant.guarantee if proven else "same_distribution"
         self._step = variant.step
+        self._slots = variant.step.slots
         self._layout = variant.cache
         self._session: Any = _open(folder / variant.model, threads)
-        _check_names(self._session, spec, variant)
+        _check_names(self._session, spec, variant, self._layout)
         self._bound: weakref.WeakKeyDictionary[ContiguousCache, _Bound] = (
             weakref.WeakKeyDictionary()
         )
@@ -143,7 +149,7 @@ class OnnxRuntimeBackend:
         feeds: dict[str, NDArray[Any]] = {
             names.tokens: tree.tokens,
             names.positions: positions(tree, length),
-            names.slots: np.arange(length, length + n),
+            self._slots: np.arange(length, length + n),
             names.output_rows: rows,
         }
         for window, name in names.biases.items():
@@ -203,13 +209,13 @@ class OnnxRuntimeBackend:
             self._bound.clear()
 
 
-def _check_names(session: Any, spec: ModelSpec, variant: Variant) -> None:
-    step, cache = variant.step, variant.cache
+def _check_names(session: Any, spec: ModelSpec, variant: Variant, cache: SlotsLayout) -> None:
+    step = variant.step
 
     def layers(*patterns: str) -> set[str]:
         return {p.format(layer=layer) for p in patterns for layer in range(spec.num_layers)}
 
-    inputs = {step.tokens, step.positions, step.slots, step.output_rows, *step.biases.values()}
+    inputs = {step.tokens, step.positions, str(step.slots), step.output_rows, *step.biases.values()}
     outputs = {step.logits, *step.hidden_states.values()}
     for kind, promised, found in (
         ("input", inputs | layers(cache.past_key, cache.past_value), session.get_inputs()),

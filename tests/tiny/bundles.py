@@ -9,9 +9,10 @@ from pathlib import Path
 
 from quickdraft.manifest import (
     EXPORT_REVISION,
-    CacheLayout,
+    BlocksLayout,
     FileEntry,
     Manifest,
+    SlotsLayout,
     SourceEntry,
     StepNames,
     TokenizerEntry,
@@ -63,7 +64,7 @@ def tiny_manifest(files: Mapping[str, bytes] = TINY_FILES) -> Manifest:
         biases={None: "bias", 128: "bias_128"},
         hidden_states={0: "hidden_0", 2: "hidden_2"},
     )
-    cache = CacheLayout(
+    cache = SlotsLayout(
         kind="slots",
         alignment=8,
         past_key="past_key_{layer}",
@@ -110,6 +111,32 @@ def tiny_manifest(files: Mapping[str, bytes] = TINY_FILES) -> Manifest:
         generation={"temperature": 0.7, "top_k": 40, "stop_strings": ["a", None, True]},
         written_by={"quickdraft": "0.1.0", "export": EXPORT_REVISION},
     )
+
+
+def tiny_blocks_manifest() -> Manifest:
+    """The same with a variant whose cache is one buffer."""
+    manifest = tiny_manifest()
+    step = StepNames(
+        tokens="tokens",
+        positions="positions",
+        output_rows="output_rows",
+        logits="logits",
+        ancestors="ancestors",
+        past="past",
+        full_logits="full_logits",
+        top_values="top_values",
+        top_ids="top_ids",
+        log_sum="log_sum",
+        top=8,
+    )
+    variant = replace(
+        manifest.roles["target"][0],
+        flavour="hotpath",
+        step=step,
+        cache=BlocksLayout("blocks", 16, "cache", "present_cache"),
+        guarantee="bit_identical",
+    )
+    return replace(manifest, roles={"target": (variant,)})
 
 
 def write_tiny_bundle(folder: Path, files: Mapping[str, bytes] = TINY_FILES) -> Manifest:

@@ -11,17 +11,19 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny.bundles import tiny_manifest, with_extra_file
+from tiny.bundles import tiny_blocks_manifest, tiny_manifest, with_extra_file
 
 from quickdraft.errors import BundleError
 from quickdraft.filenames import collision, name_problem
 from quickdraft.manifest import MAX_FILES, FileEntry, Manifest, SourceEntry, parse_manifest
 
 TEXT = tiny_manifest().to_json().encode()
+BLOCKS = tiny_blocks_manifest().to_json().encode()
 
 
 def test_reads_back_what_it_wrote() -> None:
     assert parse_manifest(TEXT, "m") == tiny_manifest()
+    assert parse_manifest(BLOCKS, "m") == tiny_blocks_manifest()
 
 
 @given(
@@ -95,8 +97,8 @@ def test_any_value_anywhere_is_refused_or_valid(data: st.DataObject) -> None:
     assert _outcome(json.dumps(value).encode()) in ("manifest", "refused")
 
 
-def _edited(edit: Callable[[dict[str, Any]], object]) -> bytes:
-    value = json.loads(TEXT)
+def _edited(edit: Callable[[dict[str, Any]], object], text: bytes = TEXT) -> bytes:
+    value = json.loads(text)
     edit(value)
     return json.dumps(value).encode()
 
@@ -123,8 +125,8 @@ BAD_TEXTS = {
         TEXT.replace(b'"tokenizer.json": {', b'"model.onnx": {', 1),
         "'model.onnx' twice",
     ),
-    "07-newer": (_edited(lambda m: m.update(schema_version=2, roles="new")), "upgrade quickdraft"),
-    "07-older": (_edited(lambda m: m.update(schema_version=0)), "export the model again"),
+    "07-newer": (_edited(lambda m: m.update(schema_version=3, roles="new")), "upgrade quickdraft"),
+    "07-older": (_edited(lambda m: m.update(schema_version=1)), "export the model again"),
     "07-version-true": (_edited(lambda m: m.update(schema_version=True)), "whole number"),
     "unknown-key": (_edited(lambda m: m.update(tokeniser={})), "did you mean 'tokenizer'"),
     "missing-key": (_edited(lambda m: m.pop("source")), "lacks the key 'source'"),
@@ -148,6 +150,38 @@ BAD_TEXTS = {
     "format-attack": (
         _edited(lambda m: m["roles"]["target"][0]["cache"].update(past_key="{layer.x}{layer}")),
         "past_key",
+    ),
+    "no-slots": (
+        _edited(lambda m: m["roles"]["target"][0]["step"].pop("slots")),
+        "lacks 'slots', and its cache is 'slots'",
+    ),
+    "top-without-blocks": (
+        _edited(lambda m: m["roles"]["target"][0]["step"].update(top=4)),
+        "has 'top', and its cache is 'slots'",
+    ),
+    "no-ancestors": (
+        _edited(lambda m: m["roles"]["target"][0]["step"].update(ancestors=None), BLOCKS),
+        "lacks 'ancestors', and its cache is 'blocks'",
+    ),
+    "top-0": (
+        _edited(lambda m: m["roles"]["target"][0]["step"].update(top=0), BLOCKS),
+        "lacks 'top'",
+    ),
+    "top-beyond-vocabulary": (
+        _edited(lambda m: m["roles"]["target"][0]["step"].update(top=33), BLOCKS),
+        "step.top is 33, and the vocabulary has 32",
+    ),
+    "unknown-cache": (
+        _edited(lambda m: m["roles"]["target"][0]["cache"].update(kind="ring")),
+        "cache.kind is 'ring'; it must be one of 'slots', 'blocks'",
+    ),
+    "cache-without-kind": (
+        _edited(lambda m: m["roles"]["target"][0]["cache"].pop("kind")),
+        "cache lacks the key 'kind'",
+    ),
+    "cache-of-both-kinds": (
+        _edited(lambda m: m["roles"]["target"][0]["cache"].update(kind="blocks")),
+        "unknown key 'past_key'",
     ),
     "unknown-role": (_edited(lambda m: m["roles"].update(boss=[])), "'boss'"),
     "no-target": (_edited(lambda m: m["roles"].update(target=[])), "no model to run"),

@@ -9,7 +9,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from tiny.bundles import tiny_manifest
+from tiny.bundles import tiny_blocks_manifest, tiny_manifest
 
 from quickdraft import manifest, types
 from quickdraft.errors import BundleError
@@ -21,13 +21,14 @@ SCHEMA: dict[str, Any] = json.loads(
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
 
 
-def plain() -> Any:
-    return json.loads(tiny_manifest().to_json())
+def plain(blocks: bool = False) -> Any:
+    return json.loads((tiny_blocks_manifest() if blocks else tiny_manifest()).to_json())
 
 
 def test_the_schema_is_one_and_takes_a_manifest() -> None:
     VALIDATOR.check_schema(SCHEMA)
     VALIDATOR.validate(plain())
+    VALIDATOR.validate(plain(blocks=True))
 
 
 DEFINITIONS = {
@@ -35,7 +36,8 @@ DEFINITIONS = {
     "model": types.ModelSpec,
     "variant": manifest.Variant,
     "step": manifest.StepNames,
-    "cache": manifest.CacheLayout,
+    "slots_layout": manifest.SlotsLayout,
+    "blocks_layout": manifest.BlocksLayout,
     "tokenizer": manifest.TokenizerEntry,
     "source": manifest.SourceEntry,
 }
@@ -61,7 +63,7 @@ def test_keys_of_the_whole_are_those_of_the_dataclass() -> None:
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        (("schema_version",), 2),
+        (("schema_version",), 3),
         (("model", "num_layers"), 0),
         (("model", "head_dim"), "4"),
         (("model", "windows"), [None, 0]),
@@ -71,7 +73,12 @@ def test_keys_of_the_whole_are_those_of_the_dataclass() -> None:
         (("roles", "target", 0, "extra"), 1),
         (("roles", "target", 0, "cache", "past_key"), "{layer}{x}"),
         (("roles", "target", 0, "cache", "alignment"), 0),
+        (("roles", "target", 0, "cache", "kind"), "blocks"),
         (("roles", "target", 0, "step", "hidden_states"), {"01": "x"}),
+        (("roles", "target", 0, "step", "slots"), None),
+        (("roles", "target", 0, "step", "slots"), ""),
+        (("roles", "target", 0, "step", "top"), 1),
+        (("roles", "target", 0, "step", "log_sum"), "x"),
         (("tokenizer", "add_bos"), 0),
         (("tokenizer", "eos_token_ids"), [-1]),
         (("files",), {}),
@@ -83,7 +90,25 @@ def test_keys_of_the_whole_are_those_of_the_dataclass() -> None:
     ],
 )
 def test_both_refuse(path: tuple[Any, ...], value: Any) -> None:
-    whole = plain()
+    _both_refuse(plain(), path, value)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("cache", "kind"), "slots"),
+        (("cache", "alignment"), 0),
+        (("step", "slots"), "x"),
+        (("step", "past"), None),
+        (("step", "top_ids"), ""),
+        (("step", "top"), 0),
+    ],
+)
+def test_both_refuse_of_blocks(path: tuple[Any, ...], value: Any) -> None:
+    _both_refuse(plain(blocks=True), ("roles", "target", 0, *path), value)
+
+
+def _both_refuse(whole: Any, path: tuple[Any, ...], value: Any) -> None:
     parent = whole
     for key in path[:-1]:
         parent = parent[key]

@@ -114,10 +114,10 @@ def test_a_bundle_of_an_older_export_is_made_again(
 ) -> None:
     folder = resolve(str(gguf)).folder
     manifest = folder / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"export": "1"', '"export": "0"'))
+    manifest.write_text(manifest.read_text().replace('"export": "2"', '"export": "1"'))
     assert resolve(str(gguf)).folder == folder
     assert len(exports) == 2
-    assert "export revision 0" in caplog.text
+    assert "export revision 1" in caplog.text
     resolve(str(gguf))
     assert len(exports) == 2
 

@@ -9,7 +9,7 @@ import pytest
 from tiny.toy_model import byte_tokenizer_json, toy_manifest
 
 from quickdraft.errors import BundleError, OptionError
-from quickdraft.manifest import CacheLayout, Manifest, StepNames, Variant
+from quickdraft.manifest import Manifest, SlotsLayout, StepNames, Variant
 from quickdraft.runtime.backends import opening
 from quickdraft.runtime.backends.opening import open_backend
 from quickdraft.runtime.model import Model
@@ -42,8 +42,8 @@ def _recorders(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def variant(target_format: str, flavour: str = "portable") -> Variant:
-    step = StepNames("tokens", "positions", "slots", "rows", "logits", {None: "bias"})
-    cache = CacheLayout("slots", 64, "pk{layer}", "pv{layer}", "k{layer}", "v{layer}")
+    step = StepNames("tokens", "positions", "rows", "logits", "slots", {None: "bias"})
+    cache = SlotsLayout("slots", 64, "pk{layer}", "pv{layer}", "k{layer}", "v{layer}")
     return Variant(
         target_format=target_format,  # type: ignore[arg-type]
         flavour=flavour,  # type: ignore[arg-type]
