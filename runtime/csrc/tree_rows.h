@@ -5,8 +5,8 @@
 
 namespace qd {
 
-// The first row whose position or ancestors are not those of such a tree; args.rows if all are. In a
-// tree, ancestors come before their row, and the one at depth d stands at position past + d.
+// The first row whose position or ancestors are not those of such a tree; args.rows if all are. In
+// a tree, ancestors come before their row, and the one at depth d stands at position past + d.
 inline int64_t first_unsound_row(const AttentionArgs& args) {
   for (int64_t r = 0; r < args.rows; ++r) {
     if (!args.ancestors) {

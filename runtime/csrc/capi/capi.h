@@ -1,5 +1,5 @@
-// What the library offers besides the ONNX Runtime ops: facts about it, the row move of a commit, and
-// every kernel by itself, for tests and for programs without ONNX Runtime.
+// What the library offers besides the ONNX Runtime ops: facts about it, the row move of a commit,
+// and every kernel by itself, for tests and for programs without ONNX Runtime.
 //
 // The functions never throw. Those that return a status give one of Status; they check what can be
 // checked without knowing the size of the caller's buffers.
@@ -29,8 +29,8 @@ QD_EXPORT const char* qd_isa_compiled(int index);
 // 1 where that instruction set is compiled in and runs on this machine, else 0.
 QD_EXPORT int qd_isa_runnable(const char* name);
 
-// Bytes of the record of 16 outputs of k columns; 0 for an unknown format (WeightFormat) or a k that
-// does not suit it.
+// Bytes of the record of 16 outputs of k columns; 0 for an unknown format (WeightFormat) or a k
+// that does not suit it.
 QD_EXPORT int64_t qd_record_bytes(int32_t format, int64_t k);
 // Bytes of one slot of one KV head pair; 0 for an unknown type (KvType) or a head_dim below 1.
 QD_EXPORT int64_t qd_kv_head_bytes(int32_t type, int64_t head_dim);
@@ -46,14 +46,14 @@ struct QdCache {
   const int64_t* kv_heads;  // [layers]
 };
 
-// Moves slot from[i] to slot to[i] in every layer, for i = 0 .. count - 1 in order; to[i] <= from[i].
+// Moves slot from[i] to slot to[i] in every layer, for i = 0, 1, ... in order; to[i] <= from[i].
 // Nothing is moved unless all arguments are sound.
 QD_EXPORT int qd_move_rows(const QdCache* cache, const int64_t* from, const int64_t* to,
                            int64_t count);
 
-// The kernels. isa: a name, or null for the one in use. threads: how many run the pieces, at least 1.
-// The structs are those of kernels.h; qd_args_bytes gives their size by the name of the function
-// ("linear", ...; "cache" is QdCache), 0 for any other name, so that a mirror of them can check itself.
+// The kernels. isa: a name, or null for the one in use. threads: how many run the pieces, at least
+// 1. The structs are those of kernels.h; qd_args_bytes gives their size by the name of the function
+// ("linear", ...; "cache" is QdCache), 0 for any other name, so that mirrors can check themselves.
 QD_EXPORT int64_t qd_args_bytes(const char* name);
 QD_EXPORT int qd_linear(const char* isa, const qd::LinearArgs* args, int threads);
 QD_EXPORT int qd_head(const char* isa, const qd::HeadArgs* args, int threads);
