@@ -11,6 +11,8 @@ from quickdraft.errors import OptionError
 from quickdraft.export.weights import Blocked, Dense, Floats, Weight
 
 GROUP = 32
+_LARGEST_SCALE = float(np.finfo(np.float16).max) / 2
+"""Half of what float16 holds, so that the neighbouring scales that are tried fit as well."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,14 @@ def store(weight: Weight, fmt: WeightFormat) -> Dense | Blocked:
         return Dense(_cast(weight, fmt))
     if weight.shape[-1] % GROUP:
         return Dense(weight.dense())
-    return quantize(weight.dense(), fmt.bits)
+    values = weight.dense()
+    limit = _LARGEST_SCALE * (1 << (fmt.bits - 1))
+    if max(values.max(), -values.min()) > limit:
+        raise OptionError(
+            f"{weight.name} holds values that {fmt.name} cannot (above {limit:g}); choose other "
+            "weights, such as fp32"
+        )
+    return quantize(values, fmt.bits)
 
 
 def _cast(weight: Weight, fmt: WeightFormat) -> NDArray[np.floating]:
@@ -90,6 +99,7 @@ def quantize(values: Floats, bits: int, group: int = GROUP) -> Blocked:
 
     The value of largest magnitude maps to -2**(bits-1), as in GGUF's Q4_0; at 4 bits a few
     neighbouring scales are tried as well, and each block keeps the one with the least error.
+    Scales are float16 values, so that every flavour can hold the same weights.
     """
     # Some rows at a time: what is worked on stays in the processor's cache.
     step = max(1, (1 << 18) // values.shape[1])
@@ -113,13 +123,22 @@ def _quantize_rows(values: Floats, bits: int, group: int) -> tuple[NDArray[np.ui
     best_codes = np.full(blocks.shape, zero, np.uint8)
     best_error = np.full(extreme.shape, np.inf, np.float32)
     for factor in factors:
-        scale = (extreme * np.float32(factor) / np.float32(-zero)).astype(np.float32)
+        scale = _half(extreme * np.float32(factor) / np.float32(-zero))
         codes, error = _round(blocks, scale, zero)
         better = error < best_error
         best_error = np.where(better, error, best_error)
         best_scale = np.where(better, scale, best_scale)
         best_codes = np.where(better[..., None], codes, best_codes)
     return best_codes.reshape(rows, columns), best_scale
+
+
+def _half(scale: Floats) -> Floats:
+    """The scales as float16 values. Subnormal ones, which have few bits, are rounded away from
+    zero, so that the largest value of a block is not cut."""
+    half = scale.astype(np.float16)
+    cut = (np.abs(half) < np.finfo(np.float16).tiny) & (np.abs(half) < np.abs(scale))
+    away = np.nextafter(half, np.copysign(np.float16(np.inf), half))
+    return np.where(cut, away, half).astype(np.float32)
 
 
 def _round(blocks: Floats, scale: Floats, zero: int) -> tuple[NDArray[np.uint8], Floats]:

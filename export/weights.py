@@ -23,6 +23,28 @@ class Dense:
 
 
 @dataclass(frozen=True)
+class Levels:
+    """The factors of scales in two levels, as the K formats of GGUF store them.
+
+    Blocked.scale is `product(outer, inner)`, Blocked.minimum `-product(outer_minimum,
+    inner_minimum)`. outer: float16 [rows, columns / 256]. inner: int8 or uint8 [rows, columns /
+    group]. The minimums have the same shapes, or are None where there are none.
+    """
+
+    outer: NDArray[np.float16]
+    inner: NDArray[Any]
+    outer_minimum: NDArray[np.float16] | None = None
+    inner_minimum: NDArray[Any] | None = None
+
+
+def product(outer: NDArray[np.float16], inner: NDArray[Any]) -> Floats:
+    """Both levels multiplied, [rows, columns / group]: exact, as 11 bits times 8 fit float32."""
+    each = inner.shape[1] // outer.shape[1]
+    result: Floats = np.repeat(outer.astype(np.float32), each, axis=1) * inner.astype(np.float32)
+    return result
+
+
+@dataclass(frozen=True)
 class Blocked:
     """A matrix whose rows are cut in groups of `group` columns that share a scale.
 
@@ -30,6 +52,7 @@ class Blocked:
 
     codes: uint8 [rows, columns], one code per byte, below 2**bits. scale: float32
     [rows, columns / group]. minimum: the same, or None where there is none. zero: one integer.
+    levels: the factors of scale and minimum, where these have two levels.
     """
 
     codes: NDArray[np.uint8]
@@ -38,6 +61,7 @@ class Blocked:
     bits: int
     group: int
     zero: int
+    levels: Levels | None = None
 
     def to_dense(self) -> Floats:
         """Float32 [rows, columns], each product rounded once, as the GGUF reference does."""
@@ -77,15 +101,7 @@ class Weight:
             data = self.load()
             if isinstance(data, Dense):
                 return Dense(np.ascontiguousarray(data.values[index]))
-            minimum = None if data.minimum is None else data.minimum[index]
-            return Blocked(
-                np.ascontiguousarray(data.codes[index]),
-                data.scale[index],
-                minimum,
-                data.bits,
-                data.group,
-                data.zero,
-            )
+            return _combine([data], lambda arrays: np.ascontiguousarray(arrays[0][index]))
 
         rows = len(np.arange(self.shape[0])[index])
         return Weight(name, (rows, *self.shape[1:]), self.stored_as, load)
@@ -98,6 +114,34 @@ class Weight:
 def dense_weight(name: str, values: NDArray[np.float32]) -> Weight:
     """A weight from an array in memory."""
     return Weight(name, values.shape, "F32", lambda: Dense(values))
+
+
+def _combine(
+    parts: Sequence[Blocked], join: Callable[[list[NDArray[Any]]], NDArray[Any]]
+) -> Blocked:
+    """Blocks of one form as one: `join` gets the arrays that stand in the same place."""
+
+    def optional(arrays: list[Any]) -> Any:
+        return None if any(array is None for array in arrays) else join(arrays)
+
+    levels = [part.levels for part in parts if part.levels is not None]
+    together = None
+    if len(levels) == len(parts):
+        together = Levels(
+            join([each.outer for each in levels]),
+            join([each.inner for each in levels]),
+            optional([each.outer_minimum for each in levels]),
+            optional([each.inner_minimum for each in levels]),
+        )
+    return Blocked(
+        join([part.codes for part in parts]),
+        join([part.scale for part in parts]),
+        optional([part.minimum for part in parts]),
+        parts[0].bits,
+        parts[0].group,
+        parts[0].zero,
+        together,
+    )
 
 
 def concat_rows(parts: Sequence[Weight], name: str | None = None) -> Weight:
@@ -113,15 +157,7 @@ def concat_rows(parts: Sequence[Weight], name: str | None = None) -> Weight:
         if len(blocked) < len(loaded) or len(forms) != 1:
             values = [p.to_dense() if isinstance(p, Blocked) else p.values for p in loaded]
             return Dense(np.concatenate(values))
-        minimums = [data.minimum for data in blocked if data.minimum is not None]
-        return Blocked(
-            np.concatenate([data.codes for data in blocked]),
-            np.concatenate([data.scale for data in blocked]),
-            np.concatenate(minimums) if minimums else None,
-            blocked[0].bits,
-            blocked[0].group,
-            blocked[0].zero,
-        )
+        return _combine(blocked, np.concatenate)
 
     rows = sum(part.shape[0] for part in parts)
     formats = dict.fromkeys(part.stored_as for part in parts)

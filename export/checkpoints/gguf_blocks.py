@@ -1,14 +1,14 @@
 """GGUF tensor data as `Dense` or `Blocked` values, without requantising.
 
-Layouts: ggml's `ggml-common.h`. Only the packing changes: codes become one byte each, and the two
-levels of scales of the K formats are multiplied out, in float32, as the published dequantiser does
-before it multiplies by the codes. `Blocked.to_dense` therefore equals it bit for bit.
+Layouts: ggml's `ggml-common.h`. Only the packing changes: codes become one byte each. The two
+levels of scales of the K formats are kept, and multiplied out as well, in float32, as the published
+dequantiser does before it multiplies by the codes. `Blocked.to_dense` equals it bit for bit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from quickdraft.errors import CheckpointError
 from quickdraft.export.checkpoints.gguf_header import TENSOR_TYPES, Buffer, Header, TensorInfo
-from quickdraft.export.weights import Blocked, Dense, Floats, Weight
+from quickdraft.export.weights import Blocked, Dense, Floats, Levels, Weight, product
 
 Bytes = NDArray[np.uint8]
 _LAYOUTS = {name: (values, nbytes) for name, values, nbytes in TENSOR_TYPES.values()}
@@ -27,11 +27,14 @@ _CHUNK_VALUES = 1 << 22
 
 @dataclass(frozen=True)
 class _Out:
-    """Where the blocks of a chunk go. codes: [blocks, values]. scale, minimum: [blocks, groups]."""
+    """Where the blocks of a chunk go. codes: [blocks, values]. scale, minimum: [blocks, groups],
+    float32 or, where they have two levels, integers. outer: float16 [blocks, 2], what the integers
+    of scale and minimum are multiplied with."""
 
     codes: Bytes
-    scale: Floats
-    minimum: Floats
+    scale: NDArray[Any]
+    minimum: NDArray[Any]
+    outer: NDArray[np.float16]
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,8 @@ class _Format:
     zero: int
     has_minimum: bool
     unpack: Callable[[Bytes, _Out], None]
+    integers: type[np.integer[Any]] | None = None
+    """Of the inner level, where scales have two."""
 
 
 def weights(data: Buffer, header: Header) -> dict[str, Weight]:
@@ -88,20 +93,32 @@ def _read_blocks(raw: Bytes, info: TensorInfo) -> Blocked:
     packed = raw.reshape(-1, nbytes)
     blocks, groups = len(packed), values // form.group
     codes = np.empty((blocks, values), np.uint8)
-    scale = np.empty((blocks, groups), np.float32)
-    minimum = np.empty((blocks if form.has_minimum else 0, groups), np.float32)
+    dtype = form.integers or np.float32
+    scale = np.empty((blocks, groups), dtype)
+    minimum = np.empty((blocks if form.has_minimum else 0, groups), dtype)
+    outer = np.empty((blocks, 2), np.float16)
     step = _CHUNK_VALUES // values
     for start in range(0, blocks, step):
         part = slice(start, start + step)
-        form.unpack(packed[part], _Out(codes[part], scale[part], minimum[part]))
-    columns = info.shape[-1]
+        form.unpack(packed[part], _Out(codes[part], scale[part], minimum[part], outer[part]))
+    return _blocked(form, _Out(codes, scale, minimum, outer), info.shape[-1])
+
+
+def _blocked(form: _Format, out: _Out, columns: int) -> Blocked:
+    """Rows of `columns` from blocks; scales of two levels are multiplied out."""
+    groups = columns // form.group
+    scale = out.scale.reshape(-1, groups)
+    minimum = out.minimum.reshape(-1, groups) if form.has_minimum else None
+    levels = None
+    if form.integers is not None:
+        outer = out.outer.reshape(len(scale), -1, 2)
+        levels = Levels(outer[..., 0], scale)
+        scale = product(levels.outer, levels.inner)
+        if minimum is not None:
+            levels = replace(levels, outer_minimum=outer[..., 1], inner_minimum=minimum)
+            minimum = -product(outer[..., 1], minimum)
     return Blocked(
-        codes.reshape(-1, columns),
-        scale.reshape(-1, columns // form.group),
-        minimum.reshape(-1, columns // form.group) if form.has_minimum else None,
-        form.bits,
-        form.group,
-        form.zero,
+        out.codes.reshape(-1, columns), scale, minimum, form.bits, form.group, form.zero, levels
     )
 
 
@@ -159,10 +176,9 @@ def _k_scales(packed: Bytes, out: _Out) -> None:
     the minimums. Bytes 8-11: low nibbles of scales 4-7, high nibbles of minimums 4-7.
     """
     first, second, third = packed[:, 4:8], packed[:, 8:12], packed[:, 12:16]
-    scales = np.concatenate([first & 63, (third & 15) | (first >> 6 << 4)], axis=1)
-    minimums = np.concatenate([second & 63, (third >> 4) | (second >> 6 << 4)], axis=1)
-    np.multiply(_half(packed, 0), scales.astype(np.float32), out=out.scale)
-    np.multiply(-_half(packed, 2), minimums.astype(np.float32), out=out.minimum)
+    out.scale[:, :4], out.scale[:, 4:] = first & 63, (third & 15) | (first >> 6 << 4)
+    out.minimum[:, :4], out.minimum[:, 4:] = second & 63, (third >> 4) | (second >> 6 << 4)
+    out.outer[:] = np.ascontiguousarray(packed[:, :4]).view("<f2")
 
 
 def _q4_k(packed: Bytes, out: _Out) -> None:
@@ -185,8 +201,8 @@ def _q6_k(packed: Bytes, out: _Out) -> None:
     _nibbles(low, halves)
     for part in range(4):
         halves[:, :, 32 * part : 32 * part + 32] |= (high >> 2 * part & 3) << 4
-    scales = np.ascontiguousarray(packed[:, 192:208]).view(np.int8).astype(np.float32)
-    np.multiply(_half(packed, 208), scales, out=out.scale)
+    out.scale[:] = packed[:, 192:208].view(np.int8)
+    out.outer[:, 0] = _half(packed, 208)[:, 0]
 
 
 _FORMATS: dict[str, _Format] = {
@@ -195,7 +211,7 @@ _FORMATS: dict[str, _Format] = {
     "Q5_0": _Format(8, 32, 16, False, _q5_0),
     "Q5_1": _Format(8, 32, 0, True, _q5_1),
     "Q8_0": _Format(8, 32, 128, False, _q8_0),
-    "Q4_K": _Format(4, 32, 0, True, _q4_k),
-    "Q5_K": _Format(8, 32, 0, True, _q5_k),
-    "Q6_K": _Format(8, 16, 32, False, _q6_k),
+    "Q4_K": _Format(4, 32, 0, True, _q4_k, np.uint8),
+    "Q5_K": _Format(8, 32, 0, True, _q5_k, np.uint8),
+    "Q6_K": _Format(8, 16, 32, False, _q6_k, np.int8),
 }

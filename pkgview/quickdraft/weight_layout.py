@@ -1,0 +1,1 @@
+../../quickdraft/weight_layout.py
