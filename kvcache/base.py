@@ -20,7 +20,9 @@ from numpy.typing import NDArray
 
 @runtime_checkable
 class KvCache(Protocol):
-    """Keys and values of one conversation, one pair of buffers per layer."""
+    """Keys and values of one conversation. kv_type: how they are stored, `f32`, `f16` or `int8`."""
+
+    kv_type: str
 
     @property
     def length(self) -> int:
@@ -55,4 +57,5 @@ class KvCache(Protocol):
         """An independent copy of the committed rows."""
 
     def layer(self, index: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Key and value buffers of one layer, [capacity, kv_heads, head_dim], not copied."""
+        """Keys and values of one layer, [capacity, kv_heads, head_dim]: the memory itself where it
+        is float32 and lies slot by slot, otherwise a decoded copy."""

@@ -87,8 +87,8 @@ class OnnxRuntimeBackend:
             raise MissingExtra("onnxruntime", "onnx")
         if not isinstance(variant.cache, SlotsLayout) or variant.step.slots is None:
             raise BundleError(
-                f"{variant.model} takes a cache of kind {variant.cache.kind!r}, and this backend has "
-                "'slots'; use the backend of its flavour"
+                f"{variant.model} takes a cache of {variant.cache.kind!r}, and this backend "
+                "has one of 'slots'; use the backend of its flavour"
             )
         self.spec = spec
         self.flavour = variant.flavour
