@@ -12,13 +12,14 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
 STAMP = VENV / "quickdraft-setup.json"
 PACKAGES = ("quickdraft", "export", "runtime", "drafters", "kvcache", "device_profiles")
+NATIVE = ROOT / "runtime" / "csrc"
 OLDEST_PYTHON = (3, 11)
 # The one torch the parity lane is known to agree with; an index without it gives its newest.
 TORCH = ("torch==2.13.0", "torch>=2.5")
@@ -63,8 +64,12 @@ def tool(name: str) -> str:
 PIP = (tool("python"), "-m", "pip", "install", *(() if sys.stderr.isatty() else ("-qq",)))
 
 
-def run(*command: str, quiet: bool = False, ask: bool = True) -> None:
-    """Run a command in the repository, its output passed through; ask: it may read what we may.
+def run(
+    *command: str, quiet: bool = False, ask: bool = True, env: Mapping[str, str] | None = None
+) -> None:
+    """Run a command in the repository, its output passed through.
+
+    ask: it may read what we may. env: variables it gets besides ours.
 
     Raises:
         Failed: it exited with something else than 0; the same code is passed on.
@@ -73,7 +78,8 @@ def run(*command: str, quiet: bool = False, ask: bool = True) -> None:
         say(" ".join(command))
     started = time.monotonic()
     stdin = None if ask else subprocess.DEVNULL
-    code = subprocess.run(command, cwd=ROOT, check=False, stdin=stdin).returncode
+    variables = {**os.environ, **(env or {})}
+    code = subprocess.run(command, cwd=ROOT, check=False, stdin=stdin, env=variables).returncode
     if code:
         raise Failed(f"exit code {code} from: {' '.join(command)}", code if code > 0 else 1)
     if not quiet:
@@ -99,8 +105,39 @@ def install_torch() -> None:
         pip_install(range_)
 
 
+def is_pure() -> bool:
+    """Whether QUICKDRAFT_PURE asks for an installation without native code."""
+    return os.environ.get("QUICKDRAFT_PURE", "").lower() not in {"", "0", "false", "no", "off"}
+
+
+def has_compiler() -> bool:
+    """Whether CMake would find a C++ compiler; on Windows only CMake can tell."""
+    names = os.environ.get("CXX", "").split()[:1] or ["c++", "g++", "clang++"]
+    return os.name == "nt" or any(shutil.which(name) for name in names)
+
+
+def leave_out_native_code() -> None:
+    """Install without native code where there is nothing to compile it with, and say so."""
+    if not is_pure() and not has_compiler():
+        say("*** no C++ compiler was found: installing WITHOUT the native library, as with")
+        say("*** QUICKDRAFT_PURE=1. Same answers, but slower. To have it, install a compiler")
+        say("*** (Debian and Ubuntu: g++; macOS: xcode-select --install) and run this again.")
+        os.environ["QUICKDRAFT_PURE"] = "1"
+
+
+def native_fingerprint() -> str:
+    """Hash of what the native library is built from, or `pure` where it is left out."""
+    if is_pure():
+        return "pure"
+    digest = hashlib.sha256()
+    for path in sorted(NATIVE.rglob("*")):
+        if path.is_file() and NATIVE / "tests" not in path.parents:
+            digest.update(f"{path.relative_to(NATIVE).as_posix()}\0".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
 def fingerprint() -> str:
-    """Hash of all that decides what the environment holds."""
+    """Hash of all that decides what the environment holds, but for the native library."""
     facts = (ROOT / "pyproject.toml").read_bytes() + "\n".join((sys.version, *TORCH)).encode()
     return hashlib.sha256(facts).hexdigest()
 
@@ -133,14 +170,19 @@ def create_venv() -> None:
 
 
 def setup(everything: bool = False) -> None:
-    """Bring `.venv` up to date with pyproject.toml; do nothing if it is."""
-    wanted = fingerprint()
+    """Bring `.venv` up to date with pyproject.toml and the C++ sources; do nothing if it is."""
+    leave_out_native_code()
+    wanted, native = fingerprint(), native_fingerprint()
     stamp = read_stamp()
     if stamp.get("base") != wanted or not Path(tool("python")).exists():
         if not Path(tool("python")).exists() or stamp.get("python") != sys.version:
             create_venv()
         pip_install("--editable", ".[onnx,dev]")
-        stamp = {"base": wanted, "python": sys.version}
+        stamp = {"base": wanted, "native": native, "python": sys.version}
+        STAMP.write_text(json.dumps(stamp), encoding="utf-8")
+    elif stamp.get("native") != native:
+        pip_install("--no-deps", "--editable", ".")
+        stamp["native"] = native
         STAMP.write_text(json.dumps(stamp), encoding="utf-8")
     if everything and stamp.get("parity") != wanted:
         install_torch()
@@ -148,11 +190,47 @@ def setup(everything: bool = False) -> None:
         STAMP.write_text(json.dumps({**stamp, "parity": wanted}), encoding="utf-8")
 
 
-def test(everything: bool, arguments: Sequence[str]) -> None:
-    """Run the default lane of the tests, or every lane; `arguments` go to pytest."""
-    setup(everything)
-    lanes = ("-m", "") if everything else ()
-    run(tool("python"), "-m", "pytest", *lanes, *arguments)
+def build_sanitized() -> dict[str, str]:
+    """Build the native library with sanitizers; the variables that make Python load it.
+
+    A finding ends the process, and so fails the test that ran.
+    """
+    compiler = os.environ.get("CXX", "g++")
+    if sys.platform != "linux" or shutil.which(compiler) is None:
+        raise Failed("--sanitize needs Linux and GCC; on Debian and Ubuntu install g++", 2)
+    folder = ROOT / "build" / "sanitize"
+    options = {
+        "QD_SANITIZE": "address,undefined",
+        "CMAKE_COMPILE_WARNING_AS_ERROR": "ON",
+        "CMAKE_CXX_COMPILER": compiler,
+        "CMAKE_MAKE_PROGRAM": tool("ninja"),
+    }
+    defined = [f"-D{name}={value}" for name, value in options.items()]
+    run(tool("cmake"), "-S", str(NATIVE), "-B", str(folder), "-G", "Ninja", *defined)
+    run(tool("cmake"), "--build", str(folder))
+    # Python is not built with sanitizers, so their runtime comes first; libstdc++ beside it, or
+    # the runtime would not see the exceptions of ONNX Runtime.
+    runtimes = [
+        subprocess.check_output([compiler, f"-print-file-name={name}"], text=True).strip()
+        for name in ("libasan.so", "libstdc++.so")
+    ]
+    return {
+        "LD_PRELOAD": " ".join(str(Path(path).resolve()) for path in runtimes),
+        "ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=1",
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+        "QUICKDRAFT_LIBRARY": str(folder / "libquickdraft.so"),
+    }
+
+
+def test(options: argparse.Namespace, arguments: Sequence[str]) -> None:
+    """Run the default lane of the tests, or another; `arguments` go to pytest."""
+    setup(options.all)
+    pytest = (tool("python"), "-m", "pytest")
+    if options.sanitize:
+        lane = ("-m", "native and not (torch or models or arm)", "--timeout", "600")
+        run(*pytest, *lane, *arguments, env=build_sanitized())
+    else:
+        run(*pytest, *(("-m", "") if options.all else ()), *arguments)
 
 
 def check_types() -> None:
@@ -229,10 +307,11 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     everything = {
         "setup": "also install torch and transformers, for the parity lane",
-        "test": "run every lane: parity with transformers, real models, slow tests",
+        "test": "run every lane: parity with transformers, real models, Arm, slow tests",
     }
+    sanitize = "run the tests of the native library with the address and undefined sanitizers"
     for name, text in {
-        "setup": "create .venv and install the project; repeated only if pyproject.toml changed",
+        "setup": "create .venv and install the project; repeated only if it changed",
         "demo": "fetch a small model, export it, answer a prompt with speculation",
         "test": "run the tests; what follows goes to pytest",
         "check": "style, types and house tests; never writes",
@@ -241,8 +320,11 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str
         "clean": "remove the environment, builds and caches",
     }.items():
         command = commands.add_parser(name, help=text, description=text)
+        lanes = command.add_mutually_exclusive_group()
         if name in everything:
-            command.add_argument("--all", action="store_true", help=everything[name])
+            lanes.add_argument("--all", action="store_true", help=everything[name])
+        if name == "test":
+            lanes.add_argument("--sanitize", action="store_true", help=sanitize)
     options, rest = parser.parse_known_args(arguments)
     if rest and options.command != "test":
         parser.error(f"unknown arguments for {options.command}: {' '.join(rest)}")
@@ -259,7 +341,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     actions = {
         "setup": lambda: setup(options.all),
         "demo": demo,
-        "test": lambda: test(options.all, rest),
+        "test": lambda: test(options, rest),
         "check": check,
         "format": format_sources,
         "docs": lambda: run(sys.executable, str(ROOT / "docs" / "tables.py"), quiet=True),

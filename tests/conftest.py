@@ -60,6 +60,15 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
         return (yield)
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what needs the native library where quickdraft was installed without it."""
+    if item.get_closest_marker("native"):
+        from quickdraft.runtime.native import library_path
+
+        if library_path() is None:
+            pytest.skip("quickdraft is installed without its native library")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _remove_caches(pytestconfig: pytest.Config) -> Generator[None]:
     yield

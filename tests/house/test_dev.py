@@ -16,16 +16,24 @@ import pytest
 from house.repo import ROOT
 
 
-@pytest.fixture
-def dev(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """dev.py as a module, its environment in a folder of the test."""
+def load() -> ModuleType:
+    """dev.py as a module."""
     spec = importlib.util.spec_from_file_location("dev", ROOT / "dev.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def dev(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """dev.py as a module, its environment in a folder of the test."""
+    module = load()
     monkeypatch.setattr(module, "VENV", tmp_path / "venv")
     monkeypatch.setattr(module, "STAMP", tmp_path / "stamp.json")
+    monkeypatch.setattr(module, "has_compiler", lambda: True)
+    monkeypatch.setenv("QUICKDRAFT_PURE", "")
     return module
 
 
@@ -78,6 +86,89 @@ def test_setup_runs_again_only_when_the_project_changed(
     assert dev.main(["setup"]) == 0
     assert [c for c in commands if ".[onnx,dev]" in c]
     assert not [c for c in commands if "venv" in c], "the environment itself is kept"
+
+
+def test_changed_kernels_are_built_again_and_nothing_else_is_done(
+    dev: ModuleType, commands: list[list[str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(dev, "NATIVE", tmp_path / "csrc")
+    for name in ("kernels/a.cpp", "CMakeLists.txt", "tests/replay.cpp"):
+        (dev.NATIVE / name).parent.mkdir(parents=True, exist_ok=True)
+        (dev.NATIVE / name).write_text("1")
+    assert dev.main(["setup"]) == 0
+    for name, rebuilds in (("kernels/a.cpp", 1), ("CMakeLists.txt", 1), ("tests/replay.cpp", 0)):
+        commands.clear()
+        (dev.NATIVE / name).write_text("2")
+        assert dev.main(["setup"]) == 0
+        assert [c[-3:] for c in commands] == [["--no-deps", "--editable", "."]] * rebuilds, name
+    commands.clear()
+    (dev.NATIVE / "kernels/a.cpp").rename(dev.NATIVE / "kernels/b.cpp")
+    assert dev.main(["setup"]) == 0
+    assert len(commands) == 1
+
+
+def test_asking_for_an_installation_without_native_code_and_back(
+    dev: ModuleType, commands: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert dev.main(["setup"]) == 0
+    for wish in ("1", "0"):
+        commands.clear()
+        monkeypatch.setenv("QUICKDRAFT_PURE", wish)
+        assert dev.main(["setup"]) == 0
+        assert [c[-3:] for c in commands] == [["--no-deps", "--editable", "."]]
+
+
+def test_without_a_compiler_native_code_is_left_out_loudly(
+    dev: ModuleType,
+    commands: list[list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(dev, "has_compiler", lambda: False)
+    assert dev.main(["setup"]) == 0
+    assert "WITHOUT the native library" in capsys.readouterr().err
+    assert dev.os.environ["QUICKDRAFT_PURE"] == "1"
+    assert json.loads(dev.STAMP.read_text())["native"] == "pure"
+
+
+@pytest.mark.parametrize(
+    ("compiler", "found"), [("no-such-compiler -O2", False), ("python3", True)]
+)
+def test_the_compiler_of_the_environment_counts(
+    monkeypatch: pytest.MonkeyPatch, compiler: str, found: bool
+) -> None:
+    module = load()
+    monkeypatch.setenv("CXX", compiler)
+    monkeypatch.setattr(module.os, "name", "posix")
+    monkeypatch.setattr(module.shutil, "which", lambda name: name if name == "python3" else None)
+    assert module.has_compiler() == found
+
+
+def test_sanitizers_are_loaded_before_python(
+    dev: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[list[str], dict[str, str]]] = []
+
+    def fake(command: Any, **options: Any) -> subprocess.CompletedProcess[str]:
+        seen.append((list(command), options["env"]))
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(dev, "setup", lambda everything=False: None)
+    monkeypatch.setattr(dev.sys, "platform", "linux")
+    monkeypatch.setattr(dev.shutil, "which", lambda name: name)
+    monkeypatch.setattr(dev.subprocess, "run", fake)
+    monkeypatch.setattr(dev.subprocess, "check_output", lambda command, **_: f"/x/{command[-1]}\n")
+    assert dev.main(["test", "--sanitize", "-x"]) == 0
+    assert "-DQD_SANITIZE=address,undefined" in seen[0][0]
+    command, env = seen[-1]
+    assert command[1:3] == ["-m", "pytest"]
+    assert command[-1] == "-x"
+    assert env["LD_PRELOAD"].split()[0].endswith("libasan.so")
+    assert env["QUICKDRAFT_LIBRARY"].endswith("libquickdraft.so")
+    monkeypatch.setattr(dev.shutil, "which", lambda name: None)
+    assert dev.main(["test", "--sanitize"]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        dev.main(["test", "--sanitize", "--all"])
 
 
 def test_torch_comes_before_what_would_ask_for_any_torch(

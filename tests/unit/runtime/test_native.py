@@ -16,11 +16,6 @@ import pytest
 from quickdraft.errors import BackendError
 from quickdraft.runtime import native
 
-needs_library = pytest.mark.skipif(
-    "QUICKDRAFT_LIBRARY" not in os.environ and native.library_path() is None,
-    reason="installed without native code",
-)
-
 
 def test_without_a_library_the_message_says_what_to_do(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -94,7 +89,7 @@ def test_another_version_is_refused(
         native.load()
 
 
-@needs_library
+@pytest.mark.native
 def test_the_library_is_ours_and_loaded_once() -> None:
     library = native.load()
     assert native.load() is library
@@ -104,7 +99,7 @@ def test_the_library_is_ours_and_loaded_once() -> None:
     assert native.isa() in library.runnable()
 
 
-@needs_library
+@pytest.mark.native
 @pytest.mark.parametrize(("name", "works"), [("portable", True), ("mmx", False), ("", False)])
 def test_the_instruction_set_can_be_chosen(name: str, works: bool) -> None:
     script = "from quickdraft.runtime import native; print(native.isa())"
@@ -121,7 +116,7 @@ def test_the_instruction_set_can_be_chosen(name: str, works: bool) -> None:
         assert "portable" in result.stderr
 
 
-@needs_library
+@pytest.mark.native
 @pytest.mark.parametrize("kv_type", [0, 1, 2])
 def test_move_rows_over_all_layers(kv_type: int) -> None:
     library = native.load()
@@ -141,7 +136,7 @@ def test_move_rows_over_all_layers(kv_type: int) -> None:
     np.testing.assert_array_equal(again, cache)
 
 
-@needs_library
+@pytest.mark.native
 @pytest.mark.parametrize(
     ("source", "target", "capacity", "kv_type"),
     [
@@ -165,7 +160,7 @@ def test_move_rows_refuses(
     np.testing.assert_array_equal(cache, before)
 
 
-@needs_library
+@pytest.mark.native
 def test_move_rows_wants_bytes_it_can_write() -> None:
     form = native.CacheForm(0, capacity=16, head_dim=4, kv_heads=(1,))
     for wrong in (np.zeros(512, np.int8), np.zeros(1024, np.uint8)[::2]):
