@@ -133,11 +133,12 @@ def _put_blocked(
         _put(parts["outer_minimum"], levels.outer_minimum[rows])
 
 
-Quads = NDArray[np.uint32]
+Quads = NDArray[Any]
+"""uint32 [blocks, columns / 4, 16]: four codes of a row, one per byte."""
 
 
 def _pack_4(quads: Quads) -> Quads:
-    """Quads [blocks, columns / 4, 16]: even ones into the low halves, odd ones into the high."""
+    """Even quads into the low halves, odd ones into the high."""
     result: Quads = quads[:, 0::2] | quads[:, 1::2] << 4
     return result
 

@@ -163,3 +163,15 @@ def concat_rows(parts: Sequence[Weight], name: str | None = None) -> Weight:
     formats = dict.fromkeys(part.stored_as for part in parts)
     name = "+".join(part.name for part in parts) if name is None else name
     return Weight(name, (rows, *parts[0].shape[1:]), "+".join(formats), load)
+
+
+def join_biases(pairs: Sequence[tuple[Weight, Weight | None]]) -> Weight | None:
+    """The biases one after the other, zeros where there is none; None if there are none at all."""
+    if all(bias is None for _, bias in pairs):
+        return None
+    return concat_rows(
+        [
+            bias or dense_weight(f"{weight.name}.no_bias", np.zeros(weight.shape[0], np.float32))
+            for weight, bias in pairs
+        ]
+    )

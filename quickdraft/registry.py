@@ -30,6 +30,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "stablelm": "quickdraft.export.architectures.stablelm:FAMILY",
 }
 EMITTERS: Mapping[str, str] = {
+    "hotpath": "quickdraft.export.emitters.hotpath:emit_hotpath",
     "reference": "quickdraft.export.emitters.numpy:emit_reference",
     "onnx": "quickdraft.export.emitters.onnx:emit_onnx",
 }

@@ -16,7 +16,8 @@ class EmitRequest:
     """A model as code, its facts, and where and how to write it.
 
     build: called with an Ops, describes one step. folder: the bundle being written; an emitter
-    makes one subfolder. hidden_states: streams to offer, as in Ops.hidden_state.
+    makes one subfolder. hidden_states: streams to offer, as in Ops.hidden_state. top: how many of
+    a row's largest logits the hotpath flavour puts out.
 
     An emitter is a function of a request that writes files and returns their manifest Variant.
     """
@@ -26,3 +27,4 @@ class EmitRequest:
     folder: Path
     fmt: WeightFormat
     hidden_states: tuple[int, ...] = ()
+    top: int = 64

@@ -14,15 +14,19 @@ from numpy.typing import NDArray
 CONTRIB = "com.microsoft"
 OPSET = 23
 IR_VERSION = 10
-DATA_ALIGNMENT = 4096
-"""Tensors start on a page, so that a runtime can map each of them."""
+PAGE = 4096
+"""Tensors that start on a page can be mapped by any runtime."""
 
 
 class DataFile:
-    """Weights appended one by one; nothing stays in memory. Equal bytes are stored once."""
+    """Weights appended one by one; nothing stays in memory. Equal bytes are stored once.
 
-    def __init__(self, path: Path) -> None:
+    alignment: bytes that every tensor's offset is a multiple of.
+    """
+
+    def __init__(self, path: Path, alignment: int = PAGE) -> None:
         self.path = path
+        self._alignment = alignment
         self._stream: BinaryIO = path.open("wb")
         self._end = 0
         self._seen: dict[tuple[bytes, int], int] = {}
@@ -32,7 +36,7 @@ class DataFile:
         data = memoryview(np.ascontiguousarray(array)).cast("B")  # type: ignore[arg-type]
         key = (hashlib.sha256(data).digest(), data.nbytes)
         if key not in self._seen:
-            start = -(-self._end // DATA_ALIGNMENT) * DATA_ALIGNMENT
+            start = -(-self._end // self._alignment) * self._alignment
             self._stream.write(bytes(start - self._end))
             self._stream.write(data)
             self._end = start + data.nbytes
@@ -142,14 +146,14 @@ class GraphBuilder:
             const_value=tensor,
         )
 
-    def save(self, path: Path, name: str) -> None:
-        """Write the graph beside its data file."""
+    def save(self, path: Path, name: str, domain: str = CONTRIB) -> None:
+        """Write the graph beside its data file. domain: of the ops that are not standard."""
         graph = ir.Graph(
             self._inputs,
             self._outputs,
             nodes=self._nodes,
             initializers=list(self._initializers.values()),
-            opset_imports={"": OPSET, CONTRIB: 1},
+            opset_imports={"": OPSET, domain: 1},
             name=name,
         )
         model = ir.Model(graph, ir_version=IR_VERSION, producer_name="quickdraft")

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from quickdraft.export.emitters.onnx_graph import CONTRIB, GraphBuilder
 from quickdraft.export.quantize import WeightFormat, store
-from quickdraft.export.weights import Blocked, Dense, Floats, Weight, concat_rows, dense_weight
+from quickdraft.export.weights import Blocked, Dense, Floats, Weight, concat_rows, join_biases
 
 ACCURACY_LEVEL = 4
 """Activations in int8 per block of a row: the fast path, and one whose rows are independent."""
@@ -57,18 +57,6 @@ def to_nbits(blocked: Blocked) -> NBits:
 def _pack_nibbles(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
     high: NDArray[np.uint8] = np.left_shift(codes[:, 1::2], 4)
     return codes[:, 0::2] | high
-
-
-def _join_biases(pairs: Sequence[tuple[Weight, Weight | None]]) -> Weight | None:
-    """The biases one after the other, zeros where there is none; None if there are none at all."""
-    if all(bias is None for _, bias in pairs):
-        return None
-    return concat_rows(
-        [
-            bias or dense_weight(f"{weight.name}.no_bias", np.zeros(weight.shape[0], np.float32))
-            for weight, bias in pairs
-        ]
-    )
 
 
 class WeightStore:
@@ -159,7 +147,7 @@ class WeightStore:
                 results[indices[0]] = self.linear(x, weight, bias)
                 continue
             joined = concat_rows([pairs[i][0] for i in indices])
-            y = self.linear(x, joined, _join_biases([pairs[i] for i in indices]))
+            y = self.linear(x, joined, join_biases([pairs[i] for i in indices]))
             sizes = self._graph.constant([pairs[i][0].shape[0] for i in indices])
             outputs = self._graph.node("Split", [y, sizes], {"axis": -1}, outputs=len(indices))
             results.update(zip(indices, outputs, strict=True))

@@ -1,0 +1,301 @@
+"""The hotpath emitter: a graph of a few fused ops per layer, each a kernel of ours.
+
+The ops and what they compute: `quickdraft.hotpath_ops`. Values are [n, width]. The cache, one
+buffer for all layers, passes through the attention of every layer, so that their order is a
+dependency of data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from quickdraft.errors import BackendError, UnsupportedModel
+from quickdraft.export.emitters.base import EmitRequest
+from quickdraft.export.emitters.hotpath_values import (
+    Capped,
+    Embedded,
+    Normed,
+    NormSpec,
+    Part,
+    Product,
+    Rotated,
+    Sum,
+    Taken,
+    Value,
+    use,
+)
+from quickdraft.export.emitters.hotpath_weights import PackedStore
+from quickdraft.export.emitters.hotpath_writer import DOMAIN, HotpathWriter
+from quickdraft.export.emitters.onnx_graph import DataFile, GraphBuilder
+from quickdraft.export.ops import Activation, Attention, Rope
+from quickdraft.export.weights import Weight, concat_rows, join_biases
+from quickdraft.manifest import BlocksLayout, StepNames, Variant
+from quickdraft.types import ModelSpec
+
+LAYOUT = BlocksLayout(kind="blocks", alignment=16, cache="cache", present="present_cache")
+DATA_ALIGNMENT = 64
+"""A cache line, and the widest vector of the kernels."""
+
+
+class HotpathOps:
+    """Emits one step of a model; `finish` writes it."""
+
+    def __init__(
+        self, graph: GraphBuilder, store: PackedStore, spec: ModelSpec, request: EmitRequest
+    ) -> None:
+        self._graph = graph
+        self._store = store
+        self._writer = HotpathWriter(graph, store)
+        self._spec = spec
+        self._wanted = set(request.hidden_states)
+        self._top = min(request.top, spec.vocab_size)
+        self._hidden: dict[int, str] = {}
+        self._layers = 0
+        self._tokens = graph.input("input_ids", ir.DataType.INT64, ["n"])
+        self._positions = graph.input("position_ids", ir.DataType.INT64, ["n"])
+        self._ancestors = graph.input("ancestors", ir.DataType.INT32, ["n", "depths"])
+        self._rows = graph.input("output_rows", ir.DataType.INT64, ["m"])
+        self._past = graph.input("past", ir.DataType.INT64, [3])
+        self._full = graph.input("full_logits", ir.DataType.INT64, [1])
+        self._cache = graph.input(LAYOUT.cache, ir.DataType.UINT8, ["cache_bytes"])
+
+    # Inputs and outputs
+
+    def tokens(self) -> Value:
+        """Token ids, [n]."""
+        return self._tokens
+
+    def positions(self) -> Value:
+        """Positions, [n]."""
+        return self._positions
+
+    def output_rows(self) -> Value:
+        """Rows whose logits are wanted, [m]."""
+        return self._rows
+
+    def hidden_state(self, x: Value, layer: int) -> None:
+        """Emit the residual stream if this layer was asked for."""
+        if layer in self._wanted:
+            name = f"hidden_states.{layer}"
+            shape: list[int | str] = ["n", self._spec.hidden_size]
+            self._graph.output(self._writer.value(use(x)), name, ir.DataType.FLOAT, shape)
+            self._hidden[layer] = name
+
+    def logits(self, x: Value) -> None:
+        """The output head: norm, product, soft cap and the largest logits in one op."""
+        cap = 0.0
+        if isinstance(x, Capped):
+            cap, x = x.cap, x.x
+        if not isinstance(x, Product) or x.activation or x.up:
+            raise UnsupportedModel("the hotpath flavour needs logits that are a matrix product")
+        inner, norm = x.x, None
+        if isinstance(inner, Normed):
+            norm = inner.norm
+            inner = inner.x
+        if not isinstance(inner, Taken):
+            raise UnsupportedModel("the hotpath flavour needs logits of the rows asked for only")
+        weights, attributes = self._writer.matrix_product(x.weight, x.bias, norm)
+        inputs = [self._writer.value(inner.x), inner.rows, self._full, *weights]
+        attributes |= {"top": self._top, "softcap": cap}
+        results = self._writer.ops("HeadTopK", inputs, attributes, outputs=4)
+        floats, top = ir.DataType.FLOAT, self._top
+        self._graph.output(results[0], "top_values", floats, ["m", top])
+        self._graph.output(results[1], "top_ids", ir.DataType.INT64, ["m", top])
+        self._graph.output(results[2], "log_sum", floats, ["m"])
+        self._graph.output(results[3], "logits", floats, ["full_m", self._spec.vocab_size])
+
+    def finish(self, path: Path) -> StepNames:
+        """Write the graph and say how its tensors are called."""
+        self._graph.output(self._cache, LAYOUT.present, ir.DataType.UINT8, ["cache_bytes"])
+        self._graph.save(path, self._spec.family, DOMAIN)
+        return StepNames(
+            tokens="input_ids",
+            positions="position_ids",
+            output_rows="output_rows",
+            logits="logits",
+            hidden_states=self._hidden,
+            ancestors="ancestors",
+            past="past",
+            full_logits="full_logits",
+            top_values="top_values",
+            top_ids="top_ids",
+            log_sum="log_sum",
+            top=self._top,
+        )
+
+    # What is taken in by the op that uses it
+
+    def embed(self, ids: Value, table: Weight) -> Value:
+        """Rows of a table; vectors of positions are few and stay float32."""
+        return Embedded(self._writer.value(ids), table, 1.0, keep_float=ids is self._positions)
+
+    def take_rows(self, x: Value, rows: Value) -> Value:
+        """Rows for the output head."""
+        return Taken(use(x), self._writer.value(rows))
+
+    def linear(self, x: Value, weight: Weight, bias: Weight | None = None) -> Value:
+        """A product that may take in the norm before it and what comes after it."""
+        return Product(use(x), weight, bias)
+
+    def linears(self, x: Value, pairs: Sequence[tuple[Weight, Weight | None]]) -> list[Value]:
+        """Products of the same x, joined where the weights are stored alike."""
+        alike: dict[tuple[str, int], list[int]] = {}
+        for index, (weight, _) in enumerate(pairs):
+            alike.setdefault(self._store.form(weight), []).append(index)
+        results: dict[int, Value] = {}
+        for indices in alike.values():
+            chosen = [pairs[index] for index in indices]
+            if len(chosen) == 1:
+                results[indices[0]] = self.linear(x, *chosen[0])
+                continue
+            product = Product(use(x), concat_rows([w for w, _ in chosen]), join_biases(chosen))
+            offset = 0
+            for index, (weight, _) in zip(indices, chosen, strict=True):
+                results[index] = Part(product, offset, weight.shape[0])
+                offset += weight.shape[0]
+        return [results[index] for index in range(len(pairs))]
+
+    def gated_mlp(
+        self,
+        x: Value,
+        gate: Weight,
+        up: Weight,
+        down: Weight,
+        kind: Activation,
+        biases: tuple[Weight | None, Weight | None, Weight | None] = (None, None, None),
+    ) -> Value:
+        """Gate and up as one product where they are stored alike."""
+        if self._store.form(gate) == self._store.form(up):
+            bias = join_biases([(gate, biases[0]), (up, biases[1])])
+            inner: Value = Product(use(x), gate, bias, kind, up)
+        else:
+            opened = Product(use(x), gate, biases[0], kind)
+            inner = self.multiply(opened, Product(use(x), up, biases[1]))
+        return Product(use(inner), down, biases[2])
+
+    def rms_norm(self, x: Value, weight: Weight | None, eps: float, heads: int = 1) -> Value:
+        """A norm that a following product may take in."""
+        return Normed(use(x), NormSpec("rms", eps, self._width(weight, heads), weight), heads)
+
+    def layer_norm(
+        self, x: Value, weight: Weight | None, bias: Weight | None, eps: float, heads: int = 1
+    ) -> Value:
+        """A norm that a following product may take in."""
+        return Normed(
+            use(x), NormSpec("layer", eps, self._width(weight, heads), weight, bias), heads
+        )
+
+    def _width(self, weight: Weight | None, heads: int) -> int:
+        if heads > 1:
+            return self._spec.head_dim
+        return self._spec.hidden_size if weight is None else weight.shape[-1]
+
+    def rope(self, x: Value, positions: Value, rope: Rope, heads: int) -> Value:
+        """Left to attention."""
+        return Rotated(use(x), rope)
+
+    def activate(self, x: Value, kind: Activation) -> Value:
+        """Taken in by the product before it."""
+        if not isinstance(x, Product) or x.activation or x.uses:
+            raise UnsupportedModel(f"the hotpath flavour needs {kind} to follow a matrix product")
+        return replace(x, activation=kind)
+
+    def add(self, a: Value, b: Value) -> Value:
+        """A sum that its last term may take in; sums of sums become one."""
+        terms: list[Value] = []
+        for each in (a, b):
+            alone = isinstance(each, Sum) and not each.uses
+            terms += each.terms if isinstance(each, Sum) and alone else [use(each)]
+        return Sum(tuple(terms))
+
+    def scale(self, x: Value, factor: float) -> Value:
+        """Taken in by an embedding."""
+        if isinstance(x, Embedded) and not x.uses:
+            return replace(x, scale=x.scale * factor)
+        constant = self._graph.constant(np.full(1, factor, np.float32))
+        return self._graph.one("Mul", [self._writer.value(use(x)), constant])
+
+    def multiply(self, a: Value, b: Value) -> Value:
+        """Product of equal shapes."""
+        return self._graph.one("Mul", [self._writer.value(use(a)), self._writer.value(use(b))])
+
+    def softcap(self, x: Value, cap: float) -> Value:
+        """Left to the output head."""
+        return Capped(use(x), cap)
+
+    # What is written at once
+
+    def attend(self, q: Value, k: Value, v: Value, attention: Attention) -> Value:
+        """TreeAttention; q, k and v may be columns of one joined product."""
+        a, heads = attention, self._spec.num_kv_heads
+        if a.layer != self._layers:
+            raise BackendError(f"attention of layer {a.layer} comes after {self._layers} others")
+        self._layers += 1
+        rope = q.rope if isinstance(q, Rotated) else None
+        if (k.rope if isinstance(k, Rotated) else None) != rope:
+            raise UnsupportedModel("the hotpath flavour rotates queries and keys alike")
+        columns = [self._writer.columns(x.x if isinstance(x, Rotated) else x) for x in (q, k, v)]
+        attributes = {
+            "heads": a.num_heads,
+            "kv_heads": a.num_kv_heads,
+            "head_dim": a.head_dim,
+            "scale": float(a.scale),
+            "window": a.window or 0,
+            "softcap": float(a.softcap or 0),
+            "kv_heads_before": sum(heads[: a.layer]),
+            "kv_heads_total": sum(heads),
+        }
+        for name, (_, offset) in zip("qkv", columns, strict=True):
+            attributes[f"{name}_offset"] = offset
+        table = self._writer.rope_table(rope, self._positions)
+        step = [self._positions, self._ancestors, self._past, self._cache, table]
+        inputs = [*(value for value, _ in columns), *step]
+        y, self._cache = self._writer.ops("TreeAttention", inputs, attributes, outputs=2)
+        return y
+
+
+def emit_hotpath(request: EmitRequest) -> Variant:
+    """Write `onnx-hotpath/model.onnx` and `model.data`, the weights in kernel layout.
+
+    Raises:
+        UnsupportedModel: the model does something between our kernels that none of them takes in.
+        BackendError: the checker found the graph invalid (a fault of ours).
+    """
+    folder = request.folder / "onnx-hotpath"
+    folder.mkdir(exist_ok=True)
+    model, data_path = folder / "model.onnx", folder / "model.data"
+    data = DataFile(data_path, DATA_ALIGNMENT)
+    try:
+        graph = GraphBuilder(data)
+        store = PackedStore(graph, request.fmt)
+        ops = HotpathOps(graph, store, request.spec, request)
+        request.build(ops)
+    finally:
+        data.close()
+    step = ops.finish(model)
+    _check(model)
+    return Variant(
+        target_format="onnx",
+        flavour="hotpath",
+        weight_format=request.fmt.name,
+        model="onnx-hotpath/model.onnx",
+        files=("onnx-hotpath/model.onnx", "onnx-hotpath/model.data"),
+        step=step,
+        cache=LAYOUT,
+        guarantee="bit_identical",
+    )
+
+
+def _check(model: Path) -> None:
+    """Form only: the checker does not know our ops, whose shapes the runtime infers."""
+    import onnx
+
+    try:
+        onnx.checker.check_model(str(model))
+    except onnx.checker.ValidationError as error:
+        raise BackendError(f"the exported graph is not valid ONNX: {error}") from error

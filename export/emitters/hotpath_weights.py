@@ -1,0 +1,79 @@
+"""Weights of the hot path: packed for the kernels, each stored once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from quickdraft.export.emitters.onnx_graph import GraphBuilder
+from quickdraft.export.packing import Packed, pack, pack_gated
+from quickdraft.export.quantize import GROUP, WeightFormat, store
+from quickdraft.export.weights import Dense, Weight
+
+_FLOATS = {"F32", "F16", "BF16"}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A matrix in the graph: uint8 [blocks, record]. n: outputs, k: columns."""
+
+    value: ir.Value
+    format: str
+    n: int
+    k: int
+
+    @property
+    def quantised(self) -> bool:
+        """Whether activations are rounded to int8 before they meet it."""
+        return self.format not in ("f32", "f16")
+
+
+class PackedStore:
+    """Puts matrices and vectors into the graph."""
+
+    def __init__(self, graph: GraphBuilder, fmt: WeightFormat) -> None:
+        self._graph = graph
+        self._format = fmt
+        self._stored: dict[str, Stored] = {}
+
+    def vector(self, weight: Weight | None) -> ir.Value | None:
+        """A norm scale or bias, float32; None stays None."""
+        if weight is None:
+            return None
+        known = self._graph.find(weight.name)
+        return known or self._graph.weight(weight.name, weight.dense().reshape(-1))
+
+    def matrix(self, weight: Weight, keep_float: bool = False) -> Stored:
+        """A matrix in the weight format, or as float32."""
+        name = f"{weight.name}.float" if keep_float else weight.name
+        if name not in self._stored:
+            data = Dense(weight.dense()) if keep_float else store(weight, self._format)
+            self._stored[name] = self._add(name, pack(data))
+        return self._stored[name]
+
+    def gated(self, gate: Weight, up: Weight) -> Stored:
+        """Two matrices whose blocks alternate; n is that of one."""
+        name = f"{gate.name}+{up.name}"
+        if name not in self._stored:
+            packed = pack_gated(store(gate, self._format), store(up, self._format))
+            self._stored[name] = self._add(name, packed)
+        return self._stored[name]
+
+    def _add(self, name: str, packed: Packed) -> Stored:
+        value = self._graph.weight(name, packed.data)
+        return Stored(value, packed.format, packed.n, packed.k)
+
+    def form(self, weight: Weight) -> tuple[str, int]:
+        """What two matrices of the same input must share to be stored as one."""
+        return weight.stored_as if self._format.keep else "", self.terms(weight)
+
+    def terms(self, weight: Weight) -> int:
+        """How many int8 terms the input of a product is rounded to.
+
+        Two for value projections of grouped heads, a few percent of the weights, which rounding
+        costs most (docs/decisions/003-float-value-projections.md); one for all others.
+        """
+        small = 3 * weight.shape[0] <= weight.shape[-1]
+        floats = weight.stored_as in _FLOATS if self._format.keep else weight.shape[-1] % GROUP
+        return 2 if self._format.float_values and weight.sensitive and small and not floats else 1
