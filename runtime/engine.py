@@ -16,17 +16,25 @@ from quickdraft.runtime.accept import NodeDistribution, rule_for
 from quickdraft.runtime.backends.base import Backend, StepOutput
 from quickdraft.runtime.metrics import StepRecord
 from quickdraft.runtime.plan import Emission, Plan
-from quickdraft.runtime.result import FinishReason
-from quickdraft.runtime.sampling import Distribution, process, token_logprob
+from quickdraft.runtime.result import FinishReason, TokenLogprob
+from quickdraft.runtime.sampling import (
+    Distribution,
+    process,
+    process_top,
+    token_logprob,
+    token_logprob_top,
+    top_decides,
+    top_is_tied,
+)
 from quickdraft.runtime.session import Session
 
 
 @dataclass(frozen=True)
 class _Verified:
-    """A tree after the target's step. offset: staged rows before its root; logits: its rows."""
+    """A tree after the target's step, whose logits are its nodes'. offset: staged rows before its
+    root."""
 
     tree: Tree
-    logits: NDArray[np.float32]
     output: StepOutput
     offset: int
     rows: int
@@ -96,12 +104,22 @@ class Decoder:
             self._check_interruption()
             chunk = Tree.chain(prompt[cache.length : cache.length + size])
             last = np.array([len(chunk) - 1], np.int64)
-            output = self._backend.step(chunk, cache, last, self._plan.cancel)
             if cache.length + len(chunk) == len(prompt):
+                output = self._step(chunk, last)
                 root, spent = Tree.chain(prompt[-1:]), time.perf_counter() - started
-                offset = len(chunk) - 1
-                return _Verified(root, output.logits, output, offset, len(chunk), 0, 0.0, spent)
+                return _Verified(root, output, len(chunk) - 1, len(chunk), 0, 0.0, spent)
+            self._backend.step(chunk, cache, last, self._plan.cancel, full_logits=False)
             cache.commit(range(len(chunk)))
+
+    def _step(self, tree: Tree, rows: NDArray[np.int64] | None = None) -> StepOutput:
+        """The target's step, with all logits only where the largest do not decide."""
+        plan, cache = self._plan, self._session.cache
+        few = top_decides(plan.config, self._length - self._prompt_length, self._backend.top)
+        output = self._backend.step(tree, cache, rows, plan.cancel, full_logits=not few)
+        if few and output.top is not None and top_is_tied(output.top, plan.config):
+            # So rare that doing the step again is cheaper than preparing for it.
+            output = self._backend.step(tree, cache, rows, plan.cancel)
+        return output
 
     def _draft(self) -> tuple[Tree, int, float]:
         """The next tree: the last decided token and what the drafter makes of it."""
@@ -123,9 +141,9 @@ class Decoder:
     def _verify(self, tree: Tree, fallbacks: int, draft_s: float) -> _Verified:
         self._check_interruption()
         started = time.perf_counter()
-        output = self._backend.step(tree, self._session.cache, None, self._plan.cancel)
+        output = self._step(tree)
         spent = time.perf_counter() - started
-        return _Verified(tree, output.logits, output, 0, len(tree), fallbacks, draft_s, spent)
+        return _Verified(tree, output, 0, len(tree), fallbacks, draft_s, spent)
 
     def _decide(self, verified: _Verified) -> Emission:
         """Accept what the target agrees with, cut it where the answer ends, commit the rest."""
@@ -136,8 +154,10 @@ class Decoder:
         path = accepted.path[: len(tokens)]
         self._session.cache.commit([*range(offset), *(offset + node for node in path)])
         self._remember(tokens, verified, path)
-        top, pairs = self._plan.config.logprobs, zip(path, tokens, strict=True)
-        logprobs = [token_logprob(verified.logits[n], token, top) for n, token in pairs if top]
+        logprobs = []
+        if self._plan.config.logprobs:
+            pairs = zip(path, tokens, strict=True)
+            logprobs = [self._logprob(verified.output, node, token) for node, token in pairs]
         record = StepRecord(
             drafted=len(tree) - 1,
             accepted=min(len(tokens), len(accepted.path) - 1),
@@ -152,9 +172,12 @@ class Decoder:
 
     def _distribution(self, verified: _Verified) -> NodeDistribution:
         """The target's distribution after a path of nodes; penalties see the path's tokens."""
-        plan, tree, logits = self._plan, verified.tree, verified.logits
+        plan, tree = self._plan, verified.tree
+        logits, top = verified.output.logits, verified.output.top
 
         def distribution(path: list[int]) -> Distribution:
+            if top is not None and not len(logits):
+                return process_top(top, path[-1], plan.config)
             end = self._length + len(path) - 1
             if len(path) > 1:
                 self._context[end - 1] = tree.tokens[path[-1]]
@@ -163,6 +186,14 @@ class Decoder:
             return process(logits[path[-1]], context, generated, plan.config, plan.eos_ids)
 
         return distribution
+
+    def _logprob(self, output: StepOutput, node: int, token: int) -> TokenLogprob:
+        """Of a backend that has `top`, the same numbers whether it gave all logits or not."""
+        count = self._plan.config.logprobs
+        if output.top is None or count > output.top.ids.shape[1]:
+            return token_logprob(output.logits[node], token, count)
+        logits = output.logits[node] if len(output.logits) else None
+        return token_logprob_top(output.top, node, token, count, logits)
 
     def _cut(self, decided: list[int]) -> tuple[list[int], FinishReason | None]:
         """The part of the decided tokens that belongs to the answer, as if they came singly."""

@@ -6,6 +6,7 @@ a temperature keeps the order of logits, top-k runs first here, and what follows
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from quickdraft.errors import BackendError, OptionError
 from quickdraft.runtime import processors
+from quickdraft.runtime.backends.base import TopTokens
 from quickdraft.runtime.generation import GenerationConfig
 from quickdraft.runtime.result import TokenLogprob
 
@@ -82,30 +84,78 @@ def process(
             )
     if not config.do_sample or config.top_k == 1:
         return Distribution.certain(best)
-    return _filtered(logits, float(logits[best]), config)
+    return _sampled(logits, float(logits[best]), config)
+
+
+def top_decides(config: GenerationConfig, generated: int, top: int) -> bool:
+    """Whether the `top` largest logits of a row are enough for `process_top`, equal ones aside."""
+    if top < max(config.logprobs, 1) or processors.is_active(config, generated):
+        return False
+    return not config.do_sample or config.top_k == 1 or 0 < config.top_k < top
+
+
+def top_is_tied(top: TopTokens, config: GenerationConfig) -> bool:
+    """Whether in some row logits that equal the top_k-th may be missing, all of which count."""
+    if not config.do_sample or config.top_k == 1:
+        return False
+    return bool((top.values[:, config.top_k - 1] == top.values[:, -1]).any())
+
+
+def process_top(top: TopTokens, row: int, config: GenerationConfig) -> Distribution:
+    """What `process` makes of all logits of a row, to the last bit, from the largest ones.
+
+    Asked only where `top_decides` and not `top_is_tied`.
+
+    Raises:
+        BackendError: a logit is not a number, or none is finite.
+    """
+    values = top.values[row]
+    unsound = math.isfinite(values[0]) and math.isnan(top.log_sum[row])
+    _check_largest(np.float32(np.nan) if unsound else values[0])
+    if not config.do_sample or config.top_k == 1:
+        return Distribution.certain(int(top.ids[row, 0]))
+    count = int(np.count_nonzero(values >= values[config.top_k - 1]))
+    order = np.argsort(top.ids[row, :count])
+    return _filtered(top.ids[row, order], values[order], float(values[0]), config)
 
 
 def _checked_best(logits: Logits) -> int:
     """The index of the largest logit; argmax finds a NaN first, so checking costs nothing."""
     best = int(np.argmax(logits))
-    value = logits[best]
-    if not np.isfinite(value):
-        found = "no finite logit" if value == -np.inf else f"a logit of {value}"
-        raise BackendError(f"the model produced {found}; the bundle or the backend is faulty")
+    _check_largest(logits[best])
     return best
 
 
-@np.errstate(over="ignore")  # a tiny temperature makes all but the best minus infinity, rightly
-def _filtered(logits: Logits, top: float, config: GenerationConfig) -> Distribution:
-    """Temperature and the filters that cut the distribution."""
+def _check_largest(value: np.float32) -> None:
+    if not math.isfinite(value):
+        found = "no finite logit" if value == -np.inf else f"a logit of {value}"
+        raise BackendError(f"the model produced {found}; the bundle or the backend is faulty")
+
+
+def _sampled(logits: Logits, best: float, config: GenerationConfig) -> Distribution:
+    """Temperature and filters, over all logits."""
     if 0 < config.top_k < len(logits):
         ids = largest(logits, config.top_k)
-        weights = np.exp((logits[ids].astype(np.float64) - top) / config.temperature)
-    elif config.top_p < 1.0:
-        ids, weights = _nucleus_candidates(logits, top, config)
-    else:
-        ids = np.arange(len(logits))
-        weights = np.exp((logits.astype(np.float64) - top) / config.temperature)
+        return _filtered(ids, logits[ids], best, config)
+    if config.top_p < 1.0:
+        return _cut(*_nucleus_candidates(logits, best, config), config)
+    return _filtered(np.arange(len(logits)), logits, best, config)
+
+
+def _filtered(ids: Ids, logits: Logits, best: float, config: GenerationConfig) -> Distribution:
+    """Temperature and filters, over the logits of some ids."""
+    return _cut(ids, _weights(logits, best, config.temperature), config)
+
+
+@np.errstate(over="ignore")  # a tiny temperature makes all but the best minus infinity, rightly
+def _weights(logits: Logits, best: float, temperature: float) -> Values:
+    """Probabilities relative to that of the best logit."""
+    weights: Values = np.exp((logits.astype(np.float64) - best) / temperature)
+    return weights
+
+
+def _cut(ids: Ids, weights: Values, config: GenerationConfig) -> Distribution:
+    """The filters that cut the distribution."""
     if config.top_p < 1.0:
         ids, weights = _select(ids, weights, nucleus(weights, config.top_p))
     if config.min_p > 0.0:
@@ -139,12 +189,14 @@ def largest(logits: Logits, k: int) -> Ids:
     return kept
 
 
-def _nucleus_candidates(logits: Logits, top: float, config: GenerationConfig) -> tuple[Ids, Values]:
+def _nucleus_candidates(
+    logits: Logits, best: float, config: GenerationConfig
+) -> tuple[Ids, Values]:
     """Enough of the largest logits to hold top_p of the mass, with their true probabilities.
 
     Sorting a whole vocabulary takes milliseconds; nearly always a few hundred tokens hold it.
     """
-    weights = np.exp((logits.astype(np.float64) - top) / config.temperature)
+    weights = _weights(logits, best, config.temperature)
     total = weights.sum()
     k = 256
     while k < len(logits):
@@ -182,12 +234,26 @@ def typical(weights: Values, mass: float) -> NDArray[np.bool_]:
     return keep
 
 
-def token_logprob(logits: Logits, token: int, top: int) -> TokenLogprob:
-    """Log-probability of a token under the model itself, and the `top` most likely ones."""
+def token_logprob(logits: Logits, token: int, count: int) -> TokenLogprob:
+    """Log-probability of a token under the model itself, and the `count` most likely ones."""
     wide = logits.astype(np.float64)
     wide -= wide.max()
     norm = float(np.log(np.exp(wide).sum()))
-    ids = largest(logits, min(top, len(logits)))
-    ranked = ids[np.argsort(-wide[ids], kind="stable")][:top]
+    ids = largest(logits, min(count, len(logits)))
+    ranked = ids[np.argsort(-wide[ids], kind="stable")][:count]
     best = tuple((int(i), float(wide[i]) - norm) for i in ranked)
     return TokenLogprob(token, float(wide[token]) - norm, best)
+
+
+def token_logprob_top(
+    top: TopTokens, row: int, token: int, count: int, logits: Logits | None = None
+) -> TokenLogprob:
+    """`token_logprob` of a row from its largest logits, to the rounding of float32.
+
+    count: at most the number of these. logits: all of the row, where the token may be another.
+    """
+    norm = float(top.log_sum[row])
+    ids, values = top.ids[row].tolist(), top.values[row].tolist()
+    logit = values[ids.index(token)] if logits is None else float(logits[token])
+    best = tuple((i, v - norm) for i, v in zip(ids[:count], values[:count], strict=True))
+    return TokenLogprob(token, logit - norm, best)

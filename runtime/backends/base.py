@@ -50,9 +50,24 @@ class CancelToken:
 
 
 @dataclass(frozen=True)
+class TopTokens:
+    """The t largest logits of each wanted row.
+
+    values: float32 [m, t], largest first; ids: int64 [m, t], of equal values the lower id first.
+    log_sum: float32 [m], the log of the sum of exp over all logits of the row; not a number if
+    one of them is not.
+    """
+
+    values: NDArray[np.float32]
+    ids: NDArray[np.int64]
+    log_sum: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
 class StepOutput:
-    """logits: float32 [m, vocabulary], one row per wanted row. hidden_states: float32
-    [n, hidden] by number of layers passed, for those the bundle was exported with.
+    """logits: float32 [m, vocabulary], one row per wanted row; no rows where they were not asked
+    for and `top` stands for them. hidden_states: float32 [n, hidden] by number of layers passed,
+    for those the bundle was exported with. top: from backends whose `top` is not 0.
 
     The arrays are valid until the next step on the same cache, which may write over them: who
     keeps rows copies them.
@@ -60,15 +75,22 @@ class StepOutput:
 
     logits: NDArray[np.float32]
     hidden_states: Mapping[int, NDArray[np.float32]] = field(default_factory=dict)
+    top: TopTokens | None = None
 
 
 class Backend(Protocol):
-    """A loaded model. Thread-safe: several conversations, each with its own cache, share it."""
+    """A loaded model. Thread-safe: several conversations, each with its own cache, share it.
+
+    top: how many of the largest logits of a row it offers; 0: it always gives all logits.
+    isa: the instruction set of our own kernels, None where another library computes.
+    """
 
     name: str
     flavour: str
     spec: ModelSpec
     guarantee: Guarantee
+    top: int
+    isa: str | None
 
     def new_cache(self) -> KvCache:
         """An empty cache that fits this backend."""
@@ -79,10 +101,13 @@ class Backend(Protocol):
         cache: KvCache,
         rows: NDArray[np.int64] | None = None,
         cancel: CancelToken | None = None,
+        *,
+        full_logits: bool = True,
     ) -> StepOutput:
         """Run the tree over the committed cache; its keys and values are staged in the cache.
 
-        rows: int64 [m], m >= 1, the nodes whose logits are wanted; None means all.
+        rows: int64 [m], m >= 1, the nodes whose logits are wanted; None means all. full_logits:
+        False lets a backend that has `top` leave the logits out.
 
         Raises:
             Cancelled: nothing is staged, the cache stays usable.

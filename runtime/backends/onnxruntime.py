@@ -72,6 +72,8 @@ class OnnxRuntimeBackend:
     """A Backend over one InferenceSession, shared by all conversations."""
 
     name = "onnxruntime"
+    top = 0
+    isa = None
 
     def __init__(
         self, folder: Path, spec: ModelSpec, variant: Variant, threads: int | None = None
@@ -115,8 +117,10 @@ class OnnxRuntimeBackend:
         cache: KvCache,
         rows: NDArray[np.int64] | None = None,
         cancel: CancelToken | None = None,
+        *,
+        full_logits: bool = True,
     ) -> StepOutput:
-        """See Backend.step."""
+        """See Backend.step; logits are always full."""
         session = self._session  # `close` may come from another thread; a step that runs ends
         if session is None:
             raise BackendError("the model was closed")

@@ -61,6 +61,8 @@ class ReferenceBackend:
     """A Backend that computes in NumPy, float32, whatever the weight format."""
 
     name = "reference"
+    top = 0
+    isa = None
 
     def __init__(
         self, folder: Path, spec: ModelSpec, variant: Variant, threads: int | None = None
@@ -102,8 +104,10 @@ class ReferenceBackend:
         cache: KvCache,
         rows: NDArray[np.int64] | None = None,
         cancel: CancelToken | None = None,
+        *,
+        full_logits: bool = True,
     ) -> StepOutput:
-        """See Backend.step."""
+        """See Backend.step; logits are always full."""
         if self._program is None:
             raise BackendError("the model was closed")
         if cancel is not None:

@@ -17,7 +17,7 @@ from quickdraft.drafters.base import DraftSettings, Observation
 from quickdraft.drafters.tree import Tree
 from quickdraft.errors import BackendError
 from quickdraft.kvcache.contiguous import ContiguousCache
-from quickdraft.runtime.backends.base import CancelToken, StepOutput
+from quickdraft.runtime.backends.base import CancelToken, StepOutput, TopTokens
 from quickdraft.types import ModelSpec
 
 LogitsOf = Callable[[tuple[int, ...]], NDArray[np.float32]]
@@ -61,15 +61,28 @@ def scripted(vocab_size: int, prompt_length: int, script: Sequence[int]) -> Logi
     return logits
 
 
+def top_tokens(logits: NDArray[np.float32], count: int) -> TopTokens:
+    """The slow twin of what backends with `top` compute."""
+    ids = np.argsort(-logits, axis=1, kind="stable")[:, :count]
+    wide = logits.astype(np.float64)
+    largest = wide.max(axis=1)
+    log_sum = largest + np.log(np.exp(wide - largest[:, None]).sum(axis=1))
+    return TopTokens(np.take_along_axis(logits, ids, 1), ids, log_sum.astype(np.float32))
+
+
 class ToyBackend:
-    """before_step: called with the number of the step; may raise or cancel."""
+    """before_step: called with the number of the step; may raise or cancel. top: as a backend's;
+    full: whether each step was asked for full logits."""
 
     name = "toy"
     flavour = "portable"
     guarantee = "bit_identical"
+    isa = None
 
-    def __init__(self, logits_of: LogitsOf, spec: ModelSpec | None = None) -> None:
+    def __init__(self, logits_of: LogitsOf, spec: ModelSpec | None = None, top: int = 0) -> None:
         self.logits_of = logits_of
+        self.top = top
+        self.full: list[bool] = []
         self.spec = spec or toy_spec()
         self.before_step: Callable[[int, CancelToken | None], None] = lambda step, cancel: None
         self.steps = 0
@@ -88,7 +101,10 @@ class ToyBackend:
         cache: ContiguousCache,
         rows: NDArray[np.int64] | None = None,
         cancel: CancelToken | None = None,
+        *,
+        full_logits: bool = True,
     ) -> StepOutput:
+        self.full.append(full_logits)
         if self.closed:
             raise BackendError("the model is closed")
         self.steps += 1
@@ -105,9 +121,13 @@ class ToyBackend:
                 key[start + node, 0] = (tree.tokens[node], position, layer, 1)
         self.rows.append(len(tree))
         wanted = range(len(tree)) if rows is None else rows.tolist()
-        logits = [self.logits_of(self._visible(tree, keys, start, node)) for node in wanted]
+        rowwise = [self.logits_of(self._visible(tree, keys, start, node)) for node in wanted]
+        logits = np.stack(rowwise)
         states = {1: np.stack([keys[1][start + n, 0] for n in range(len(tree))])}
-        return StepOutput(np.stack(logits), states)
+        if not self.top:
+            return StepOutput(logits, states)
+        top = top_tokens(logits, self.top)
+        return StepOutput(logits if full_logits else logits[:0], states, top)
 
     def _visible(
         self, tree: Tree, keys: list[NDArray[np.float32]], start: int, node: int

@@ -9,13 +9,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from tiny.toy_backend import top_tokens
 
 from quickdraft.drafters.tree import Tree
 from quickdraft.errors import BackendError, OptionError
 from quickdraft.runtime import processors
 from quickdraft.runtime.accept import greedy, point_mass
 from quickdraft.runtime.generation import GenerationConfig
-from quickdraft.runtime.sampling import Distribution, largest, process, token_logprob
+from quickdraft.runtime.sampling import (
+    Distribution,
+    largest,
+    process,
+    process_top,
+    token_logprob,
+    token_logprob_top,
+    top_decides,
+    top_is_tied,
+)
 
 NONE = np.zeros(0, np.int64)
 
@@ -230,6 +240,100 @@ def test_log_probabilities_are_the_models_own() -> None:
     assert math.isclose(found.logprob, math.log(p[0]), abs_tol=1e-6)
     assert [token for token, _ in found.top] == [1, 2]
     assert math.isclose(found.top[0][1], math.log(p[1]), abs_tol=1e-6)
+
+
+configs = st.builds(
+    GenerationConfig,
+    temperature=st.sampled_from([0.0, 0.01, 0.7, 1.0, 3.0]),
+    top_k=st.integers(0, 12),
+    top_p=st.sampled_from([1.0, 0.9, 0.3]),
+    min_p=st.sampled_from([0.0, 0.1]),
+    typical_p=st.sampled_from([1.0, 0.8]),
+)
+
+
+@settings(max_examples=400)
+@given(rows, configs, st.integers(1, 12))
+def test_the_largest_logits_decide_as_all_do(
+    logits: np.ndarray, config: GenerationConfig, count: int
+) -> None:
+    count = min(count, len(logits))
+    top = top_tokens(logits[None], count)
+    if not top_decides(config, 0, count):
+        assert config.do_sample
+        assert config.top_k == 0 or config.top_k >= count
+        return
+    expected = process(logits, NONE, 0, config)
+    if top_is_tied(top, config):
+        assert np.isin(expected.ids, np.flatnonzero(logits >= top.values[0, -1])).all()
+        return
+    found = process_top(top, 0, config)
+    assert found.ids.tobytes() == expected.ids.tobytes()
+    assert found.probabilities.tobytes() == expected.probabilities.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("options", "generated", "top", "enough"),
+    [
+        ({}, 0, 1, True),
+        ({}, 0, 0, False),
+        ({"temperature": 1.0, "top_k": 8}, 0, 8, False),
+        ({"temperature": 1.0, "top_k": 7}, 0, 8, True),
+        ({"temperature": 1.0, "top_k": 0}, 0, 8, False),
+        ({"temperature": 1.0, "top_k": 1}, 0, 1, True),
+        ({"logprobs": 9}, 0, 8, False),
+        ({"logprobs": 8}, 0, 8, True),
+        ({"repetition_penalty": 1.1}, 0, 8, False),
+        ({"logit_bias": {1: 1.0}}, 0, 8, False),
+        ({"min_new_tokens": 3}, 2, 8, False),
+        ({"min_new_tokens": 3}, 3, 8, True),
+    ],
+)
+def test_when_the_largest_logits_are_enough(
+    options: dict[str, object], generated: int, top: int, enough: bool
+) -> None:
+    assert top_decides(GenerationConfig(**options), generated, top) is enough
+
+
+def test_equal_logits_beyond_the_largest_are_noticed() -> None:
+    config = GenerationConfig(temperature=1.0, top_k=3)
+    assert top_is_tied(top_tokens(np.float32([[5, 4, 3, 3, 3, 1]]), 4), config)
+    assert not top_is_tied(top_tokens(np.float32([[5, 4, 3, 3, 2, 1]]), 5), config)
+    assert not top_is_tied(top_tokens(np.zeros((1, 6), np.float32), 4), GenerationConfig())
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ([1, math.nan, 2], "logit of nan"),
+        ([-math.inf] * 3, "no finite logit"),
+        ([1, math.inf, 2], "logit of inf"),
+    ],
+)
+@pytest.mark.parametrize("options", [{}, {"temperature": 1.0, "top_k": 1}])
+def test_unsound_largest_logits_are_an_error(
+    options: dict[str, float], row: list[float], message: str
+) -> None:
+    with np.errstate(invalid="ignore"):
+        top = top_tokens(np.array([row], np.float32), 2)
+    with pytest.raises(BackendError, match=message):
+        process_top(top, 0, GenerationConfig(**options))
+
+
+def test_log_probabilities_from_the_largest_logits() -> None:
+    logits = np.random.default_rng(1).normal(0, 3, (2, 40)).astype(np.float32)
+    logits[1, 7] = logits[1, 3] = 9
+    top = top_tokens(logits, 8)
+    for row in range(2):
+        token = int(top.ids[row, 4])
+        found = token_logprob_top(top, row, token, 5)
+        expected = token_logprob(logits[row], token, 5)
+        assert [i for i, _ in found.top] == [i for i, _ in expected.top]
+        assert np.allclose([p for _, p in found.top], [p for _, p in expected.top], atol=1e-5)
+        assert found == token_logprob_top(top, row, token, 5, logits[row])
+    rare = int(np.argmin(logits[0]))
+    ours = token_logprob_top(top, 0, rare, 5, logits[0]).logprob
+    assert math.isclose(ours, token_logprob(logits[0], rare, 5).logprob, abs_tol=1e-5)
 
 
 @pytest.mark.parametrize("vocab", [32, 512])
