@@ -1,0 +1,213 @@
+// Attention of all rows of a step: writes their keys and values, then attends.
+//
+// Work is cut into tiles of rows by KV heads. Each task goes through its segments of positions in order
+// and merges them into a running softmax. Where tiles are too few for several threads (one row, a long
+// context), segments are tasks too, and merged afterwards, in the same order: the same bits.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/attention_segment.h"
+#include "kernels/kernels.h"
+#include "kernels/parallel.h"
+#include "kernels/scratch.h"
+
+namespace qd::QD_ISA {
+
+inline float exp_of(float x) {
+  float lanes[16];
+  store(lanes, exp(set1(x)));
+  return lanes[0];
+}
+
+// Adds query i of `part` to the same query of `state`; the first one is copied.
+inline void merge_partial(const Partial& part, int64_t i, int64_t columns, bool first,
+                          const Partial& state) {
+  const float* from = part.sums.row(i);
+  float* into = state.sums.row(i);
+  if (first) {
+    state.largest[i] = part.largest[i];
+    state.total[i] = part.total[i];
+    for (int64_t c = 0; c < columns; c += 16) store(into + c, load(from + c));
+    return;
+  }
+  const float old_largest = state.largest[i], new_largest = part.largest[i];
+  const float largest = old_largest > new_largest ? old_largest : new_largest;
+  const float keep = exp_of(old_largest - largest), take = exp_of(new_largest - largest);
+  state.largest[i] = largest;
+  state.total[i] = fma(take, part.total[i], keep * state.total[i]);
+  for (int64_t c = 0; c < columns; c += 16)
+    store(into + c, fma(set1(take), load(from + c), mul(set1(keep), load(into + c))));
+}
+
+// Divides by the sum of weights, to which a sink adds e^sink.
+inline void finish_query(const Partial& state, int64_t i, int64_t dim, const float* sink, float* y) {
+  float factor = 1, total = state.total[i];
+  if (sink) {
+    const float largest = state.largest[i] > *sink ? state.largest[i] : *sink;
+    factor = exp_of(state.largest[i] - largest);
+    total = fma(factor, total, exp_of(*sink - largest));
+  }
+  const V inverse = set1(factor / total);
+  const float* sums = state.sums.row(i);
+  for (int64_t c = 0; c < dim; c += 16)
+    store_columns(y + c, mul(load(sums + c), inverse), static_cast<int>(smaller(16, dim - c)));
+}
+
+template <class Stored>
+class StepAttention {
+ public:
+  explicit StepAttention(const AttentionArgs& args)
+      : args_(args), cache_(args.cache), sizes_(args),
+        tiles_((args.rows + sizes_.rows_per_tile - 1) / sizes_.rows_per_tile) {
+    first_segment_ = first_of(0);
+    end_segment_ = end_of(0);
+    for (int64_t r = 0; r < args.rows; ++r) {
+      first_segment_ = smaller(first_segment_, first_of(r));
+      end_segment_ = larger(end_segment_, end_of(r));
+      seen_ += args.positions[r] + 1;
+    }
+  }
+
+  void run(const Parallel& parallel) {
+    const int64_t tasks = tiles_ * args_.cache.kv_heads;
+    const int64_t segments = end_segment_ - first_segment_;
+    const int64_t partials = tasks * segments * Workspace::partial_floats(sizes_);
+    const bool split = segments > 1 && tasks < kEnoughTasks && partials <= kMostPartialFloats;
+    const int64_t lanes = smaller(kMostLanes, split ? tasks * segments : tasks);
+    const int64_t work = Workspace::floats(sizes_), kept = split ? partials : 0;
+    memory_ = static_cast<float*>(scratch(
+        Scratch::kAttention, static_cast<size_t>(lanes * work + kept) * sizeof(float)));
+    partials_ = memory_ + lanes * work;
+    write(parallel, lanes);
+    if (split) {
+      spread(parallel, lanes, tasks * segments, [&](int64_t task, float* memory) {
+        attend_segment(task % tasks, first_segment_ + task / tasks, memory);
+      });
+      spread(parallel, lanes, tasks, [&](int64_t task, float*) { merge_segments(task); });
+    } else {
+      spread(parallel, lanes, tasks, [&](int64_t task, float* memory) { attend(task, memory); });
+    }
+  }
+
+ private:
+  static constexpr int64_t kMostLanes = 32;    // tasks at a time, each with its own memory
+  static constexpr int64_t kEnoughTasks = 16;  // from here on segments need not be tasks
+  static constexpr int64_t kMostPartialFloats = 8 << 20;
+  static constexpr int64_t kWorthThreads = 1 << 19;  // multiply-adds
+
+  // Segments in which row r sees positions.
+  int64_t first_of(int64_t r) const {
+    const int64_t end = args_.positions[r] + 1;
+    return args_.window > 0 ? larger(0, end - args_.window) / kSegment : 0;
+  }
+  int64_t end_of(int64_t r) const { return args_.positions[r] / kSegment + 1; }
+
+  // run(task, memory) for all tasks, in lanes that share no memory.
+  template <class Run>
+  void spread(const Parallel& parallel, int64_t lanes, int64_t tasks, Run run) {
+    auto lane = [&](size_t index) {
+      const int64_t first = static_cast<int64_t>(index);
+      for (int64_t task = first; task < tasks; task += lanes)
+        run(task, memory_ + first * Workspace::floats(sizes_));
+    };
+    if (seen_ * args_.heads * sizes_.dim * 2 < kWorthThreads) {
+      for (int64_t i = 0; i < smaller(lanes, tasks); ++i) lane(static_cast<size_t>(i));
+      return;
+    }
+    run_parallel(parallel, static_cast<size_t>(smaller(lanes, tasks)), lane);
+  }
+
+  void write(const Parallel& parallel, int64_t lanes) {
+    // Sixteen slots side by side share memory, so they are written by one task.
+    const int64_t first = args_.past / 16, end = (args_.past + args_.rows + 15) / 16;
+    const auto write_group = [&](int64_t task, float* memory) {
+      const int64_t begin = larger(args_.past, (first + task) * 16);
+      const int64_t stop = smaller(args_.past + args_.rows, (first + task + 1) * 16);
+      for (int64_t slot = begin; slot < stop; ++slot)
+        write_row(args_, cache_, slot - args_.past, memory);
+    };
+    if (end - first > 2)
+      return spread(parallel, lanes, end - first, write_group);
+    for (int64_t task = 0; task < end - first; ++task) write_group(task, memory_);
+  }
+
+  TileAttention<Stored> tile(int64_t task, const Workspace& space) const {
+    return TileAttention<Stored>(args_, cache_, sizes_, space, task / args_.cache.kv_heads,
+                                 task % args_.cache.kv_heads);
+  }
+  int64_t first_row(int64_t task) const {
+    return task / args_.cache.kv_heads * sizes_.rows_per_tile;
+  }
+  int64_t end_row(int64_t task) const {
+    return smaller(args_.rows, first_row(task) + sizes_.rows_per_tile);
+  }
+
+  void attend(int64_t task, float* memory) const {
+    const Workspace space(sizes_, memory);
+    TileAttention<Stored> attention = tile(task, space);
+    int64_t first = end_segment_, end = 0;
+    for (int64_t r = first_row(task); r < end_row(task); ++r) {
+      first = smaller(first, first_of(r));
+      end = larger(end, end_of(r));
+    }
+    for (int64_t segment = first; segment < end; ++segment) {
+      attention.attend(segment, space.partial);
+      merge(task, segment, space.partial, space.state);
+    }
+    finish(task, space.state);
+  }
+
+  Partial partial(int64_t task, int64_t segment) const {
+    const int64_t index = task * (end_segment_ - first_segment_) + segment - first_segment_;
+    return Workspace::partial_at(sizes_, partials_ + index * Workspace::partial_floats(sizes_));
+  }
+  void attend_segment(int64_t task, int64_t segment, float* memory) const {
+    const Workspace space(sizes_, memory);
+    tile(task, space).attend(segment, partial(task, segment));
+  }
+  void merge_segments(int64_t task) const {
+    const Partial state = partial(task, first_segment_);
+    for (int64_t segment = first_segment_ + 1; segment < end_segment_; ++segment)
+      merge(task, segment, partial(task, segment), state);
+    finish(task, state);
+  }
+
+  // Adds a segment to the state of the queries of a task whose rows see it.
+  void merge(int64_t task, int64_t segment, const Partial& part, const Partial& state) const {
+    for (int64_t r = first_row(task); r < end_row(task); ++r) {
+      if (segment < first_of(r) || segment >= end_of(r)) continue;
+      for (int64_t h = 0; h < sizes_.group; ++h)
+        merge_partial(part, (r - first_row(task)) * sizes_.group + h, sizes_.columns,
+                      segment == first_of(r), state);
+    }
+  }
+  void finish(int64_t task, const Partial& state) const {
+    for (int64_t r = first_row(task); r < end_row(task); ++r)
+      for (int64_t h = 0; h < sizes_.group; ++h) {
+        const int64_t head = task % args_.cache.kv_heads * sizes_.group + h;
+        finish_query(state, (r - first_row(task)) * sizes_.group + h, sizes_.dim,
+                     args_.sinks ? args_.sinks + head : nullptr,
+                     args_.y + (r * args_.heads + head) * sizes_.dim);
+      }
+  }
+
+  const AttentionArgs& args_;
+  const KvView<Stored> cache_;
+  const Sizes sizes_;
+  const int64_t tiles_;
+  int64_t first_segment_, end_segment_, seen_ = 0;
+  float* memory_ = nullptr;
+  float* partials_ = nullptr;
+};
+
+inline void attention(const AttentionArgs& args, const Parallel& parallel) {
+  if (args.rows == 0) return;
+  switch (args.cache.type) {
+    case KvType::kF32: return StepAttention<float>(args).run(parallel);
+    case KvType::kF16: return StepAttention<uint16_t>(args).run(parallel);
+    case KvType::kI8: return StepAttention<int8_t>(args).run(parallel);
+  }
+}
+
+}  // namespace qd::QD_ISA
