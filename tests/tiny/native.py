@@ -43,9 +43,7 @@ BLOCK = 16
 NO_SUCH_ISA, BAD_ARGUMENT = -1, -2
 
 
-needs_native = pytest.mark.skipif(
-    library_path() is None, reason="quickdraft is installed without its native library"
-)
+needs_native = pytest.mark.native
 
 
 @functools.cache
