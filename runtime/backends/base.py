@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quickdraft.drafters.tree import Tree
-from quickdraft.errors import Cancelled
+from quickdraft.errors import Cancelled, OptionError
 from quickdraft.kvcache.base import KvCache
 from quickdraft.types import Guarantee, ModelSpec
 
@@ -47,6 +47,19 @@ class CancelToken:
             self._callback = callback
             if callback is not None and self._event.is_set():
                 callback()
+
+
+def refuse_kv_types(backend: str, kv_cache: str | None) -> None:
+    """For backends whose caches are float32 and nothing else.
+
+    Raises:
+        OptionError: another type is asked for.
+    """
+    if kv_cache not in (None, "f32"):
+        raise OptionError(
+            f"kv_cache is {kv_cache!r}, and the backend {backend!r} has f32 only; leave the option "
+            "out, or use a bundle and backend of the hotpath flavour"
+        )
 
 
 @dataclass(frozen=True)

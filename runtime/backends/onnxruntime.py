@@ -10,8 +10,6 @@ from __future__ import annotations
 import platform
 import threading
 import weakref
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,53 +17,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quickdraft.drafters.tree import Tree
-from quickdraft.errors import BackendError, BundleError, Cancelled, MissingExtra
+from quickdraft.errors import BackendError, BundleError
 from quickdraft.kvcache.base import KvCache
 from quickdraft.kvcache.contiguous import ContiguousCache, align_slots
 from quickdraft.manifest import SlotsLayout, Variant
-from quickdraft.runtime.backends.base import CancelToken, StepOutput
+from quickdraft.runtime.backends import ort_session
+from quickdraft.runtime.backends.base import CancelToken, StepOutput, refuse_kv_types
 from quickdraft.runtime.backends.step_inputs import attention_bias, check_step, positions
 from quickdraft.types import Guarantee, ModelSpec
 
-try:
-    import onnxruntime as ort
-except ImportError:  # reported when a backend is opened, with the extra to install
-    ort = None
 
-_ERRORS_ONLY = 3
+class _State(ort_session.Feeds):
+    """What is bound for one cache, and the memory it was bound to."""
 
-
-@dataclass
-class _Bound:
-    """An IOBinding of one cache, and what it was bound for."""
-
-    binding: Any
-    options: Any
-    version: int = -1
-    slots: int = -1
-    inputs: dict[str, NDArray[Any]] = field(default_factory=dict)
-    outputs: dict[str, NDArray[np.float32]] = field(default_factory=dict)
-
-    def feed(self, feeds: Mapping[str, NDArray[Any]]) -> None:
-        """Give a step its inputs; arrays of the shapes of the last step reuse its memory."""
-        for name, array in feeds.items():
-            known = self.inputs.get(name)
-            if known is not None and known.shape == array.shape:
-                np.copyto(known, array)
-            else:
-                self.inputs[name] = array = array.copy()
-                self.binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))
-
-    def result(self, name: str, shape: tuple[int, int]) -> NDArray[np.float32]:
-        """Where the step puts an output; memory of the same shape is used again.
-
-        Binding fresh memory took 60 us of a step of SmolLM2, page faults not counted.
-        """
-        known = self.outputs.get(name)
-        if known is None or known.shape != shape:
-            known = self.outputs[name] = np.empty(shape, np.float32)
-            self.binding.bind_ortvalue_output(name, ort.OrtValue.ortvalue_from_numpy(known))
-        return known
+    def __init__(self, session: Any) -> None:
+        self.bound = ort_session.Bound(session)
+        super().__init__(self.bound)
+        self.version = -1
+        self.slots = -1
 
 
 class OnnxRuntimeBackend:
@@ -76,17 +45,22 @@ class OnnxRuntimeBackend:
     isa = None
 
     def __init__(
-        self, folder: Path, spec: ModelSpec, variant: Variant, threads: int | None = None
+        self,
+        folder: Path,
+        spec: ModelSpec,
+        variant: Variant,
+        threads: int | None = None,
+        kv_cache: str | None = None,
     ) -> None:
         """Load the variant. threads: of one step; None means one per physical core.
 
         Raises:
-            MissingExtra: onnxruntime is not installed.
+            OptionError: kv_cache is not f32. MissingExtra: onnxruntime is not installed.
             BackendError: onnxruntime cannot load the model.
             BundleError: the graph's inputs or outputs are not those of the manifest.
         """
-        if ort is None:
-            raise MissingExtra("onnxruntime", "onnx")
+        refuse_kv_types(self.name, kv_cache)
+        options = ort_session.options(threads)
         if not isinstance(variant.cache, SlotsLayout) or variant.step.slots is None:
             raise BundleError(
                 f"{variant.model} takes a cache of {variant.cache.kind!r}, and this backend "
@@ -100,9 +74,9 @@ class OnnxRuntimeBackend:
         self._step = variant.step
         self._slots = variant.step.slots
         self._layout = variant.cache
-        self._session: Any = _open(folder / variant.model, threads)
+        self._session: Any = ort_session.open_session(folder / variant.model, options)
         _check_names(self._session, spec, variant, self._layout)
-        self._bound: weakref.WeakKeyDictionary[ContiguousCache, _Bound] = (
+        self._states: weakref.WeakKeyDictionary[ContiguousCache, _State] = (
             weakref.WeakKeyDictionary()
         )
         self._lock = threading.Lock()
@@ -149,7 +123,7 @@ class OnnxRuntimeBackend:
     ) -> StepOutput:
         n, length, names = len(tree), cache.length, self._step
         slots = align_slots(length + n)
-        bound = self._bind_cache(session, cache, slots)
+        state = self._bind_cache(session, cache, slots)
         feeds: dict[str, NDArray[Any]] = {
             names.tokens: tree.tokens,
             names.positions: positions(tree, length),
@@ -158,21 +132,21 @@ class OnnxRuntimeBackend:
         }
         for window, name in names.biases.items():
             feeds[name] = attention_bias(tree, length, slots, window)
-        bound.feed(feeds)
-        logits = bound.result(names.logits, (len(rows), self.spec.vocab_size))
+        state.feed(feeds)
+        logits = state.result(names.logits, (len(rows), self.spec.vocab_size))
         width = self.spec.hidden_size
         hidden = {
-            layer: bound.result(name, (n, width)) for layer, name in names.hidden_states.items()
+            layer: state.result(name, (n, width)) for layer, name in names.hidden_states.items()
         }
-        self._execute(session, bound, cancel)
+        state.bound.run(cancel)
         return StepOutput(logits, hidden)
 
-    def _bind_cache(self, session: Any, cache: ContiguousCache, slots: int) -> _Bound:
+    def _bind_cache(self, session: Any, cache: ContiguousCache, slots: int) -> _State:
         with self._lock:
-            bound = self._bound.get(cache)
-            if bound is None:
-                bound = self._bound[cache] = _Bound(session.io_binding(), _run_options())
-        if (bound.version, bound.slots) != (cache.version, slots):
+            state = self._states.get(cache)
+            if state is None:
+                state = self._states[cache] = _State(session)
+        if (state.version, state.slots) != (cache.version, slots):
             layout = self._layout
             for layer in range(self.spec.num_layers):
                 key, value = cache.layer(layer)
@@ -180,37 +154,16 @@ class OnnxRuntimeBackend:
                     (key, layout.past_key, layout.present_key),
                     (value, layout.past_value, layout.present_value),
                 ):
-                    shared = ort.OrtValue.ortvalue_from_numpy(array[:slots])
-                    bound.binding.bind_ortvalue_input(past.format(layer=layer), shared)
-                    bound.binding.bind_ortvalue_output(present.format(layer=layer), shared)
-            bound.version, bound.slots = cache.version, slots
-        return bound
-
-    def _execute(self, session: Any, bound: _Bound, cancel: CancelToken | None) -> None:
-        options = bound.options
-
-        def stop() -> None:
-            options.terminate = True
-
-        if cancel is not None:
-            cancel.attach(stop)
-        try:
-            session.run_with_iobinding(bound.binding, options)
-        except Exception as error:
-            if cancel is not None and cancel.cancelled:
-                raise Cancelled("stopped on request") from None
-            raise BackendError(f"onnxruntime failed in a step: {error}") from error
-        finally:
-            if cancel is not None:
-                cancel.attach(None)
-            if options.terminate:  # it stays set, and would stop every later step
-                bound.options = _run_options()
+                    names = past.format(layer=layer), present.format(layer=layer)
+                    state.bound.in_place(*names, array[:slots])
+            state.version, state.slots = cache.version, slots
+        return state
 
     def close(self) -> None:
         """Release the session."""
         self._session = None
         with self._lock:
-            self._bound.clear()
+            self._states.clear()
 
 
 def _check_names(session: Any, spec: ModelSpec, variant: Variant, cache: SlotsLayout) -> None:
@@ -221,35 +174,6 @@ def _check_names(session: Any, spec: ModelSpec, variant: Variant, cache: SlotsLa
 
     inputs = {step.tokens, step.positions, str(step.slots), step.output_rows, *step.biases.values()}
     outputs = {step.logits, *step.hidden_states.values()}
-    for kind, promised, found in (
-        ("input", inputs | layers(cache.past_key, cache.past_value), session.get_inputs()),
-        ("output", outputs | layers(cache.present_key, cache.present_value), session.get_outputs()),
-    ):
-        differing = sorted(promised ^ {value.name for value in found})
-        if differing:
-            raise BundleError(
-                f"{variant.model}: manifest and graph disagree about the {kind} {differing[0]!r}; "
-                "export the model again"
-            )
-
-
-def _run_options() -> Any:
-    options = ort.RunOptions()
-    options.log_severity_level = _ERRORS_ONLY + 1
-    # Unset, this entry costs an exception per step inside onnxruntime's Python layer.
-    options.add_run_config_entry("gpu_graph_id", "0")
-    return options
-
-
-def _open(model: Path, threads: int | None) -> Any:
-    options = ort.SessionOptions()
-    options.log_severity_level = _ERRORS_ONLY
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    load: Callable[..., Any] = ort.InferenceSession
-    try:
-        return load(str(model), options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        raise BackendError(
-            f"onnxruntime {ort.__version__} cannot load {model.name}: {error}"
-        ) from error
+    inputs |= layers(cache.past_key, cache.past_value)
+    outputs |= layers(cache.present_key, cache.present_value)
+    ort_session.check_names(variant.model, session, inputs, outputs)

@@ -21,7 +21,7 @@ from quickdraft.errors import BackendError, BundleError, OptionError
 from quickdraft.kvcache.base import KvCache
 from quickdraft.kvcache.contiguous import ContiguousCache, align_slots
 from quickdraft.manifest import Variant
-from quickdraft.runtime.backends.base import CancelToken, StepOutput
+from quickdraft.runtime.backends.base import CancelToken, StepOutput, refuse_kv_types
 from quickdraft.runtime.backends.step_inputs import attention_bias, check_step, positions
 from quickdraft.types import ModelSpec
 
@@ -65,14 +65,21 @@ class ReferenceBackend:
     isa = None
 
     def __init__(
-        self, folder: Path, spec: ModelSpec, variant: Variant, threads: int | None = None
+        self,
+        folder: Path,
+        spec: ModelSpec,
+        variant: Variant,
+        threads: int | None = None,
+        kv_cache: str | None = None,
     ) -> None:
         """Load the program and decode its weights.
 
         Raises:
             OptionError: threads were asked for; NumPy's are set by its own environment variables.
+                Or kv_cache is not f32.
             BundleError: the files are damaged or not a program this version knows.
         """
+        refuse_kv_types(self.name, kv_cache)
         if threads is not None:
             raise OptionError(
                 f"the reference backend cannot be told to use {threads} threads; leave the "
