@@ -26,6 +26,10 @@ std::optional<int64_t> product(Factors... factors) {
   return result;
 }
 
+inline std::optional<int64_t> product(std::optional<int64_t> a, std::optional<int64_t> b) {
+  return a && b ? product(*a, *b) : std::nullopt;
+}
+
 // a / b rounded up, for a >= 0 and b > 0.
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
 

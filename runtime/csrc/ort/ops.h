@@ -1,0 +1,16 @@
+// The ops of the domain "quickdraft", each in a file of its own: docs/hot-path-ops.md says what they
+// compute.
+#pragma once
+
+#include "ort/op.h"
+
+namespace qd::ort {
+
+Op qlinear_op();
+Op norm_op();
+Op rope_table_op();
+Op tree_attention_op();
+Op embed_op();
+Op head_top_k_op();
+
+}  // namespace qd::ort
