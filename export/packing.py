@@ -50,8 +50,7 @@ def _suits(data: Blocked, layout: Layout) -> bool:
     # Codes of 8 bits without a minimum may be moved to the zero of the format.
     if layout.bits == 8 and not layout.has_minimum:
         return data.bits == 8 and int(data.codes.max(initial=0)) + layout.zero - data.zero < 256
-    fits = data.codes.max(initial=0) < 1 << layout.bits
-    return bool(data.zero == layout.zero and fits)
+    return data.zero == layout.zero and int(data.codes.max(initial=0)) < layout.codes
 
 
 def _is_half(values: Floats | None) -> bool:

@@ -1,6 +1,6 @@
 """The layout of hot-path weights: where the bytes of a record are, and what they mean.
 
-`docs/weight-layout.md` describes it in words. Written here to be read, as the proof of what is packed
+`docs/weight-layout.md` describes it in words. Written to be read: the proof of what is packed
 (`quickdraft.export.packing`) and of what the kernels compute.
 """
 
@@ -37,6 +37,11 @@ class Layout:
     zero: int = 0
     has_minimum: bool = False
     inner: str | None = None
+
+    @property
+    def codes(self) -> int:
+        """Codes are below this; kernels multiply those of 8 bits with a minimum as if of 6."""
+        return 64 if self.bits == 8 and self.has_minimum else 1 << self.bits
 
     @property
     def divisor(self) -> int:

@@ -6,36 +6,12 @@ import struct
 
 import numpy as np
 import pytest
+from tiny.random_blocks import KINDS, SCALES_AT, random_tensor
 
 from quickdraft.errors import CheckpointError
 from quickdraft.export.checkpoints.gguf_blocks import read_tensor
-from quickdraft.export.checkpoints.gguf_header import TENSOR_TYPES, TensorInfo
+from quickdraft.export.checkpoints.gguf_header import TensorInfo
 from quickdraft.export.weights import Blocked, Dense
-
-KINDS = {name: (number, values, nbytes) for number, (name, values, nbytes) in TENSOR_TYPES.items()}
-SCALES_AT = {
-    "Q4_0": (0,), "Q4_1": (0, 2), "Q5_0": (0,), "Q5_1": (0, 2), "Q8_0": (0,), "Q4_K": (0, 2),
-    "Q5_K": (0, 2), "Q6_K": (208,),
-}  # fmt: skip
-
-
-def _random(name: str, rows: int = 5, seed: int = 0) -> tuple[bytes, TensorInfo]:
-    """Random bits with finite scales, subnormal and negative ones among them."""
-    _, values, nbytes = KINDS[name]
-    rng = np.random.default_rng(seed)
-    columns = 3 * values if values > 1 else 64
-    raw = rng.integers(0, 256, (rows * columns // values, nbytes), np.uint8)
-    for at in SCALES_AT.get(name, ()):
-        halves = rng.standard_normal(len(raw)).astype("<f2")
-        halves[:3] = (6e-8, -6e4, 0)
-        raw[:, at : at + 2] = halves.view(np.uint8).reshape(-1, 2)
-    if values == 1:
-        raw = rng.standard_normal(rows * columns).astype("<f4").view(np.uint8).reshape(-1, 4)
-        raw = raw if nbytes == 4 else np.ascontiguousarray(raw[:, 2:])
-        if name == "F16":
-            raw = rng.standard_normal(rows * columns).astype("<f2").view(np.uint8).reshape(-1, 2)
-    data = raw.tobytes()
-    return data, TensorInfo("t", (rows, columns), name, 0, len(data))
 
 
 def _dense(data: bytes, info: TensorInfo) -> np.ndarray:
@@ -104,7 +80,7 @@ def _scalar_q6_k(block: bytes) -> list[np.float32]:
     ],
 )
 def test_against_a_scalar_decoder(name: str, decode: object) -> None:
-    data, info = _random(name)
+    data, info = random_tensor(name)
     nbytes = KINDS[name][2]
     blocks = [data[at : at + nbytes] for at in range(0, len(data), nbytes)]
     want = np.array([decode(block) for block in blocks], np.float32)  # type: ignore[operator]
@@ -126,7 +102,7 @@ def test_equals_the_gguf_package_bit_for_bit(name: str, seed: int) -> None:
     from gguf import GGMLQuantizationType
     from gguf.quants import dequantize
 
-    data, info = _random(name, seed=seed)
+    data, info = random_tensor(name, seed=seed)
     raw = np.frombuffer(data, np.uint8).reshape(info.shape[0], -1)
     want = dequantize(raw, GGMLQuantizationType(KINDS[name][0])).astype(np.float32)
     got = _dense(data, info)
@@ -136,7 +112,7 @@ def test_equals_the_gguf_package_bit_for_bit(name: str, seed: int) -> None:
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_bad_values_are_refused_by_tensor_name(name: str, bad: float) -> None:
-    data, info = _random(name)
+    data, info = random_tensor(name)
     spoiled = bytearray(data)
     if name in SCALES_AT:
         at = SCALES_AT[name][-1] + KINDS[name][2]
@@ -155,7 +131,7 @@ def test_bad_values_are_refused_by_tensor_name(name: str, bad: float) -> None:
 
 
 def test_quantised_vectors_become_dense() -> None:
-    data, info = _random("Q4_0")
+    data, info = random_tensor("Q4_0")
     flat = TensorInfo("t", (info.shape[0] * info.shape[1],), "Q4_0", 0, len(data))
     loaded = read_tensor(data, "f", flat)
     assert isinstance(loaded, Dense)
@@ -165,7 +141,7 @@ def test_quantised_vectors_become_dense() -> None:
 def test_chunks_join(monkeypatch: pytest.MonkeyPatch) -> None:
     from quickdraft.export.checkpoints import gguf_blocks
 
-    data, info = _random("Q5_K", rows=7)
+    data, info = random_tensor("Q5_K", rows=7)
     whole = _dense(data, info)
     monkeypatch.setattr(gguf_blocks, "_CHUNK_VALUES", 512)
     assert np.array_equal(_dense(data, info), whole)

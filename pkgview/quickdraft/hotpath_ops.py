@@ -1,0 +1,1 @@
+../../quickdraft/hotpath_ops.py
