@@ -1,0 +1,1 @@
+../../quickdraft/hotpath_attention.py

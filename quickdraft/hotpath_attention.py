@@ -1,0 +1,205 @@
+"""The meaning of the hot path's `TreeAttention`, on the same bytes of the same cache.
+
+What is stored is equal to the last bit; sums are taken in float64, so results agree with the
+kernels to float32 rounding. n is the rows of a step, d the depths of its tree.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+Bytes = NDArray[np.uint8]
+
+SLOTS = 16
+"""Slots whose keys lie side by side."""
+KV_TYPES = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(np.int8))
+"""By the number in `past[1]`."""
+_LARGEST_CODE = np.float32(127)
+
+
+@dataclass(frozen=True)
+class Attention:
+    """The attributes of the op. window, softcap: 0 for none.
+
+    The cache holds the layers one after the other; kv_heads_before counts the KV heads of those
+    before this one, kv_heads_total those of all (0: this is the only one).
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    scale: float
+    window: int = 0
+    softcap: float = 0.0
+    q_offset: int = 0
+    k_offset: int = 0
+    v_offset: int = 0
+    kv_heads_before: int = 0
+    kv_heads_total: int = 0
+
+
+@dataclass(frozen=True)
+class Step:
+    """The rows of a step. past: int64 [3], committed length, type of the cache, capacity in slots.
+
+    positions: int64 [n]. ancestors: int32 [n, d], the rows on the way to each row by depth, itself
+    last, then -1; [n, 0] for a chain. rope: float32 [n, 2, pairs], cosines and sines, or None.
+    """
+
+    positions: Ints
+    ancestors: NDArray[np.int32]
+    past: Ints
+    rope: Floats | None = None
+
+    def path(self, row: int) -> Ints:
+        """The slots of positions 0 .. positions[row], int64 [positions[row] + 1]."""
+        length, position = int(self.past[0]), int(self.positions[row])
+        if self.ancestors.shape[1] == 0:
+            return np.arange(position + 1)
+        rows = self.ancestors[row, : position - length + 1]
+        return np.concatenate([np.arange(length), length + rows.astype(np.int64)])
+
+
+@dataclass(frozen=True)
+class LayerCache:
+    """Views of one layer: keys [blocks, 16, kv_heads, head_dim], values [capacity, kv_heads,
+    head_dim], and the float32 scales of int8: [blocks, 16, kv_heads] and [capacity, kv_heads]."""
+
+    keys: NDArray[Any]
+    values: NDArray[Any]
+    key_scales: Floats | None
+    value_scales: Floats | None
+
+    def write(self, slot: int, key: Floats, value: Floats) -> None:
+        """Store key and value [kv_heads, head_dim] in the type of the cache."""
+        block, lane = divmod(slot, SLOTS)
+        if self.key_scales is None or self.value_scales is None:
+            with np.errstate(over="ignore"):  # float16 holds infinity for what it cannot hold
+                self.keys[block, lane] = key.astype(self.keys.dtype)
+                self.values[slot] = value.astype(self.values.dtype)
+            return
+        self.keys[block, lane], self.key_scales[block, lane] = _int8(key)
+        self.values[slot], self.value_scales[slot] = _int8(value)
+
+    def read(self, slots: Ints) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Keys and values [len(slots), kv_heads, head_dim], exact."""
+        blocks, lanes = np.divmod(slots, SLOTS)
+        keys = self.keys[blocks, lanes].astype(np.float64)
+        values = self.values[slots].astype(np.float64)
+        if self.key_scales is None or self.value_scales is None:
+            return keys, values
+        return (
+            keys * self.key_scales[blocks, lanes][..., None],
+            values * self.value_scales[slots][..., None],
+        )
+
+
+def kv_head_bytes(kind: int, head_dim: int) -> int:
+    """Bytes of one slot of one KV head pair in a cache of type `kind`."""
+    dtype = KV_TYPES[kind]
+    return 2 * head_dim * dtype.itemsize + (8 if dtype == np.int8 else 0)
+
+
+def layer_cache(cache: Bytes, how: Attention, past: Ints) -> LayerCache:
+    """This layer of the cache, uint8 [bytes of all layers]; writing to it changes the cache."""
+    _, kind, capacity = (int(value) for value in past)
+    dtype, heads, dim = KV_TYPES[kind], how.kv_heads, how.head_dim
+    start = capacity * how.kv_heads_before * kv_head_bytes(kind, dim)
+
+    def take(form: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+        nonlocal start
+        end = start + int(np.prod(form)) * dtype.itemsize
+        taken = cache[start:end].view(dtype).reshape(form)
+        start = end
+        return taken
+
+    scaled, single = dtype == np.int8, np.dtype(np.float32)
+    blocks = capacity // SLOTS
+    keys = take((blocks, heads, dim, SLOTS), dtype).transpose(0, 3, 1, 2)
+    key_scales = take((blocks, heads, SLOTS), single).transpose(0, 2, 1) if scaled else None
+    values = take((capacity, heads, dim), dtype)
+    value_scales = take((capacity, heads), single) if scaled else None
+    return LayerCache(keys, values, key_scales, value_scales)
+
+
+def tree_attention(
+    qkv: tuple[Floats, Floats, Floats],
+    step: Step,
+    cache: Bytes,
+    how: Attention,
+    sinks: Floats | None = None,
+) -> Floats:
+    """The op TreeAttention: store keys and values of the step in `cache`, then attend.
+
+    qkv: float32 [n, columns] each, possibly one array three times. sinks: float32 [heads], a logit
+    per head that takes part in the softmax and adds no value. Returns [n, heads * head_dim].
+    """
+    q, k, v = (
+        _columns(x, offset, heads, how.head_dim)
+        for x, offset, heads in zip(
+            qkv,
+            (how.q_offset, how.k_offset, how.v_offset),
+            (how.heads, how.kv_heads, how.kv_heads),
+            strict=True,
+        )
+    )
+    layer = layer_cache(cache, how, step.past)
+    if step.rope is not None:
+        q, k = _rotate(q, step.rope), _rotate(k, step.rope)
+    for row in range(len(q)):
+        layer.write(int(step.past[0]) + row, k[row], v[row])
+    y = np.empty((len(q), how.heads, how.head_dim), np.float32)
+    for row in range(len(q)):
+        first = max(0, int(step.positions[row]) + 1 - how.window) if how.window else 0
+        keys, values = layer.read(step.path(row)[first:])
+        y[row] = _attend(q[row], keys, values, how, sinks)
+    return y.reshape(len(q), -1)
+
+
+def _columns(x: Floats, offset: int, heads: int, head_dim: int) -> Floats:
+    return x[:, offset : offset + heads * head_dim].reshape(len(x), heads, head_dim)
+
+
+def _rotate(x: Floats, table: Floats) -> Floats:
+    """Values i and pairs + i of each head [n, heads, head_dim] turn by the angle of pair i."""
+    cosine, sine = table[:, :1], table[:, 1:]
+    pairs = table.shape[2]
+    first, second, rest = np.split(x, [pairs, 2 * pairs], axis=-1)
+    turned = (first * cosine - second * sine, second * cosine + first * sine, rest)
+    return np.concatenate(turned, axis=-1)
+
+
+def _int8(x: Floats) -> tuple[NDArray[np.int8], Floats]:
+    """Codes of each head [heads, head_dim] and scales [heads]; not finite: zeros and NaN."""
+    finite = np.isfinite(x).all(axis=-1, keepdims=True)
+    known = np.where(finite, x, np.float32(0))
+    largest = np.abs(known).max(axis=-1, keepdims=True) / _LARGEST_CODE
+    scales = np.where(finite, largest, np.nan).astype(np.float32)
+    codes = np.rint(known / np.where(scales > 0, scales, np.float32(1)))
+    return np.clip(codes, -_LARGEST_CODE, _LARGEST_CODE).astype(np.int8), scales[..., 0]
+
+
+def _attend(
+    q: Floats,
+    keys: NDArray[np.float64],
+    values: NDArray[np.float64],
+    how: Attention,
+    sinks: Floats | None,
+) -> NDArray[np.float64]:
+    """One row [heads, head_dim] over what it sees, keys [positions, kv_heads, head_dim]."""
+    groups = q.reshape(how.kv_heads, -1, how.head_dim)
+    scores = np.einsum("hgd,phd->hgp", groups, keys).reshape(how.heads, -1) * how.scale
+    if how.softcap:
+        scores = how.softcap * np.tanh(scores / how.softcap)
+    logits = scores if sinks is None else np.concatenate([scores, sinks[:, None]], axis=1)
+    weights = np.exp(scores - logits.max(axis=1, keepdims=True))
+    total = np.exp(logits - logits.max(axis=1, keepdims=True)).sum(axis=1, keepdims=True)
+    shares = (weights / total).reshape(how.kv_heads, -1, len(keys))
+    mixed: NDArray[np.float64] = np.einsum("hgp,phd->hgd", shares, values)
+    return mixed.reshape(how.heads, how.head_dim)
