@@ -1,0 +1,207 @@
+// Tiles: R rows of activations against NB blocks of 16 outputs, over all columns.
+//
+// Per row and output the float sum is acc = fma(sum of a group, scale of weight * scale of activation,
+// acc), then, in formats with a minimum, acc = fma(minimum, scaled sum of activations, acc); groups in
+// ascending order. R and NB change nothing of that: they decide how often a loaded value is used.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/kernels.h"
+#include "kernels/rounded.h"
+
+#if defined(__GNUC__) || defined(__clang__)
+#define QD_PREFETCH(p) __builtin_prefetch(p)
+#else
+#include <xmmintrin.h>
+#define QD_PREFETCH(p) _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0)
+#endif
+
+namespace qd::QD_ISA {
+
+inline V load_halves(const uint8_t* p) { return load_half(reinterpret_cast<const uint16_t*>(p)); }
+
+// Sections of a record (docs/weight-layout.md) and how to read a group's scale and minimum.
+// Codes: kCodeBytes per kWidth columns. kZero: subtracted from codes by the start of the sums.
+template <WeightFormat F>
+struct Format {
+  static constexpr bool kSixBits = F == WeightFormat::kW6K;
+  static constexpr bool kFourBits =
+      F == WeightFormat::kW4 || F == WeightFormat::kW4M || F == WeightFormat::kW4K;
+  static constexpr bool kTwoLevel =
+      F == WeightFormat::kW4K || F == WeightFormat::kW8K || F == WeightFormat::kW6K;
+  static constexpr bool kMinimum = F == WeightFormat::kW4M || F == WeightFormat::kW4K ||
+                                   F == WeightFormat::kW8M || F == WeightFormat::kW8K;
+  static constexpr int kWidth = kSixBits ? 16 : 32;
+  static constexpr int kCodeBytes = kSixBits ? 192 : kFourBits ? 256 : 512;
+  static constexpr int kZero = kSixBits ? 32 : F == WeightFormat::kW4 ? 8 : 0;
+  static constexpr bool kSigned = F == WeightFormat::kW8;
+
+  const uint8_t* codes = nullptr;
+  const uint8_t* scales = nullptr;
+  const uint8_t* minimums = nullptr;
+  const uint8_t* super_scales = nullptr;
+  const uint8_t* super_minimums = nullptr;
+
+  Format() = default;
+  Format(const uint8_t* record, int64_t k) {
+    const int64_t groups = k / kWidth;
+    codes = record;
+    scales = codes + groups * kCodeBytes;
+    minimums = scales + groups * (kTwoLevel ? 16 : 32);
+    super_scales = kMinimum ? minimums + groups * 16 : minimums;
+    super_minimums = super_scales + k / 256 * 32;
+  }
+
+  // The record `bytes` further on.
+  Format moved(size_t bytes) const {
+    Format other = *this;
+    other.codes += bytes;
+    other.scales += bytes;
+    other.minimums += bytes;
+    other.super_scales += bytes;
+    other.super_minimums += bytes;
+    return other;
+  }
+  const uint8_t* group(int64_t g) const { return codes + g * kCodeBytes; }
+  // Asks for the codes and scales of group g, which is needed a record later. The hardware's own
+  // prefetching lets half of the memory bandwidth lie when a group takes long to compute.
+  void prefetch(int64_t g) const {
+    for (int line = 0; line < kCodeBytes; line += 64) QD_PREFETCH(group(g) + line);
+    constexpr int kScaleBytes = kTwoLevel ? 16 : 32;
+    if (g % (64 / kScaleBytes)) return;
+    QD_PREFETCH(scales + kScaleBytes * g);
+    if constexpr (kMinimum) QD_PREFETCH(minimums + kScaleBytes * g);
+  }
+
+  V scale(int64_t g) const {
+    if constexpr (kSixBits)
+      return mul(load_halves(super_scales + g / 16 * 32),
+                 load_i8(reinterpret_cast<const int8_t*>(scales) + 16 * g));
+    else if constexpr (kTwoLevel)
+      return mul(load_halves(super_scales + g / 8 * 32), load_u8(scales + 16 * g));
+    else
+      return load_halves(scales + 32 * g);
+  }
+  // What is added per unit of activation.
+  V minimum(int64_t g) const {
+    if constexpr (kTwoLevel)
+      return sub(zero(), mul(load_halves(super_minimums + g / 8 * 32), load_u8(minimums + 16 * g)));
+    else
+      return load_halves(minimums + 32 * g);
+  }
+};
+
+// The integer sums of one group of 16 or 32 columns: R rows by NB blocks.
+// a: codes of the first row's group; rows lie 32 bytes apart.
+template <WeightFormat F, int R, int NB>
+inline void sum_group(const uint8_t* const codes[NB], const int8_t* a, I (&s)[NB][R]) {
+  using Fmt = Format<F>;
+  if constexpr (Fmt::kSixBits) {
+    W quads[NB][4];
+    for (int b = 0; b < NB; ++b) codes6(codes[b], quads[b]);
+    for (int j = 0; j < 4; ++j)
+      for (int r = 0; r < R; ++r)
+        for (int b = 0; b < NB; ++b) s[b][r] = dot(s[b][r], quads[b][j], a + 32 * r + 4 * j);
+  } else if constexpr (Fmt::kFourBits) {
+#pragma GCC unroll 4
+    for (int z = 0; z < 4; ++z) {
+      W low[NB], high[NB];
+      for (int b = 0; b < NB; ++b) codes4(codes[b] + 64 * z, low[b], high[b]);
+      for (int r = 0; r < R; ++r)
+        for (int b = 0; b < NB; ++b) s[b][r] = dot(s[b][r], low[b], a + 32 * r + 8 * z);
+      for (int r = 0; r < R; ++r)
+        for (int b = 0; b < NB; ++b) s[b][r] = dot(s[b][r], high[b], a + 32 * r + 8 * z + 4);
+    }
+  } else {
+#pragma GCC unroll 8
+    for (int j = 0; j < 8; ++j) {
+      W quad[NB];
+      for (int b = 0; b < NB; ++b)
+        quad[b] = Fmt::kSigned ? codes8(codes[b] + 64 * j) : codes_small(codes[b] + 64 * j);
+      for (int r = 0; r < R; ++r)
+        for (int b = 0; b < NB; ++b)
+          s[b][r] = Fmt::kSigned ? dot8(s[b][r], quad[b], a + 32 * r + 4 * j)
+                                 : dot(s[b][r], quad[b], a + 32 * r + 4 * j);
+    }
+  }
+}
+
+// Where the integer sums start: minus the zero of the codes times the sum of the activations.
+template <WeightFormat F, int R, int NB>
+inline void start_sums(const int32_t* sums, int part, I (&s)[NB][R]) {
+  using Fmt = Format<F>;
+  for (int r = 0; r < R; ++r, sums += 2) {
+    I start = whole(0);
+    if constexpr (Fmt::kSigned)
+      start = start8(sums[0] + sums[1]);
+    else if constexpr (Fmt::kSixBits)
+      start = whole(-Fmt::kZero * sums[part]);
+    else if constexpr (Fmt::kZero != 0)
+      start = whole(-Fmt::kZero * (sums[0] + sums[1]));
+    for (int b = 0; b < NB; ++b) s[b][r] = start;
+  }
+}
+
+// A tile of R rows (its height) against NB records. out[b][r]: 16 outputs. ahead: how many bytes
+// further on the next records lie, which are asked for meanwhile; 0: nothing is asked for.
+template <WeightFormat F, int R, int NB>
+inline void tile_rounded(const uint8_t* const records[NB], size_t ahead, int64_t k,
+                         const RoundedTile& tile, V (&out)[NB][R]) {
+  constexpr int64_t height = R;
+  using Fmt = Format<F>;
+  constexpr int kParts = 32 / Fmt::kWidth;  // weight groups per activation group
+  Fmt records_of[NB];
+  for (int b = 0; b < NB; ++b) records_of[b] = Fmt(records[b], k);
+  V acc[NB][R];
+  for (int b = 0; b < NB; ++b)
+    for (int r = 0; r < R; ++r) acc[b][r] = zero();
+  for (int64_t g = 0; g < k / 32; ++g) {
+    const int64_t cell = g * height;
+    for (int part = 0; part < kParts; ++part) {
+      const int64_t group = g * kParts + part;
+      I s[NB][R];
+      start_sums<F, R, NB>(tile.sums + 2 * cell, part, s);
+      const uint8_t* codes[NB];
+      for (int b = 0; b < NB; ++b) {
+        codes[b] = records_of[b].group(group);
+        if (ahead) records_of[b].moved(ahead).prefetch(group);
+      }
+      sum_group<F, R, NB>(codes, tile.codes + 32 * cell + 16 * part, s);
+      for (int b = 0; b < NB; ++b) {
+        const V scale = records_of[b].scale(group);
+        for (int r = 0; r < R; ++r)
+          acc[b][r] = fma(to_float(s[b][r]), mul(scale, set1(tile.scale[cell + r])), acc[b][r]);
+        if constexpr (Fmt::kMinimum) {
+          const V minimum = records_of[b].minimum(group);
+          for (int r = 0; r < R; ++r)
+            acc[b][r] = fma(minimum, set1(tile.scaled_sum[cell + r]), acc[b][r]);
+        }
+      }
+    }
+  }
+  for (int b = 0; b < NB; ++b)
+    for (int r = 0; r < R; ++r) out[b][r] = acc[b][r];
+}
+
+// The same for dense weights: acc = fma(weight, activation, acc), columns in ascending order.
+// x: [column][R].
+template <WeightFormat F, int R, int NB>
+inline void tile_dense(const uint8_t* const records[NB], size_t ahead, int64_t k, const float* x,
+                       V (&out)[NB][R]) {
+  constexpr int kBytes = F == WeightFormat::kF32 ? 64 : 32;  // of 16 weights
+  V acc[NB][R];
+  for (int b = 0; b < NB; ++b)
+    for (int r = 0; r < R; ++r) acc[b][r] = zero();
+  for (int64_t c = 0; c < k; ++c)
+    for (int b = 0; b < NB; ++b) {
+      const uint8_t* p = records[b] + c * kBytes;
+      if (ahead && (kBytes == 64 || c % 2 == 0)) QD_PREFETCH(p + ahead);
+      const V w = F == WeightFormat::kF32 ? load(reinterpret_cast<const float*>(p)) : load_halves(p);
+      for (int r = 0; r < R; ++r) acc[b][r] = fma(w, set1(x[c * R + r]), acc[b][r]);
+    }
+  for (int b = 0; b < NB; ++b)
+    for (int r = 0; r < R; ++r) out[b][r] = acc[b][r];
+}
+
+}  // namespace qd::QD_ISA
