@@ -2,7 +2,7 @@
 
 To add a family: write `read` (config to DecoderSpec) and `gather` (tensors to DecoderWeights) in
 a file here, bind `FAMILY = Family(read, gather, DEFAULTS)`, add a line per model_type to
-`quickdraft.registry.ARCHITECTURES` and two tiny configs to `tests/tiny/families.py`.
+`quickdraft.registry.ARCHITECTURES` and two tiny configs to `tests/tiny/family_configs.py`.
 """
 
 from __future__ import annotations
