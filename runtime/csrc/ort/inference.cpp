@@ -34,6 +34,7 @@ void Inference::set_output(size_t index, std::initializer_list<Dimension> shape)
   std::vector<int64_t> sizes;
   std::vector<const char*> symbols;
   for (const Dimension& dimension : shape) {
+    if (dimension.size == kAnySize && dimension.symbol.empty()) return;
     sizes.push_back(dimension.size);
     symbols.push_back(dimension.symbol.c_str());
   }

@@ -1,5 +1,5 @@
-// Shapes of outputs before a model runs. Where something is missing or wrong a dimension stays
-// unknown: the host drops errors of this stage, and the kernel reports them when it is made.
+// Shapes of outputs before a model runs. Where something is missing or wrong a shape stays unknown:
+// the host drops errors of this stage, and the kernel reports them when it is made.
 #pragma once
 
 #include <initializer_list>
@@ -30,6 +30,8 @@ class Inference {
   Dimension input(size_t index, size_t axis) const;
   // An integer attribute that is not negative, or the fallback.
   std::optional<int64_t> integer(const char* name, std::optional<int64_t> fallback = {}) const;
+  // Leaves the shape unknown if it has a dimension with neither size nor name: the host would take
+  // the size to be negative.
   void set_output(size_t index, std::initializer_list<Dimension> shape) const;
 
  private:
