@@ -30,6 +30,10 @@ COMMANDS = {
     "rm": ("quickdraft.commands.rm:rm", "Remove models from the cache."),
     "export": ("quickdraft.commands.export:export", "Turn a checkpoint into a bundle."),
     "bench": ("quickdraft.commands.bench:bench", "Measure prefill and decoding speed."),
+    "bench curve": (
+        "quickdraft.commands.bench_curve:curve",
+        "Measure what a step costs by its rows, beside other engines.",
+    ),
     "doctor": ("quickdraft.commands.doctor:doctor", "Report on this machine and installation."),
 }
 
@@ -53,6 +57,8 @@ class LazyGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """As click does, with a suggestion for a misspelt name."""
+        if " ".join(args[:2]) in COMMANDS:  # a command of two words
+            args = [" ".join(args[:2]), *args[2:]]
         name = args[0]
         if name not in COMMANDS and not name.startswith("-"):
             near = get_close_matches(name, COMMANDS, n=1)

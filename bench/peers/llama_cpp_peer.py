@@ -4,48 +4,145 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import llama_cpp
 import numpy as np
-from serve import serve
+from numpy.typing import NDArray
+from serve import curve_handlers, serve
+
+BATCH = 512
+STEP_ROWS = 64
+PREFILL = 0
+FLASH_ATTENTION = llama_cpp.LLAMA_FLASH_ATTN_TYPE_AUTO
+
+
+class LlamaCpp:
+    """Steps through the C interface: the Python class copies all logits.
+
+    Every cache is a context of its own over one loaded model, keys and values in float16.
+    """
+
+    def __init__(self, path: str, threads: int) -> None:
+        llama_cpp.llama_backend_init()
+        self._threads = threads
+        params = llama_cpp.llama_model_default_params()
+        params.n_gpu_layers = 0
+        self._model = llama_cpp.llama_model_load_from_file(path.encode(), params)
+        if not self._model:
+            raise SystemExit(f"llama.cpp cannot load {path}")
+        vocab = llama_cpp.llama_model_get_vocab(self._model)
+        self._vocab_size = llama_cpp.llama_vocab_n_tokens(vocab)
+        self._contexts: dict[int, tuple[Any, int]] = {}
+        self._batch = llama_cpp.llama_batch_init(BATCH, 0, 1)
+
+    def context(self, name: int, size: int) -> Any:
+        """The context of that name, made again if it holds fewer than `size` tokens."""
+        known, held = self._contexts.get(name, (None, 0))
+        if held >= size:
+            return known
+        if known is not None:
+            llama_cpp.llama_free(known)
+        params = llama_cpp.llama_context_default_params()
+        params.n_ctx = size
+        params.n_batch = params.n_ubatch = BATCH
+        params.n_threads = params.n_threads_batch = self._threads
+        params.flash_attn_type = FLASH_ATTENTION
+        made = llama_cpp.llama_init_from_model(self._model, params)
+        if not made:
+            raise SystemExit(f"llama.cpp makes no context of {size} tokens")
+        self._contexts[name] = made, size
+        return made
+
+    def decode(
+        self, context: Any, tokens: Sequence[int], start: int, every: bool
+    ) -> NDArray[np.float32]:
+        """Logits of all rows, or of the last one: float32 [m, vocabulary], not copied."""
+        batch = self._batch
+        batch.n_tokens = len(tokens)
+        for i, token in enumerate(tokens):
+            batch.token[i] = token
+            batch.pos[i] = start + i
+            batch.n_seq_id[i] = 1
+            batch.seq_id[i][0] = 0
+            batch.logits[i] = every or i == len(tokens) - 1
+        code = llama_cpp.llama_decode(context, batch)
+        if code:
+            raise SystemExit(f"llama_decode returned {code}")
+        shape = (len(tokens) if every else 1, self._vocab_size)
+        return np.ctypeslib.as_array(llama_cpp.llama_get_logits(context), shape)
+
+    def run(self, context: Any, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """Logits of the last row of a prompt, from an empty cache."""
+        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(context), True)
+        for start in range(0, len(tokens), BATCH):
+            logits = self.decode(context, tokens[start : start + BATCH], start, every=False)
+        return logits
+
+    def open(self, context: int, tokens: Sequence[int]) -> int | None:
+        """See Stepper."""
+        self.run(self.context(context, context + STEP_ROWS), tokens)
+        return None
+
+    def begin(self, context: int, rows: int) -> None:
+        """See Stepper."""
+
+    def rewind(self, context: int) -> None:
+        """See Stepper."""
+        memory = llama_cpp.llama_get_memory(self._contexts[context][0])
+        llama_cpp.llama_memory_seq_rm(memory, 0, context, -1)
+
+    def step(self, context: int, tokens: Sequence[int]) -> None:
+        """See Stepper."""
+        self.decode(self._contexts[context][0], tokens, context, every=True)
+
+    def prefill(self, tokens: Sequence[int]) -> None:
+        """See Stepper. The first call of a length makes the context, and is a warm-up."""
+        self.run(self.context(PREFILL, len(tokens)), tokens)
+
+
+def decode(engine: LlamaCpp, request: dict[str, Any]) -> dict[str, Any]:
+    """Greedy tokens after a prompt, timed."""
+    prompt, count = request["prompt"], request["tokens"]
+    context = engine.context(PREFILL, len(prompt) + count)
+    started = time.perf_counter()
+    token = int(engine.run(context, prompt)[0].argmax())
+    first = time.perf_counter()
+    for place in range(len(prompt), len(prompt) + count - 1):
+        token = int(engine.decode(context, [token], place, every=False)[0].argmax())
+    return {"prefill_s": first - started, "decode_s": time.perf_counter() - first}
+
+
+def score(engine: LlamaCpp, request: dict[str, Any]) -> dict[str, Any]:
+    """Log-probabilities of the tokens of a window."""
+    tokens = request["tokens"]
+    context = engine.context(PREFILL, len(tokens))
+    llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(context), True)
+    logprobs: list[float] = []
+    for start in range(0, len(tokens) - 1, BATCH):
+        window = tokens[start : min(start + BATCH, len(tokens) - 1)]
+        shifted = engine.decode(context, window, start, every=True).astype(np.float64)
+        shifted -= shifted.max(-1, keepdims=True)
+        picked = shifted[np.arange(len(window)), tokens[start + 1 : start + 1 + len(window)]]
+        logprobs += (picked - np.log(np.exp(shifted).sum(-1))).tolist()
+    return {"logprobs": logprobs}
 
 
 def main(path: str, threads: int) -> None:
     """Load the file and serve."""
-    model = llama_cpp.Llama(
-        path,
-        n_ctx=2048,
-        n_batch=512,
-        n_threads=threads,
-        n_threads_batch=threads,
-        logits_all=True,
-        verbose=False,
-    )
-
-    def decode(request: dict[str, Any]) -> dict[str, Any]:
-        model.reset()
-        started = time.perf_counter()
-        model.eval(request["prompt"])
-        token = int(model.scores[model.n_tokens - 1].argmax())
-        first = time.perf_counter()
-        for _ in range(request["tokens"] - 1):
-            model.eval([token])
-            token = int(model.scores[model.n_tokens - 1].argmax())
-        return {"prefill_s": first - started, "decode_s": time.perf_counter() - first}
-
-    def score(request: dict[str, Any]) -> dict[str, Any]:
-        tokens = request["tokens"]
-        model.reset()
-        model.eval(tokens[:-1])
-        shifted = np.array(model.scores[: len(tokens) - 1], np.float64)
-        shifted -= shifted.max(-1, keepdims=True)
-        picked = shifted[np.arange(len(tokens) - 1), tokens[1:]]
-        return {"logprobs": (picked - np.log(np.exp(shifted).sum(-1))).tolist()}
-
-    versions = {"llama-cpp-python": llama_cpp.__version__}
-    facts = {"engine": "llama.cpp", "threads": threads, "versions": versions}
-    serve(facts, {"decode": decode, "score": score})
+    engine = LlamaCpp(path, threads)
+    facts = {
+        "engine": "llama.cpp",
+        "threads": threads,
+        "versions": {"llama-cpp-python": llama_cpp.__version__},
+        "setting": f"float16 cache, flash attention auto, batch {BATCH}",
+    }
+    handlers = {
+        "decode": lambda request: decode(engine, request),
+        "score": lambda request: score(engine, request),
+    }
+    serve(facts, handlers | curve_handlers(engine))
 
 
 if __name__ == "__main__":

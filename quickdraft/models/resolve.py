@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatch
@@ -18,6 +18,7 @@ from quickdraft.manifest import EXPORT_REVISION
 from quickdraft.models import hub, sources, store
 from quickdraft.models.admission import Provenance, admit
 from quickdraft.models.aliases import ALIASES
+from quickdraft.models.formats import default_formats
 from quickdraft.types import Progress
 
 WEIGHTS = ("auto", "gguf", "fp32", "fp16", "int8", "int4")
@@ -41,6 +42,7 @@ def resolve(
     name: str,
     *,
     weights: str | None = None,
+    formats: Sequence[str] | None = None,
     progress: Progress | None = None,
     offline: bool = False,
     refresh: bool = False,
@@ -48,9 +50,10 @@ def resolve(
     """The bundle of a model: a bundle or checkpoint folder, a `.gguf` file, an alias, or a name
     on the hub, tried in this order.
 
-    weights: one of WEIGHTS, None for `auto`. progress: stages `download` and `verify` in bytes,
-    `fetch` in files, `wait` for another process, and those of export. refresh: ask the hub what
-    its name means now, instead of using what it meant when it was first fetched.
+    weights: one of WEIGHTS, None for `auto`. formats: emitters a new bundle is made with, None for
+    `default_formats()`; a bundle folder is taken as it is. progress: stages `download` and `verify`
+    in bytes, `fetch` in files, `wait` for another process, and those of export. refresh: ask the
+    hub what its name means now, instead of using what it meant when it was first fetched.
 
     Raises:
         OptionError: unknown weights, or a bundle has others. ModelNotFound: the name leads
@@ -66,7 +69,21 @@ def resolve(
         origin = _local(path)
     else:
         origin = _named(name, progress, offline=offline, refresh=refresh)
-    return _made(origin, weights or "auto", progress)
+    return _made(origin, weights or "auto", formats or default_formats(), progress)
+
+
+def find_checkpoint(
+    name: str, *, progress: Progress | None = None, offline: bool = False
+) -> Path | None:
+    """The checkpoint that a model is made from, fetched if need be; None for a bundle folder.
+
+    Raises as `resolve`.
+    """
+    path = _existing(name)
+    if path is not None and path.is_dir() and is_bundle(path):
+        return None
+    origin = _local(path) if path else _named(name, progress, offline=offline, refresh=False)
+    return origin.fetch()
 
 
 def _existing(name: str) -> Path | None:
@@ -165,9 +182,11 @@ def fingerprint(checkpoint: Path) -> str:
         raise CheckpointError(f"{checkpoint} cannot be read: {error.strerror or error}") from error
 
 
-def _made(origin: Origin, weights: str, progress: Progress | None) -> Bundle:
+def _made(
+    origin: Origin, weights: str, formats: Sequence[str], progress: Progress | None
+) -> Bundle:
     """The bundle of an origin: from the cache, or exported into it by one process only."""
-    folder = store.bundle_folder(origin.model, origin.fingerprint, weights)
+    folder = store.bundle_folder(origin.model, origin.fingerprint, weights, formats)
     bundle = _cached(folder, progress)
     if bundle is not None:
         return bundle
@@ -185,6 +204,7 @@ def _made(origin: Origin, weights: str, progress: Progress | None) -> Bundle:
             checkpoint,
             folder,
             weights=weights,
+            formats=formats,
             progress=progress,
             admit=partial(admit, provenance=provenance),
         )

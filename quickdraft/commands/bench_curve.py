@@ -1,0 +1,197 @@
+"""`quickdraft bench curve`: the cost of a step by its rows, beside other engines."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import ExitStack
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from quickdraft.commands.options import common_options, loading_options, whole_numbers
+from quickdraft.commands.output import print_json
+from quickdraft.commands.progress import Bars
+from quickdraft.errors import MissingExtra, OptionError
+from quickdraft.hashes import cache_root, storage_error, write_atomically
+
+if TYPE_CHECKING:
+    from quickdraft.bundle import Bundle
+    from quickdraft.runtime.curve import CurvePlan, Samples
+
+OURS = "quickdraft"
+DEFAULT_THREADS = 2
+
+Commands = dict[str, list[str]]
+
+
+def _names(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str, ...]:
+    """A click callback: `a,b` as names, in order, without repeats."""
+    return tuple(dict.fromkeys(part.strip() for part in value.split(",") if part.strip()))
+
+
+@click.command()
+@click.argument("model")
+@click.option(
+    "--context", "contexts", multiple=True, type=int, default=(256, 4096), show_default=True,
+    help="Tokens in the cache when a step begins. Repeatable.",
+)  # fmt: skip
+@click.option(
+    "--rows", default="1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,32", show_default=True,
+    callback=whole_numbers, metavar="M,...", help="Rows of the steps.",
+)  # fmt: skip
+@click.option(
+    "--prefill", default="128,512,1024,4096", show_default=True, callback=whole_numbers,
+    metavar="N,...", help="Lengths of the prompts; empty for none.",
+)  # fmt: skip
+@click.option("--rounds", default=5, show_default=True, type=int)
+@click.option(
+    "--peers", default="", callback=_names, metavar="NAME,...",
+    help="Engines measured beside ours: llama.cpp, onnxruntime-genai, openvino-genai.",
+)  # fmt: skip
+@click.option(
+    "--peers-dir", type=click.Path(path_type=Path, file_okay=False), envvar="QUICKDRAFT_PEERS",
+    help="Where bench/peers/install.py put them.  [default: peers in the cache]",
+)  # fmt: skip
+@click.option(
+    "--checkpoint", type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="The .gguf file a bundle was exported from, for --peers.",
+)  # fmt: skip
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path, dir_okay=False),
+    help="Also write the result here, as JSON.",
+)  # fmt: skip
+@click.option(
+    "--plot", type=click.Path(path_type=Path, dir_okay=False), help="Also draw it in this .png."
+)
+@loading_options("backend", "weights", "threads", "kv_cache", "offline")
+@common_options
+def curve(
+    model: str,
+    out: Path | None,
+    plot: Path | None,
+    loading: dict[str, Any],
+    as_json: bool,
+    **tests: Any,
+) -> None:
+    """Measure T(M), the time of a step over M rows: what verifying M tokens costs.
+
+    Engines take turns at every point of every round; the figure of a point is its minimum over the
+    rounds. Memory bandwidth is measured in the same run. Ctrl-C ends it with the rounds that are
+    complete.
+    """
+    from quickdraft.commands.curve_report import document, draw, render
+    from quickdraft.models.resolve import resolve
+    from quickdraft.runtime.curve import CurvePlan
+
+    if plot is not None:
+        _check_plot(plot)
+    threads = loading.setdefault("threads", DEFAULT_THREADS)
+    shape = {name: tests[name] for name in ("contexts", "rows", "prefill", "rounds")}
+    plan = CurvePlan(**shape, threads=threads)
+    with Bars(transient=True) as bars:
+        opened = {name: loading[name] for name in ("weights", "offline") if name in loading}
+        bundle = resolve(model, progress=bars, **opened)
+        plan.check(bundle.manifest.model.context_length)
+        commands = _commands(model, bundle, loading, bars, **_of_peers(tests))
+    samples, facts, interrupted = _measure(commands, plan, bundle, as_json)
+    result = document(model, bundle, plan, samples, facts, interrupted)
+    if out is not None:
+        text = json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        _write(out, text.encode())
+    if as_json:
+        print_json(result)
+    else:
+        click.echo(render(result))
+    if plot is not None:
+        _write(plot, draw(result))
+    if interrupted:
+        raise click.Abort
+
+
+def _check_plot(plot: Path) -> None:
+    if plot.suffix.lower() != ".png":
+        raise OptionError(f"--plot: {plot} does not end in .png")
+    if find_spec("matplotlib") is None:
+        raise MissingExtra("matplotlib", "bench")
+
+
+def _of_peers(tests: dict[str, Any]) -> dict[str, Any]:
+    return {name: tests[name] for name in ("peers", "peers_dir", "checkpoint")}
+
+
+def _commands(
+    model: str,
+    bundle: Bundle,
+    loading: dict[str, Any],
+    bars: Bars,
+    *,
+    peers: tuple[str, ...],
+    peers_dir: Path | None,
+    checkpoint: Path | None,
+) -> Commands:
+    """The command line of every engine by name, ours first; converts models for the others."""
+    from quickdraft.commands.peers import find_peers, peer_model
+    from quickdraft.models.resolve import find_checkpoint, fingerprint
+
+    given = {name: loading[name] for name in ("backend", "threads", "kv_cache") if name in loading}
+    worker = [sys.executable, "-m", "quickdraft.runtime.curve_worker"]
+    commands: Commands = {OURS: [*worker, str(bundle.folder), json.dumps(given)]}
+    if not peers:
+        return commands
+    folder = peers_dir or cache_root() / "peers"
+    found = find_peers(peers, folder)
+    file = checkpoint or find_checkpoint(model, progress=bars, offline=bool(loading.get("offline")))
+    if file is None or file.suffix.lower() != ".gguf":
+        raise OptionError(
+            f"--peers are measured on the .gguf file of a model, and {model} is none; name the "
+            "one it was exported from with --checkpoint"
+        )
+    identity = fingerprint(file)
+    if identity != bundle.manifest.source.fingerprint:
+        raise OptionError(f"--checkpoint: {model} was not exported from {file}")
+    for number, peer in enumerate(found):
+        bars("convert", number, len(found))
+        opened = peer_model(peer, file, identity, folder)
+        commands[peer.name] = [*peer.command, str(opened), str(given["threads"])]
+    bars("convert", len(found), len(found))
+    return commands
+
+
+def _measure(
+    commands: Commands, plan: CurvePlan, bundle: Bundle, quiet: bool
+) -> tuple[Samples, dict[str, dict[str, Any]], bool]:
+    """Samples, the facts of every engine, and whether it was interrupted."""
+    from quickdraft.device_profiles.bandwidth import read_bandwidth
+    from quickdraft.runtime.curve import Samples, measure_curve, measure_memory
+    from quickdraft.runtime.engine_process import EngineProcess
+
+    samples, vocab_size = Samples(), bundle.manifest.model.vocab_size
+    with Bars(quiet=quiet, transient=True) as bars:
+        fresh = [(name, context) for name in commands for context in plan.contexts]
+        for number, (name, context) in enumerate(fresh):
+            with EngineProcess(name, commands[name]) as engine:
+                samples.peak_bytes[name, context] = measure_memory(engine, context, vocab_size)
+            bars("memory", number + 1, len(fresh))
+        with ExitStack() as stack:
+            engines = {
+                name: stack.enter_context(EngineProcess(name, command))
+                for name, command in commands.items()
+            }
+            facts = {name: engine.facts for name, engine in engines.items()}
+            try:
+                measure_curve(engines, plan, vocab_size, samples, read_bandwidth, bars)
+            except KeyboardInterrupt:
+                if not samples.rounds:
+                    raise
+                return samples, facts, True
+    return samples, facts, False
+
+
+def _write(file: Path, data: bytes) -> None:
+    try:
+        write_atomically(file, data)
+    except OSError as error:
+        raise storage_error(error, str(file)) from error

@@ -1,0 +1,200 @@
+"""What `quickdraft bench curve` says: a document, a table and a plot."""
+
+from __future__ import annotations
+
+import io
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from quickdraft import __version__
+from quickdraft.commands import machine
+from quickdraft.commands.output import table
+from quickdraft.commands.weight_bytes import step_bytes, variant_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from quickdraft.bundle import Bundle
+    from quickdraft.runtime.curve import CurvePlan, Point, Samples
+
+OURS = "quickdraft"
+_PACKAGES = ("numpy", "onnxruntime", "tokenizers")
+
+
+def document(
+    model: str,
+    bundle: Bundle,
+    plan: CurvePlan,
+    samples: Samples,
+    facts: dict[str, dict[str, Any]],
+    interrupted: bool,
+) -> dict[str, Any]:
+    """The result as plain JSON types; docs/cli.md describes it. Times in ms, sizes in MB of 1e6."""
+    from quickdraft.runtime.backends.opening import variant_for
+
+    variant = variant_for(bundle.manifest, facts[OURS]["backend"])
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "version": __version__,
+        "commit": _commit(),
+        "command": _command(),
+        "machine": {
+            "processor": machine.cpu_name(),
+            "features": machine.cpu_features(),
+            "physical_cores": machine.physical_cores(),
+            "processors": machine.usable_processors(),
+            "system": platform.platform(),
+        },
+        "versions": {"python": platform.python_version()} | _versions(),
+        "weights": variant.weight_format,
+        "weights_mb": _megabytes(variant_bytes(bundle.manifest, variant)),
+        "step_mb": _megabytes(step_bytes(bundle.folder, bundle.manifest, variant)),
+        "threads": plan.threads,
+        "rounds": samples.rounds,
+        "interrupted": interrupted,
+        "curves": [
+            {
+                "model": _name_only(model),
+                "context": context,
+                "bandwidth_gbs": round(max(samples.bandwidths), 1),
+                "engines": {
+                    name: _figures(name, context, plan, samples) | {"facts": facts[name]}
+                    for name in facts
+                },
+            }
+            for context in plan.contexts
+        ],
+    }
+
+
+def _figures(name: str, context: int, plan: CurvePlan, samples: Samples) -> dict[str, Any]:
+    """Minimum and median over the rounds. Prompts start from an empty cache, at any context."""
+    points = [p for p in plan.points if p.context in (0, context)]
+
+    def by_count(kind: str, figure: Callable[[str, Point], float]) -> dict[str, float]:
+        return {str(p.count): round(figure(name, p), 3) for p in points if p.kind == kind}
+
+    return {
+        "T": by_count("T", samples.minimum),
+        "T_median": by_count("T", samples.median),
+        "prefill": by_count("prefill", samples.minimum),
+        "prefill_median": by_count("prefill", samples.median),
+        "rss_mb": _megabytes(samples.peak_bytes[name, context]),
+        "kv_mb": _megabytes(samples.kv_bytes[name, context]),
+    }
+
+
+def _megabytes(count: int | None) -> float | None:
+    return None if count is None else round(count / 1e6, 1)
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that this runs from, marked if files differ from it."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        return subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--dirty=+changes", "--abbrev=12"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _command() -> str:
+    """The command line; folders are private to a machine, and names are enough."""
+    return " ".join(["quickdraft", *map(_name_only, sys.argv[1:])])
+
+
+def _name_only(argument: str) -> str:
+    return Path(argument).name if Path(argument).is_absolute() else argument
+
+
+def render(result: dict[str, Any]) -> str:
+    """A table per context, as text."""
+    parts = []
+    for curve in result["curves"]:
+        rows = _rows(curve)
+        numbers = frozenset(range(1, len(rows[0])))
+        title = f"{curve['model']}, context {curve['context']}, in ms"
+        parts.append("\n".join([title, "", table(rows, numbers), "", *_remarks(result, curve)]))
+    if result["interrupted"]:
+        parts.append(f"interrupted after {result['rounds']} complete rounds")
+    return "\n\n".join(parts)
+
+
+def _rows(curve: dict[str, Any]) -> list[list[str]]:
+    """Cells: a line per test, a column per engine, then ratios of ours."""
+    engines = curve["engines"]
+    compared = len(engines) > 1
+    rows = [["test", *engines, *["to best peer"] * compared, "to T(1)"]]
+    single = engines[OURS]["T"].get("1")
+    for kind, label in (("T", "T({})"), ("prefill", "prefill {}")):
+        for count in engines[OURS][kind]:
+            times = [engine[kind][count] for engine in engines.values()]
+            cells = [label.format(count), *(f"{time:.2f}" for time in times)]
+            if compared:
+                cells.append(f"{times[0] / min(times[1:]):.2f}")
+            cells.append(f"{times[0] / single:.2f}" if kind == "T" and single else "")
+            rows.append(cells)
+    memory = [f"{engine['rss_mb']:.0f}" if engine["rss_mb"] else "?" for engine in engines.values()]
+    rows.append(["peak MB", *memory, *[""] * (compared + 1)])
+    return rows
+
+
+def _remarks(result: dict[str, Any], curve: dict[str, Any]) -> list[str]:
+    """How the figures stand to the limit of the machine, and how they were made."""
+    bandwidth, step = curve["bandwidth_gbs"], result["step_mb"]
+    floor = step / bandwidth
+    lines = [
+        f"{step:.0f} MB of weights a step at {bandwidth:.1f} GB/s: {floor:.2f} ms at the least"
+    ]
+    single = curve["engines"][OURS]["T"].get("1")
+    if single:
+        lines[0] += f"; T(1) is {single / floor:.2f} times that"
+    how = f"minimum of {result['rounds']} rounds, {result['threads']} threads"
+    return [*lines, f"{result['weights']} weights, {how}"]
+
+
+def draw(result: dict[str, Any]) -> bytes:
+    """A PNG image: T(M) over M, one panel per context, a line per engine."""
+    from matplotlib.figure import Figure
+
+    curves = result["curves"]
+    figure = Figure(figsize=(5.5 * len(curves), 4), layout="constrained")
+    for number, curve in enumerate(curves):
+        axes = figure.add_subplot(1, len(curves), number + 1)
+        for name, engine in curve["engines"].items():
+            rows = [int(count) for count in engine["T"]]
+            axes.plot(rows, list(engine["T"].values()), marker=".", label=name)
+        floor = result["step_mb"] / curve["bandwidth_gbs"]
+        axes.axhline(floor, color="grey", linestyle=":", label="weights / bandwidth")
+        axes.set(
+            title=f"{curve['model']}, context {curve['context']}",
+            xlabel="rows of a step",
+            ylabel="ms",
+            ylim=(0, None),
+        )
+        axes.legend()
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=120)
+    return image.getvalue()
