@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import onnxruntime
 from onnx import helper
-from tiny.kernel_calls import floats, matrix, tree
+from tiny.kernel_calls import matrix, tree
 
 from quickdraft.hotpath_attention import kv_head_bytes
 from quickdraft.runtime.native import library_path
@@ -116,14 +116,19 @@ def _described(name: str, dtype: Any, shape: Shape) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, element, shape)
 
 
+def normal(random: np.random.Generator, *shape: int) -> np.ndarray:
+    """Normally distributed values, float32."""
+    return random.standard_normal(shape).astype(np.float32)
+
+
 def _q_linear(random: np.random.Generator) -> OneNode:
     stored = matrix(random, "w4", 40, 64)
     inputs = {
-        "x": floats(random, 3, 64),
+        "x": normal(random, 3, 64),
         "weights": stored.data,
-        "bias": floats(random, 40),
-        "residual": floats(random, 3, 40),
-        "norm_weight": floats(random, 64),
+        "bias": normal(random, 40),
+        "residual": normal(random, 3, 40),
+        "norm_weight": normal(random, 64),
     }
     attributes = {"format": "w4", "k": 64, "n": 40, "norm": "rms", "norm_eps": 1e-5}
     constants = {"weights", "bias", "norm_weight"}
@@ -133,10 +138,10 @@ def _q_linear(random: np.random.Generator) -> OneNode:
 def _norm(random: np.random.Generator) -> OneNode:
     attributes = {"kind": "layer", "eps": 1e-5, "heads": 3, "width": 8, "offset": 4}
     inputs = {
-        "x": floats(random, 5, 32),
-        "weight": floats(random, 24),
-        "bias": floats(random, 24),
-        "residual": floats(random, 5, 24),
+        "x": normal(random, 5, 32),
+        "weight": normal(random, 24),
+        "bias": normal(random, 24),
+        "residual": normal(random, 5, 24),
     }
     return OneNode("Norm", attributes | {"per_head": 1}, inputs, {"weight", "bias"})
 
@@ -151,7 +156,7 @@ def _rope_table(random: np.random.Generator) -> OneNode:
 def _tree_attention(random: np.random.Generator) -> OneNode:
     heads, kv_heads, dim, past, rows, capacity = 4, 2, 16, 5, 6, 32
     depths, ancestors = tree(random, rows)
-    joined = floats(random, rows, (heads + 2 * kv_heads) * dim)
+    joined = normal(random, rows, (heads + 2 * kv_heads) * dim)
     cache = np.zeros(capacity * 5 * kv_head_bytes(1, dim), np.uint8)
     cache.view(np.float16)[:] = random.standard_normal(cache.size // 2)
     attributes = {
@@ -174,7 +179,7 @@ def _tree_attention(random: np.random.Generator) -> OneNode:
         "past": np.array([past, 1, capacity]),
         "cache": cache,
         "rope": random.uniform(-1, 1, (rows, 2, 8)).astype(np.float32),
-        "sinks": floats(random, heads),
+        "sinks": normal(random, heads),
     }
     return OneNode("TreeAttention", attributes, inputs, {"sinks"})
 
@@ -189,17 +194,17 @@ def _embed(random: np.random.Generator) -> OneNode:
 def _head_top_k(random: np.random.Generator) -> OneNode:
     stored = matrix(random, "w4m", 70, 96)
     inputs = {
-        "x": floats(random, 5, 96),
+        "x": normal(random, 5, 96),
         "rows": np.array([4, 0, 4]),
         "full": np.array([1]),
         "weights": stored.data,
-        "bias": floats(random, 70),
-        "norm_weight": floats(random, 96),
-        "norm_bias": floats(random, 96),
+        "bias": normal(random, 70),
+        "norm_weight": normal(random, 96),
+        "norm_bias": normal(random, 96),
     }
     attributes = {"format": "w4m", "k": 96, "n": 70, "norm": "layer", "norm_eps": 1e-5}
     constants = {"weights", "bias", "norm_weight", "norm_bias"}
-    return OneNode("HeadTopK", attributes | {"top": 9, "softcap": 15.0}, inputs, constants)
+    return OneNode("HeadTopK", attributes | {"top": 9, "softcap": 30.0}, inputs, constants)
 
 
 _EXAMPLES: dict[str, Callable[[np.random.Generator], OneNode]] = {
