@@ -24,6 +24,7 @@ from quickdraft.export.emitters.base import EmitRequest
 from quickdraft.export.quantize import FORMATS
 from quickdraft.registry import ARCHITECTURES, BACKENDS, EMITTERS, lookup
 from quickdraft.runtime.backends.base import Backend
+from quickdraft.runtime.native import library_path
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -37,6 +38,10 @@ pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
 TOLERANCE = 1e-4
 PROMPT = 24
 EMITTER_OF = {"reference": "reference", "onnxruntime": "onnx"}
+if library_path() is not None:
+    EMITTER_OF["hotpath"] = "hotpath"
+EXACT = {"hotpath": {"kv_cache": "f32"}}
+"""What makes a backend compute in float32 throughout."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,8 @@ def open_backend(name: str, folder: Path, hidden_states: tuple[int, ...] = ()) -
         hidden_states,
     )
     variant = lookup("format", EMITTERS, EMITTER_OF[name])(request)
-    backend: Backend = lookup("backend", BACKENDS, name)(folder, spec.model_spec(), variant)
+    open_with = functools.partial(lookup("backend", BACKENDS, name), **EXACT.get(name, {}))
+    backend: Backend = open_with(folder, spec.model_spec(), variant)
     return backend
 
 
