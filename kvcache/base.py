@@ -20,9 +20,7 @@ from numpy.typing import NDArray
 
 @runtime_checkable
 class KvCache(Protocol):
-    """Keys and values of one conversation. kv_type: how they are stored, `f32`, `f16` or `int8`."""
-
-    kv_type: str
+    """Keys and values of one conversation."""
 
     @property
     def length(self) -> int:

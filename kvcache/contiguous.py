@@ -26,8 +26,6 @@ def align_slots(rows: int) -> int:
 class ContiguousCache(GrowingCache):
     """A KvCache in NumPy memory, float32."""
 
-    kv_type = "f32"
-
     def __init__(self, spec: ModelSpec, capacity: int = 256) -> None:
         super().__init__(spec, capacity, SLOT_ALIGNMENT)
         self._layers = self._buffers(self._capacity)

@@ -23,6 +23,7 @@ def load(
     backend: str = "auto",
     threads: int | None = None,
     weights: str | None = None,
+    kv_cache: str | None = None,
     offline: bool = False,
     progress: Progress | None = None,
 ) -> Model:
@@ -34,8 +35,9 @@ def load(
     path_or_name: a built-in alias, a bundle or checkpoint folder, a `.gguf` file, or `owner/name`
     (`@revision`, `:file.gguf`) on the Hugging Face hub. device: `auto` or `cpu`. drafter: `auto`,
     `none` or a name of the registry. backend: `auto` or a name of the registry. weights: `auto`,
-    `gguf`, `fp32`, `fp16`, `int8` or `int4`. offline: use only what is there. progress: called
-    with a stage, what is done of it, and its total (0 if unknown).
+    `gguf`, `fp32`, `fp16`, `int8` or `int4`. kv_cache: how keys and values are stored, `f32`,
+    `f16` or `int8`; None leaves it to the backend. offline: use only what is there. progress:
+    called with a stage, what is done of it, and its total (0 if unknown).
 
     Raises:
         InputError: the name or an option cannot be used; a subclass says which and why.
@@ -45,17 +47,23 @@ def load(
     if device not in DEVICES:
         raise OptionError(f"device is {device!r}; available: {', '.join(DEVICES)}")
     started = time.perf_counter()
+    from quickdraft.kvcache.blocked import check_kv_type
+    from quickdraft.models.formats import default_formats
     from quickdraft.models.resolve import resolve
     from quickdraft.runtime.model import Model
 
+    if kv_cache is not None:
+        check_kv_type(kv_cache)  # before anything is fetched
     name = str(path_or_name)
-    bundle = resolve(name, weights=weights, progress=progress, offline=offline)
+    formats = default_formats(backend)
+    bundle = resolve(name, weights=weights, formats=formats, progress=progress, offline=offline)
     model = Model.open(
         bundle.folder,
         manifest=bundle.manifest,
         backend=backend,
         drafter=drafter,
         threads=threads,
+        kv_cache=kv_cache,
         name=name,
     )
     # What the user waited for: fetching, exporting and verifying count as well.

@@ -35,6 +35,7 @@ EMITTERS: Mapping[str, str] = {
     "onnx": "quickdraft.export.emitters.onnx:emit_onnx",
 }
 BACKENDS: Mapping[str, str] = {
+    "hotpath": "quickdraft.runtime.backends.hotpath:HotpathBackend",
     "reference": "quickdraft.runtime.backends.reference:ReferenceBackend",
     "onnxruntime": "quickdraft.runtime.backends.onnxruntime:OnnxRuntimeBackend",
 }

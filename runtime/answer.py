@@ -132,6 +132,9 @@ class AnswerStream:
             backend=model.backend.name,
             flavour=model.backend.flavour,
             guarantee=model.backend.guarantee,
+            kv_cache=model.backend.kv_type,
+            isa=model.backend.isa,
+            degraded=model.degraded,
             timings=timings(
                 clock,
                 steps,

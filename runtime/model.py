@@ -53,8 +53,9 @@ class Model:
         *,
         drafter: str = "auto",
         name: str = "",
-        load_ms: float = 0.0,
+        degraded: str | None = None,
     ) -> None:
+        """degraded: why a better variant of the bundle does not run here, None if none would."""
         self.backend = backend
         self.manifest = manifest
         self.spec = manifest.model
@@ -62,7 +63,8 @@ class Model:
         self.chat_template = chat_template
         self.generation_config = GenerationConfig.from_defaults(manifest.generation)
         self.name = name or manifest.source.name
-        self.load_ms = load_ms
+        self.degraded = degraded
+        self.load_ms = 0.0
         self.drafter = AUTO_DRAFTER if drafter == "auto" else drafter
         if self.drafter != "none":
             lookup("drafter", DRAFTERS, self.drafter)  # an unknown name fails now, not later
@@ -76,15 +78,18 @@ class Model:
         backend: str = "auto",
         drafter: str = "auto",
         threads: int | None = None,
+        kv_cache: str | None = None,
         name: str = "",
     ) -> Model:
         """Load a verified bundle.
 
-        backend: a name of the registry; "auto" takes onnxruntime where the bundle has a portable
-        ONNX variant, else the reference. drafter: a name of the registry, "auto" or "none".
+        backend: a name of the registry; "auto" takes hotpath where the bundle has that flavour,
+        then onnxruntime for a portable ONNX variant, else the reference. drafter: a name of the
+        registry, "auto" or "none". kv_cache: how keys and values are stored, f32, f16 or int8;
+        None leaves it to the backend.
 
         Raises:
-            OptionError: an unknown backend or drafter, or a bad number of threads.
+            OptionError: an unknown backend, drafter or kv_cache, or a bad number of threads.
             BundleError, TokenizerError, TemplateError: a part of the bundle cannot be used.
             MissingExtra: the backend needs a package that is not installed.
         """
@@ -97,11 +102,19 @@ class Model:
         if entry.chat_template is not None:
             source = (folder / entry.chat_template).read_text(encoding="utf-8")
             template = ChatTemplate(source, entry.special_tokens)
-        loaded = open_backend(folder, manifest, backend, threads)
+        opened = open_backend(folder, manifest, backend, threads, kv_cache)
         try:
-            model = cls(loaded, manifest, tokenizer, template, drafter=drafter, name=name)
+            model = cls(
+                opened.backend,
+                manifest,
+                tokenizer,
+                template,
+                drafter=drafter,
+                name=name,
+                degraded=opened.degraded,
+            )
         except BaseException:
-            loaded.close()
+            opened.backend.close()
             raise
         model.load_ms = 1e3 * (time.perf_counter() - started)
         return model

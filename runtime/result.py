@@ -31,7 +31,8 @@ class TokenLogprob:
 class Result:
     """An answer. token_ids hold an end-of-text token that ended it; text does not, and ends
     before a stop string. logprobs is None unless asked for. guarantee: how speculation relates
-    to plain decoding here."""
+    to plain decoding here. kv_cache: how keys and values are stored. isa: instruction set of our
+    kernels, None where others compute. degraded: why not the best variant of the bundle runs."""
 
     text: str
     token_ids: tuple[int, ...]
@@ -44,6 +45,9 @@ class Result:
     guarantee: Guarantee
     timings: Timings
     steps: tuple[StepRecord, ...] = ()
+    kv_cache: str = "f32"
+    isa: str | None = None
+    degraded: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The object that `quickdraft run --json` prints."""
@@ -55,6 +59,9 @@ class Result:
             "backend": self.backend,
             "flavour": self.flavour,
             "guarantee": self.guarantee,
+            "kv_cache": self.kv_cache,
+            "isa": self.isa,
+            "degraded": self.degraded,
             "timings": self.timings.to_dict(),
         }
         if self.logprobs is not None:

@@ -65,7 +65,7 @@ The same with type hints:
     help="Prompt of the tests with a drafter, instead of the built-in one.",
 )  # fmt: skip
 @click.option("-o", "--output", default="md", show_default=True, type=click.Choice(FORMATS))
-@loading_options("backend", "weights", "threads", "offline")
+@loading_options("backend", "weights", "threads", "kv_cache", "offline")
 @common_options
 def bench(
     model: str,
@@ -116,6 +116,9 @@ def _row(model: Model, m: Measurement, threads: int | None) -> dict[str, Any]:
         "size": _size(model),
         "params": model.spec.num_parameters,
         "backend": model.backend.name,
+        "flavour": model.backend.flavour,
+        "isa": model.backend.isa,
+        "kv_cache": model.backend.kv_type,
         "threads": threads or "auto",
         "test": m.test,
         "mean": round(m.mean, 3),

@@ -23,7 +23,7 @@ def list_models(as_json: bool) -> None:
     if not entries:
         click.echo(f"{store.cache_folder()} holds no models; fetch one with: quickdraft pull MODEL")
         return
-    rows = [("MODEL", "KIND", "WEIGHTS", "SIZE", "MODIFIED")]
+    rows = [("MODEL", "KIND", "WEIGHTS", "FORMAT", "SIZE", "MODIFIED")]
     for entry in entries:
         day = datetime.fromtimestamp(entry.modified, UTC).astimezone()
         rows.append(
@@ -31,8 +31,9 @@ def list_models(as_json: bool) -> None:
                 entry.model,
                 entry.kind,
                 entry.weights or "",
+                entry.formats or "",
                 human_size(entry.size),
                 day.strftime("%Y-%m-%d %H:%M"),
             )
         )
-    click.echo(table(rows, right=frozenset({3})))
+    click.echo(table(rows, right=frozenset({4})))

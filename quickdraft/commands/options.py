@@ -54,6 +54,7 @@ LOADING: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
         "--threads",
         {"type": int, "envvar": "QUICKDRAFT_THREADS", "help": "Threads of the backend."},
     ),
+    ("kv_cache", "--kv-cache", {"help": "How keys and values are stored: f16, f32 or int8."}),
     ("offline", "--offline", {"is_flag": True, "help": "Never use the network."}),
 )
 

@@ -125,6 +125,7 @@ def statistics(result: Result) -> str:
     prompt_rate = 1e3 * t.prompt_n / t.prompt_ms if t.prompt_ms else 0.0
     reused = f", {t.cached_n} reused" if t.cached_n else ""
     share = f" ({t.draft_n_accepted / t.draft_n:.0%})" if t.draft_n else ""
+    isa = f" on {result.isa}" if result.isa else ""
     per_step = f", {(t.predicted_n - 1) / t.steps:.2f} tokens per step" if t.steps else ""
     return "\n".join(
         (
@@ -133,7 +134,8 @@ def statistics(result: Result) -> str:
             f"prompt   {t.prompt_n} tokens{reused}, {prompt_rate:.1f} tokens/s",
             f"answer   {t.predicted_n} tokens, {t.predicted_per_second:.1f} tokens/s{per_step}",
             f"drafts   {t.draft_n_accepted} of {t.draft_n} tokens accepted{share}",
-            f"backend  {result.backend}, {result.flavour}, {result.guarantee}",
+            f"backend  {result.backend}, {result.flavour}{isa}, {result.guarantee}",
+            f"cache    {result.kv_cache} keys and values",
             f"end      {result.finish_reason}",
         )
     )

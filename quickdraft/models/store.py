@@ -1,7 +1,7 @@
 """The cache of models: what is in it, how it is shared by processes, how it is emptied.
 
     <cache>/checkpoints/<alias>/<file>                  fetched, verified
-    <cache>/bundles/<model>-<fingerprint>-<weights>/    exported, verified when opened
+    <cache>/bundles/<model>-<fingerprint>-<weights>-<formats>/   exported, verified when opened
     <cache>/hub/<model>.json                            which snapshot a name of the hub means
     <cache>/locks/                                      held while one process makes one of them
 
@@ -15,7 +15,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -31,7 +31,7 @@ from quickdraft.pending import clean_up_folder
 from quickdraft.types import Progress
 
 _FINGERPRINT_DIGITS = 12
-_BUNDLE_NAME = re.compile(r"(.+)-([0-9a-f]{12})-([a-z0-9]+)")
+_BUNDLE_NAME = re.compile(r"(.+)-([0-9a-f]{12})-([a-z0-9]+)(?:-([a-z0-9_+]+))?")
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class Entry:
     size: int
     modified: float
     weights: str | None = None
+    formats: str | None = None
     fingerprint: str | None = None
 
 
@@ -65,9 +66,10 @@ def checkpoint_folder(model: str) -> Path:
     return cache_root() / "checkpoints" / slug(model)
 
 
-def bundle_folder(model: str, fingerprint: str, weights: str) -> Path:
-    """Where the bundle of a model goes. fingerprint: sha256 of its checkpoint, hex."""
-    name = f"{slug(model)}-{fingerprint[:_FINGERPRINT_DIGITS]}-{weights}"
+def bundle_folder(model: str, fingerprint: str, weights: str, formats: Sequence[str]) -> Path:
+    """Where the bundle of a model goes. fingerprint: sha256 of its checkpoint, hex. formats: names
+    of emitters."""
+    name = f"{slug(model)}-{fingerprint[:_FINGERPRINT_DIGITS]}-{weights}-{'+'.join(formats)}"
     return cache_root() / "bundles" / name
 
 
@@ -94,6 +96,7 @@ def _entries_in(part: str, kind: Literal["bundle", "checkpoint"]) -> Iterator[En
                 size=_size(path),
                 modified=path.stat().st_mtime,
                 weights=match[3] if match else None,
+                formats=match[4] if match else None,
                 fingerprint=match[2] if match else None,
             )
 

@@ -95,7 +95,8 @@ class Backend(Protocol):
     """A loaded model. Thread-safe: several conversations, each with its own cache, share it.
 
     top: how many of the largest logits of a row it offers; 0: it always gives all logits.
-    isa: the instruction set of our own kernels, None where another library computes.
+    isa: the instruction set of our own kernels, None where another library computes. kv_type: how
+    its caches store keys and values, `f32`, `f16` or `int8`.
     """
 
     name: str
@@ -104,6 +105,7 @@ class Backend(Protocol):
     guarantee: Guarantee
     top: int
     isa: str | None
+    kv_type: str
 
     def new_cache(self) -> KvCache:
         """An empty cache that fits this backend."""

@@ -43,6 +43,7 @@ class OnnxRuntimeBackend:
     name = "onnxruntime"
     top = 0
     isa = None
+    kv_type = "f32"
 
     def __init__(
         self,

@@ -63,6 +63,7 @@ class ReferenceBackend:
     name = "reference"
     top = 0
     isa = None
+    kv_type = "f32"
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""What a step feeds a model besides tokens: positions and attention biases, as pure functions."""
+"""What a step feeds a model besides tokens, as pure functions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,13 @@ def check_step(tree: Tree, length: int, spec: ModelSpec) -> None:
         BackendError: a token id is outside the vocabulary.
         ContextOverflow: a node's position is outside the context.
     """
-    if tree.tokens.min() < 0 or tree.tokens.max() >= spec.vocab_size:
+    tokens = tree.tokens
+    if len(tokens) <= 16:  # NumPy's reductions take longer for so few
+        few = tokens.tolist()
+        low, high = min(few), max(few)
+    else:
+        low, high = int(tokens.min()), int(tokens.max())
+    if low < 0 or high >= spec.vocab_size:
         raise BackendError(f"a token id is outside the vocabulary of {spec.vocab_size}")
     end = length + (len(tree) if tree.is_chain else int(tree.depth.max()) + 1)
     if end > spec.context_length:
@@ -32,6 +38,18 @@ def positions(tree: Tree, length: int) -> NDArray[np.int64]:
     if tree.is_chain:
         return np.arange(length, length + len(tree))
     return length + tree.depth
+
+
+def ancestors(tree: Tree) -> NDArray[np.int32]:
+    """int32 [n, largest depth + 1]: the node on the way to node i at each depth, itself last, then
+    -1."""
+    depth = tree.depth
+    found = np.full((len(tree), int(depth.max()) + 1), -1, np.int32)
+    for node, (parent, at) in enumerate(zip(tree.parent.tolist(), depth.tolist(), strict=True)):
+        if at:
+            found[node, :at] = found[parent, :at]
+        found[node, at] = node
+    return found
 
 
 def attention_bias(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny.answers import DRAFTER_FACTORIES, OPTIONS, VOCAB, decode, prompts
 from tiny.toy_backend import (
     LogitsOf,
     ToyBackend,
@@ -29,56 +29,8 @@ from quickdraft.registry import DRAFTERS, lookup
 from quickdraft.runtime.backends.base import CancelToken
 from quickdraft.runtime.engine import Decoder
 from quickdraft.runtime.generation import GenerationConfig
-from quickdraft.runtime.plan import Emission, Plan
+from quickdraft.runtime.plan import Plan
 from quickdraft.runtime.session import Session
-
-VOCAB = 16
-
-Factory = Callable[[LogitsOf, int], Drafter]
-
-DRAFTER_FACTORIES: dict[str, Factory] = {
-    name: lambda logits, seed, name=name: lookup("drafter", DRAFTERS, name)() for name in DRAFTERS
-} | {
-    "random": lambda logits, seed: ToyDrafter(random_trees(seed, VOCAB)),
-    "adversary": lambda logits, seed: ToyDrafter(adversary(logits)),
-    "oracle": lambda logits, seed: ToyDrafter(oracle(logits)),
-    "oracle_trees": lambda logits, seed: ToyDrafter(oracle_trees(logits, seed)),
-    "nonsense": lambda logits, seed: ToyDrafter(
-        lambda tokens, budget: Tree.chain([tokens[-1], *[10**9] * (budget + len(tokens) % 3)])
-    ),
-}
-
-prompts = st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=30)
-
-
-def decode(
-    logits: LogitsOf,
-    prompt: Sequence[int],
-    config: GenerationConfig,
-    drafter: Drafter | None = None,
-    top: int = 0,
-    **plan: object,
-) -> tuple[list[int], list[Emission]]:
-    backend = ToyBackend(logits, toy_spec(VOCAB, 96), top)
-    session = Session(backend, drafter)
-    emissions = list(Decoder(backend, session, Plan(config, **plan)).run(prompt))
-    tokens = [token for emission in emissions for token in emission.tokens]
-    assert session.tokens == [*prompt, *tokens]
-    assert session.cache.length == len(session.tokens) - 1
-    return tokens, emissions
-
-
-OPTIONS: list[dict[str, object]] = [
-    {},
-    {"repetition_penalty": 1.3},
-    {"presence_penalty": 0.7, "frequency_penalty": 0.4},
-    {"no_repeat_ngram_size": 3},
-    {"min_new_tokens": 20, "logit_bias": {3: 1.5}},
-    {"prefill_chunk_size": 3},
-    {"temperature": 0.8, "seed": 5},
-    {"temperature": 1.5, "seed": 6, "top_k": 0, "top_p": 0.8, "repetition_penalty": 1.2},
-    {"temperature": 1.0, "seed": 7, "top_k": 5, "min_p": 0.05, "typical_p": 0.9},
-]
 
 
 @pytest.mark.parametrize("name", DRAFTER_FACTORIES)
@@ -103,69 +55,6 @@ def test_an_answer_does_not_depend_on_the_drafter(
     if name == "nonsense" and len(tokens) > 2:
         assert sum(r.fallbacks for r in records) > 0
         assert sum(r.drafted for r in records) == 0
-
-
-@pytest.mark.parametrize("name", [None, "prompt_lookup", "random", "oracle_trees"])
-@pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "+".join(o) or "plain")
-@settings(max_examples=6, deadline=None)
-@given(prompt=prompts, seed=st.integers(0, 99), top=st.integers(1, VOCAB), ties=st.booleans())
-def test_an_answer_does_not_depend_on_which_logits_the_backend_gives(
-    name: str | None, options: dict[str, object], prompt: list[int], seed: int, top: int, ties: bool
-) -> None:
-    """From the largest logits or from all of them: the same tokens with the same draws."""
-    smooth = hashed(VOCAB)
-    logits = (lambda tokens: np.round(smooth(tokens))) if ties else smooth
-    config = GenerationConfig(max_new_tokens=30, logprobs=3, **options)
-
-    def answer(top: int) -> tuple[list[int], list[Emission]]:
-        drafter = DRAFTER_FACTORIES[name](logits, seed) if name else None
-        return decode(logits, prompt, config, drafter, top, eos_ids=(2,))
-
-    expected, slow = answer(0)
-    tokens, emissions = answer(top)
-    assert tokens == expected
-    assert [e.tokens for e in emissions] == [e.tokens for e in slow]
-    pairs = zip(
-        (entry for e in emissions for entry in e.logprobs),
-        (entry for e in slow for entry in e.logprobs),
-        strict=True,
-    )
-    for ours, theirs in pairs:
-        assert ours.token_id == theirs.token_id
-        assert [i for i, _ in ours.top] == [i for i, _ in theirs.top]
-        assert abs(ours.logprob - theirs.logprob) < 1e-5
-
-
-def test_all_logits_are_asked_for_only_where_they_are_needed() -> None:
-    logits = hashed(VOCAB)
-    asked = {}
-    for label, options in {
-        "greedy": {},
-        "few": {"temperature": 1.0, "top_k": 7, "top_p": 0.9, "logprobs": 8},
-        "many": {"temperature": 1.0, "top_k": 8},
-        "penalty": {"repetition_penalty": 1.1},
-        "minimum": {"min_new_tokens": 2},
-    }.items():
-        backend = ToyBackend(logits, toy_spec(VOCAB, 96), top=8)
-        config = GenerationConfig(max_new_tokens=4, prefill_chunk_size=2, seed=1, **options)
-        list(Decoder(backend, Session(backend), Plan(config)).run([1, 2, 3, 4, 5]))
-        asked[label] = backend.full
-    prompt, no, yes = [False, False], [False] * 4, [True] * 4
-    assert asked == {
-        "greedy": prompt + no,
-        "few": prompt + no,
-        "many": prompt + yes,
-        "penalty": prompt + yes,
-        "minimum": [*prompt, True, True, False, False],
-    }
-
-
-def test_a_tie_beyond_the_largest_logits_runs_the_step_again() -> None:
-    row = np.float32([5, 4, 3, 3, 3, 3, 3] + [0] * 9)
-    backend = ToyBackend(lambda tokens: row, toy_spec(VOCAB, 96), top=5)
-    config = GenerationConfig(max_new_tokens=3, temperature=1.0, top_k=3, seed=1)
-    list(Decoder(backend, Session(backend), Plan(config)).run([1]))
-    assert backend.full == [False, True] * 3
 
 
 def test_an_oracle_saves_steps() -> None:

@@ -18,7 +18,9 @@ FUNCTION_LINES = 60
 PARAMETERS = 8
 
 # "path" or "path:function" or "path:function()" (parameters) -> (size, reason)
-EXCEPTIONS: dict[str, tuple[int, str]] = {}
+EXCEPTIONS: dict[str, tuple[int, str]] = {
+    "quickdraft/api.py:load()": (9, "the options of opening a model, in one flat, documented call"),
+}
 
 
 def functions(tree: ast.Module) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:

@@ -78,6 +78,7 @@ class ToyBackend:
     flavour = "portable"
     guarantee = "bit_identical"
     isa = None
+    kv_type = "f32"
 
     def __init__(self, logits_of: LogitsOf, spec: ModelSpec | None = None, top: int = 0) -> None:
         self.logits_of = logits_of

@@ -9,6 +9,7 @@ import pytest
 from tiny.process import call, quickdraft
 
 from quickdraft.models import store
+from quickdraft.models.formats import default_formats
 
 
 @pytest.fixture
@@ -78,15 +79,16 @@ def test_list_of_nothing() -> None:
 def test_list_shows_a_line_per_entry(pulled: Path, tiny_gguf: Path) -> None:
     call("pull", tiny_gguf, "--weights", "fp32")
     head, *lines = call("list").stdout.splitlines()
-    assert head.split() == ["MODEL", "KIND", "WEIGHTS", "SIZE", "MODIFIED"]
-    assert [line.split()[:3] for line in lines] == [
-        ["small", "bundle", "auto"],
-        ["small", "bundle", "fp32"],
+    assert head.split() == ["MODEL", "KIND", "WEIGHTS", "FORMAT", "SIZE", "MODIFIED"]
+    assert [line.split()[:4] for line in lines] == [
+        ["small", "bundle", "auto", *default_formats()],
+        ["small", "bundle", "fp32", *default_formats()],
     ]
     first, _ = json.loads(call("list", "--json").stdout)
     assert first["path"] == str(pulled)
     assert set(first) == {
-        "name", "model", "kind", "path", "size", "modified", "weights", "fingerprint",
+        "name", "model", "kind", "path", "size", "modified", "weights", "formats",
+        "fingerprint",
     }  # fmt: skip
 
 
@@ -99,7 +101,8 @@ def test_show_states_what_the_manifest_says(pulled: Path, by_name: bool) -> None
     assert facts["architecture"].strip() == "llama"
     assert facts["context"].strip() == "64 tokens"
     assert facts["layers"].strip() == "1 of width 32, 4 heads over 2 KV heads of 8"
-    assert "onnx, portable, gguf weights" in facts["target 1"]
+    flavour = {"hotpath": "hotpath", "onnx": "portable"}[default_formats()[0]]
+    assert f"onnx, {flavour}, gguf weights" in facts["target 1"]
     assert facts["licence"].strip()
     assert "tokenizer.json" in done.stdout
     shown = json.loads(call("show", name, "--json").stdout)

@@ -181,7 +181,8 @@ def test_json_is_one_object(tiny_bundle: Path) -> None:
     assert done.stderr == ""
     answer = json.loads(done.stdout)
     assert list(answer) == [
-        "text", "token_ids", "finish_reason", "model", "backend", "flavour", "guarantee", "timings",
+        "text", "token_ids", "finish_reason", "model", "backend", "flavour", "guarantee", "kv_cache",
+        "isa", "degraded", "timings",
     ]  # fmt: skip
     assert {
         "load_ms", "ttft_ms", "prompt_n", "prompt_ms", "predicted_n", "predicted_ms",
@@ -215,7 +216,7 @@ def test_verbose_prints_statistics_on_standard_error(tiny_bundle: Path) -> None:
     plain = call("run", tiny_bundle, "hello", "-n", 8, "--ignore-eos")
     assert done.stdout == plain.stdout
     words = [line.split()[0] for line in done.stderr.splitlines()]
-    assert words == ["load", "first", "prompt", "answer", "drafts", "backend", "end"]
+    assert words == ["load", "first", "prompt", "answer", "drafts", "backend", "cache", "end"]
     assert "8 tokens" in done.stderr
 
 

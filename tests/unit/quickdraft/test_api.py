@@ -31,7 +31,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 def test_load_resolves_and_opens(tmp_path: Path, opened: list[dict[str, Any]]) -> None:
     folder = tmp_path / "bundle"
     write_tiny_bundle(folder)
-    quickdraft.load(folder, drafter="none", backend="reference", threads=2)
+    quickdraft.load(folder, drafter="none", backend="reference", threads=2, kv_cache="int8")
     assert opened == [
         {
             "folder": folder,
@@ -39,6 +39,7 @@ def test_load_resolves_and_opens(tmp_path: Path, opened: list[dict[str, Any]]) -
             "backend": "reference",
             "drafter": "none",
             "threads": 2,
+            "kv_cache": "int8",
             "name": str(folder),
         }
     ]
@@ -63,3 +64,8 @@ def test_unknown_devices_are_refused_with_the_list(device: str, cache: Path) -> 
     with pytest.raises(OptionError, match="available: auto, cpu"):
         quickdraft.load("smollm2-135m", device=device)
     assert not cache.exists()
+
+
+def test_an_unknown_kv_type_is_refused_before_anything_is_fetched() -> None:
+    with pytest.raises(OptionError, match="kv_cache is 'f8'; it must be one of f16, f32, int8"):
+        quickdraft.load("smollm2-135m", kv_cache="f8")

@@ -16,18 +16,30 @@ from quickdraft.bundle import open_bundle
 from quickdraft.errors import BundleError, DownloadError, ModelNotFound, OptionError
 from quickdraft.models import hub, sources, store
 from quickdraft.models import resolve as resolving
+from quickdraft.models.formats import default_formats
 from quickdraft.models.resolve import resolve
+from quickdraft.runtime import native
 
 TESTS = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def exports(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, str]]:
+def formats() -> list[list[str]]:
+    """Formats of what was exported."""
+    return []
+
+
+@pytest.fixture
+def exports(monkeypatch: pytest.MonkeyPatch, formats: list[list[str]]) -> list[tuple[Path, str]]:
     """Stands in for export, and lists what was exported with which weights."""
     calls: list[tuple[Path, str]] = []
+    used = formats
 
-    def export(source: Path, out: Path, *, weights: str, **options: Any) -> None:
+    def export(
+        source: Path, out: Path, *, weights: str, formats: list[str], **options: Any
+    ) -> None:
         calls.append((source, weights))
+        used.append(formats)
         write_tiny_bundle(out)
 
     monkeypatch.setattr(quickdraft.export.pipeline, "export_model", export)
@@ -80,6 +92,28 @@ def test_a_checkpoint_is_exported_once(
     assert len(exports) == 1
     assert first.folder.parent == cache / "bundles"
     assert [entry.model for entry in store.entries()] == ["checkpoint"]
+
+
+def test_formats_depend_on_the_installation_and_the_backend(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for library, expected in ((Path("lib"), "hotpath"), (None, "onnx")):
+        monkeypatch.setattr(native, "library_path", lambda library=library: library)
+        assert default_formats() == default_formats("elsewhere") == (expected,)
+        assert default_formats("hotpath") == ("hotpath",)
+        assert default_formats("onnxruntime") == ("onnx",)
+        assert default_formats("reference") == ("reference",)
+
+
+def test_other_formats_are_another_bundle(
+    checkpoint: Path, exports: list[tuple[Path, str]], formats: list[list[str]]
+) -> None:
+    first = resolve(str(checkpoint), formats=["onnx"])
+    second = resolve(str(checkpoint), formats=["hotpath", "onnx"])
+    assert first.folder != second.folder
+    assert formats == [["onnx"], ["hotpath", "onnx"]]
+    resolve(str(checkpoint), formats=["onnx"])
+    assert len(formats) == 2
 
 
 def test_other_weights_or_contents_are_another_bundle(
@@ -144,7 +178,8 @@ def test_an_alias_needs_no_checkpoint_once_it_is_exported(
         return gguf
 
     monkeypatch.setattr(sources, "fetch_checkpoint", fetch)
-    assert resolve("smollm2-135m").folder.name == "smollm2-135m-b179c9523d0e-auto"
+    name = f"smollm2-135m-b179c9523d0e-auto-{default_formats()[0]}"
+    assert resolve("smollm2-135m").folder.name == name
     resolve("smollm2-135m", offline=True)
     assert fetched == ["smollm2-135m"]
     assert exports == [(gguf, "auto")]

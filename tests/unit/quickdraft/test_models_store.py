@@ -20,9 +20,9 @@ FIRST, SECOND = "a" * 64, "b" * 64
 @pytest.fixture
 def filled(cache: Path) -> Path:
     """Two bundles and the checkpoint of one model, a bundle from the hub, and rubbish."""
-    write_tiny_bundle(store.bundle_folder("tiny-1.5b", FIRST, "auto"))
-    write_tiny_bundle(store.bundle_folder("tiny-1.5b", FIRST, "int8"))
-    write_tiny_bundle(store.bundle_folder("owner/name", SECOND, "auto"))
+    write_tiny_bundle(store.bundle_folder("tiny-1.5b", FIRST, "auto", ["hotpath"]))
+    write_tiny_bundle(store.bundle_folder("tiny-1.5b", FIRST, "int8", ["hotpath", "onnx"]))
+    write_tiny_bundle(store.bundle_folder("owner/name", SECOND, "auto", ["onnx"]))
     store.checkpoint_folder("tiny-1.5b").mkdir(parents=True)
     (store.checkpoint_folder("tiny-1.5b") / "tiny.gguf").write_bytes(bytes(1000))
     (cache / "bundles/.hidden").mkdir()
@@ -39,13 +39,14 @@ def test_an_empty_cache_lists_nothing(cache: Path) -> None:
 def test_entries_say_what_they_are(filled: Path) -> None:
     found = {entry.name: entry for entry in store.entries()}
     assert list(found) == [
-        "owner--name-bbbbbbbbbbbb-auto",
-        "tiny-1.5b-aaaaaaaaaaaa-auto",
-        "tiny-1.5b-aaaaaaaaaaaa-int8",
+        "owner--name-bbbbbbbbbbbb-auto-onnx",
+        "tiny-1.5b-aaaaaaaaaaaa-auto-hotpath",
+        "tiny-1.5b-aaaaaaaaaaaa-int8-hotpath+onnx",
         "tiny-1.5b",
     ]
-    bundle = found["tiny-1.5b-aaaaaaaaaaaa-int8"]
+    bundle = found["tiny-1.5b-aaaaaaaaaaaa-int8-hotpath+onnx"]
     assert (bundle.model, bundle.kind, bundle.weights) == ("tiny-1.5b", "bundle", "int8")
+    assert bundle.formats == "hotpath+onnx"
     assert bundle.size == sum(path.stat().st_size for path in bundle.path.rglob("*.*"))
     assert found["tiny-1.5b"].size == 1000
 
@@ -54,7 +55,7 @@ def test_entries_say_what_they_are(filled: Path) -> None:
     ("name", "expected"),
     [
         ("tiny-1.5b", 3),
-        ("tiny-1.5b-aaaaaaaaaaaa-int8", 1),
+        ("tiny-1.5b-aaaaaaaaaaaa-int8-hotpath+onnx", 1),
         ("owner/name", 1),
         ("owner--name", 1),
     ],
@@ -85,7 +86,7 @@ def test_remove_gives_the_bytes_and_leaves_no_trace(filled: Path) -> None:
     assert store.remove("tiny-1.5b") == size
     assert [entry.model for entry in store.entries()] == ["owner--name"]
     names = {path.name for path in (filled / "bundles").iterdir()}
-    assert names == {".hidden", "stranger", "file", "owner--name-bbbbbbbbbbbb-auto"}
+    assert names == {".hidden", "stranger", "file", "owner--name-bbbbbbbbbbbb-auto-onnx"}
 
 
 def test_remove_forgets_what_the_hub_name_meant(filled: Path) -> None:

@@ -38,6 +38,7 @@ class CountingBackend:
     guarantee: Guarantee = "bit_identical"
     top = 0
     isa = None
+    kv_type = "f32"
 
     def __init__(self) -> None:
         self.steps: list[tuple[int, int, list[int] | None]] = []

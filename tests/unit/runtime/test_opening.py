@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from tiny.toy_model import byte_tokenizer_json, toy_manifest
 
-from quickdraft.errors import BundleError, OptionError
+from quickdraft.errors import BackendError, BundleError, OptionError
 from quickdraft.manifest import Manifest, SlotsLayout, StepNames, Variant
-from quickdraft.runtime.backends import opening
+from quickdraft.runtime.backends import hotpath, opening
 from quickdraft.runtime.backends.opening import open_backend
 from quickdraft.runtime.model import Model
 
@@ -23,8 +23,16 @@ class Recorder:
     guarantee = "bit_identical"
     closed = False
 
-    def __init__(self, folder: Path, spec: object, variant: Variant, threads: int | None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        spec: object,
+        variant: Variant,
+        threads: int | None,
+        kv_cache: str | None = None,
+    ) -> None:
         self.folder, self.spec, self.variant, self.threads = folder, spec, variant, threads
+        self.kv_cache = kv_cache
         Recorder.closed = False
 
     def close(self) -> None:
@@ -33,7 +41,8 @@ class Recorder:
 
 @pytest.fixture(autouse=True)
 def _recorders(monkeypatch: pytest.MonkeyPatch) -> None:
-    table = dict.fromkeys(("onnxruntime", "reference", "other"), f"{__name__}:Recorder")
+    names = ("hotpath", "onnxruntime", "reference", "other")
+    table = dict.fromkeys(names, f"{__name__}:Recorder")
     monkeypatch.setattr(opening, "BACKENDS", table)
     real = opening.lookup
     monkeypatch.setattr(
@@ -64,16 +73,26 @@ def manifest(*variants: Variant) -> Manifest:
     ("name", "given", "expected"),
     [
         ("auto", ["reference", "onnx"], "onnx"),
+        ("auto", ["reference", "onnx", "hotpath"], "hotpath"),
         ("auto", ["reference"], "reference"),
+        ("onnxruntime", ["hotpath", "onnx"], "onnx"),
         ("reference", ["onnx", "reference"], "reference"),
         ("other", ["onnx", "reference"], "onnx"),
     ],
 )
-def test_a_backend_gets_the_variant_it_opens(name: str, given: list[str], expected: str) -> None:
-    bundle = manifest(*(variant(each) for each in given))
-    backend = open_backend(Path("there"), bundle, name, 3)
+def test_a_backend_gets_the_variant_it_opens(
+    name: str, given: list[str], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hotpath, "problem", lambda: None)
+    variants = {each: variant(each) for each in ("onnx", "reference")}
+    variants["hotpath"] = variant("onnx", "hotpath")
+    bundle = manifest(*(variants[each] for each in given))
+    opened = open_backend(Path("there"), bundle, name, 3)
+    backend = opened.backend
+    assert opened.degraded is None
     assert isinstance(backend, Recorder)
-    assert backend.variant.target_format == expected
+    assert backend.kv_cache is None
+    assert backend.variant == variants[expected]
     assert (backend.folder, backend.spec, backend.threads) == (Path("there"), bundle.model, 3)
 
 
@@ -81,7 +100,7 @@ def test_a_backend_gets_the_variant_it_opens(name: str, given: list[str], expect
     ("name", "variants", "error", "message"),
     [
         ("auto", [], BundleError, "no target model"),
-        ("auto", [variant("onnx", "hotpath")], BundleError, "it has: onnx hotpath"),
+        ("auto", [variant("onnx", "static")], BundleError, "it has: onnx static"),
         ("reference", [variant("onnx")], BundleError, "no variant for the backend 'reference'"),
         ("onnxrutime", [variant("onnx")], OptionError, "did you mean 'onnxruntime'"),
     ],
@@ -91,6 +110,37 @@ def test_what_no_backend_opens_is_refused(
 ) -> None:
     with pytest.raises(error, match=message):
         open_backend(Path("there"), manifest(*variants), name, None)
+
+
+def test_where_the_hotpath_cannot_run_the_portable_variant_does_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(hotpath, "problem", lambda: "no native library")
+    bundle = manifest(variant("onnx", "hotpath"), variant("reference"), variant("onnx"))
+    opened = open_backend(Path("there"), bundle, "auto", None, "f32")
+    assert opened.backend.variant == variant("onnx")
+    assert opened.backend.kv_cache == "f32"
+    assert opened.degraded == "no native library"
+    assert "slower than it could be" in caplog.text
+    assert "no native library" in caplog.text
+
+
+def test_where_the_hotpath_cannot_run_and_nothing_else_can_that_is_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(hotpath, "problem", lambda: "no native library")
+    bundle = manifest(variant("onnx", "hotpath"), variant("reference"))
+    with pytest.raises(BackendError, match=r"no native library\..*--format hotpath,onnx"):
+        open_backend(Path("there"), bundle, "auto", None)
+
+
+def test_a_backend_that_was_asked_for_by_name_is_not_replaced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(hotpath, "problem", lambda: pytest.fail("asked"))
+    bundle = manifest(variant("onnx", "hotpath"), variant("onnx"))
+    opened = open_backend(Path("there"), bundle, "hotpath", None)
+    assert opened.backend.variant == variant("onnx", "hotpath")
 
 
 @pytest.mark.parametrize("threads", [0, -1, 10**6])

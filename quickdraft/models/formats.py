@@ -1,0 +1,21 @@
+"""Which formats a bundle is made in when nobody says."""
+
+from __future__ import annotations
+
+_OPENED_BY = {"hotpath": "hotpath", "onnxruntime": "onnx", "reference": "reference"}
+
+
+def default_formats(backend: str = "auto") -> tuple[str, ...]:
+    """Names of emitters: what `backend` opens; for "auto" (or a backend from elsewhere) `hotpath`
+    where our kernels are installed, else `onnx`.
+
+    Looks at the installation only, so that it keeps making the same bundles.
+
+    Raises:
+        BackendError: QUICKDRAFT_LIBRARY names no file.
+    """
+    if backend in _OPENED_BY:
+        return (_OPENED_BY[backend],)
+    from quickdraft.runtime.native import library_path
+
+    return ("hotpath",) if library_path() is not None else ("onnx",)

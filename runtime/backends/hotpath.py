@@ -1,0 +1,261 @@
+"""Our own kernels inside ONNX Runtime: weights mapped in their layout, one cache buffer in place.
+
+A step of a small model takes a few milliseconds, so what Python does in it is kept to filling in a
+few small arrays: all memory of a step shape is allocated and bound once, and used again.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quickdraft.drafters.tree import Tree
+from quickdraft.errors import BackendError, BundleError
+from quickdraft.kvcache.base import KvCache
+from quickdraft.kvcache.blocked import KV_TYPES, BlockedCache, check_kv_type
+from quickdraft.manifest import BlocksLayout, StepNames, Variant
+from quickdraft.runtime import native
+from quickdraft.runtime.backends import ort_session
+from quickdraft.runtime.backends.base import CancelToken, StepOutput, TopTokens
+from quickdraft.runtime.backends.step_inputs import ancestors, check_step
+from quickdraft.types import ModelSpec
+
+OLDEST_ORT = (1, 24)
+"""The first onnxruntime whose interface of custom ops has all that ours use."""
+
+MAX_FRAMES = 32
+"""Step shapes whose memory a cache keeps."""
+
+
+class HotpathBackend:
+    """A Backend over one InferenceSession with our ops, shared by all conversations."""
+
+    name = "hotpath"
+
+    def __init__(
+        self,
+        folder: Path,
+        spec: ModelSpec,
+        variant: Variant,
+        threads: int | None = None,
+        kv_cache: str | None = None,
+    ) -> None:
+        """Load the variant. threads: of one step; None means one per physical core. kv_cache: the
+        type of keys and values, f16 (None), f32 or int8.
+
+        Raises:
+            OptionError: an unknown type. MissingExtra: onnxruntime is not installed.
+            BackendError: the native library is missing or does not fit, or the model cannot be
+                loaded. BundleError: the graph's inputs or outputs are not those of the manifest.
+        """
+        self.kv_type = kv_cache or "f16"
+        check_kv_type(self.kv_type)
+        if not isinstance(variant.cache, BlocksLayout):
+            raise BundleError(
+                f"{variant.model} takes a cache of {variant.cache.kind!r}, and this backend "
+                "has one of 'blocks'; use the backend of its flavour"
+            )
+        options = session_options(threads)
+        self.isa: str | None = native.isa()
+        self.spec = spec
+        self.flavour = variant.flavour
+        self.guarantee = variant.guarantee
+        self.top = variant.step.top
+        self._session: Any = ort_session.open_session(folder / variant.model, options)
+        _check_names(self._session, variant, variant.cache)
+        self._step = variant.step
+        self._layout = variant.cache
+        self._states: weakref.WeakKeyDictionary[BlockedCache, _State] = weakref.WeakKeyDictionary()
+        self._lock = threading.Lock()
+
+    def new_cache(self) -> BlockedCache:
+        """An empty cache that fits this backend."""
+        return BlockedCache(self.spec, self.kv_type, move=_move_rows)
+
+    def step(
+        self,
+        tree: Tree,
+        cache: KvCache,
+        rows: NDArray[np.int64] | None = None,
+        cancel: CancelToken | None = None,
+        *,
+        full_logits: bool = True,
+    ) -> StepOutput:
+        """See Backend.step."""
+        session = self._session  # `close` may come from another thread; a step that runs ends
+        if session is None:
+            raise BackendError("the model was closed")
+        if not isinstance(cache, BlockedCache):
+            raise BackendError(f"this backend needs its own caches, not {type(cache).__name__}")
+        if cancel is not None:
+            cancel.check()
+        length = cache.length
+        check_step(tree, length, self.spec)
+        cache.stage(len(tree))
+        try:
+            depths = 0 if tree.is_chain else int(tree.depth.max()) + 1
+            shape = _Shape(len(tree), depths, 0 if rows is None else len(rows), full_logits)
+            frame = self._frame(session, cache, shape)
+            frame.fill(tree, length, rows)
+            frame.bound.run(cancel)
+        except BaseException:
+            cache.truncate(length)
+            raise
+        return frame.output
+
+    def _frame(self, session: Any, cache: BlockedCache, shape: _Shape) -> _Frame:
+        with self._lock:
+            state = self._states.get(cache)
+            if state is None:
+                state = self._states[cache] = _State()
+        if state.version != cache.version or len(state.frames) > MAX_FRAMES:
+            state.frames.clear()
+            state.version = cache.version
+        frame = state.frames.get(shape)
+        if frame is None:
+            bound = ort_session.Bound(session)
+            bound.in_place(self._layout.cache, self._layout.present, cache.buffer)
+            frame = state.frames[shape] = _Frame(bound, shape, self._step, self.spec, cache)
+        return frame
+
+    def close(self) -> None:
+        """Release the session."""
+        self._session = None
+        with self._lock:
+            self._states.clear()
+
+
+class _Shape(NamedTuple):
+    """What the shapes of a step depend on. depths: 0 for a chain. wanted: rows, 0 for all."""
+
+    rows: int
+    depths: int
+    wanted: int
+    full_logits: bool
+
+
+class _State:
+    """What is bound for one cache, as long as its memory is the same."""
+
+    def __init__(self) -> None:
+        self.version = -1
+        self.frames: dict[_Shape, _Frame] = {}
+
+
+class _Frame:
+    """Inputs and outputs of all steps of one shape over one cache."""
+
+    def __init__(
+        self,
+        bound: ort_session.Bound,
+        shape: _Shape,
+        names: StepNames,
+        spec: ModelSpec,
+        cache: BlockedCache,
+    ) -> None:
+        self.bound = bound
+        n, wanted = shape.rows, shape.wanted or shape.rows
+        self._tokens = np.zeros(n, np.int64)
+        self._positions = np.zeros(n, np.int64)
+        self._ancestors = np.zeros((n, shape.depths), np.int32)
+        self._rows = np.arange(wanted, dtype=np.int64)
+        self._past = np.array([0, KV_TYPES[cache.kv_type], cache.capacity], np.int64)
+        self._depth = np.arange(n, dtype=np.int64)
+        # Kept here because a binding does not keep the memory it was given.
+        self._full = np.array([shape.full_logits], np.int64)
+        for name, array in (
+            (names.tokens, self._tokens),
+            (names.positions, self._positions),
+            (names.ancestors, self._ancestors),
+            (names.output_rows, self._rows),
+            (names.past, self._past),
+            (names.full_logits, self._full),
+        ):
+            bound.input(str(name), array)
+
+        def result(name: str | None, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+            array = np.zeros(shape, dtype)
+            bound.output(str(name), array)
+            return array
+
+        top = TopTokens(
+            result(names.top_values, (wanted, names.top), np.float32),
+            result(names.top_ids, (wanted, names.top), np.int64),
+            result(names.log_sum, (wanted,), np.float32),
+        )
+        hidden = {
+            layer: result(name, (n, spec.hidden_size), np.float32)
+            for layer, name in names.hidden_states.items()
+        }
+        logits = np.zeros((0, spec.vocab_size), np.float32)
+        if shape.full_logits:
+            logits = result(names.logits, (wanted, spec.vocab_size), np.float32)
+        self.output = StepOutput(logits, hidden, top)
+
+    def fill(self, tree: Tree, length: int, rows: NDArray[np.int64] | None) -> None:
+        """Write the inputs of a step over `length` committed rows."""
+        self._tokens[:] = tree.tokens
+        self._past[0] = length
+        if rows is not None:
+            self._rows[:] = rows
+        if self._ancestors.size:
+            self._ancestors[:] = ancestors(tree)
+            np.add(tree.depth, length, out=self._positions)
+        else:
+            np.add(self._depth, length, out=self._positions)
+
+
+def session_options(threads: int | None) -> Any:
+    """Options of a session that has our ops.
+
+    Raises:
+        MissingExtra: onnxruntime is not installed.
+        BackendError: it is too old, there is no native library, or the two do not fit.
+    """
+    ort = ort_session.require()
+    if tuple(int(part) for part in ort.__version__.split(".")[:2]) < OLDEST_ORT:
+        raise BackendError(
+            f"onnxruntime {ort.__version__} is too old for the hotpath flavour; upgrade it: "
+            f"pip install 'onnxruntime>={'.'.join(map(str, OLDEST_ORT))}'"
+        )
+    library = native.load()
+    library.isa()
+    options = ort_session.options(threads)
+    # The graph is made of our own ops: there is nothing to optimise, only time to lose.
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        options.register_custom_ops_library(str(library.path))
+    except Exception as error:
+        raise BackendError(
+            f"onnxruntime {ort.__version__} does not take the ops of {library.path}: {error}; "
+            "install another version of onnxruntime, or use a portable bundle"
+        ) from error
+    return options
+
+
+def problem() -> str | None:
+    """Why no hotpath variant can run here; None if it can."""
+    try:
+        session_options(None)
+    except BackendError as error:
+        return str(error)
+    return None
+
+
+def _move_rows(cache: BlockedCache, source: NDArray[np.int64], target: NDArray[np.int64]) -> None:
+    form = native.CacheForm(KV_TYPES[cache.kv_type], cache.capacity, cache.head_dim, cache.kv_heads)
+    native.move_rows(cache.buffer, form, source, target)
+
+
+def _check_names(session: Any, variant: Variant, cache: BlocksLayout) -> None:
+    step = variant.step
+    inputs = {step.tokens, step.positions, step.output_rows, cache.cache}
+    inputs |= {str(name) for name in (step.ancestors, step.past, step.full_logits)}
+    outputs = {step.logits, cache.present, *step.hidden_states.values()}
+    outputs |= {str(name) for name in (step.top_values, step.top_ids, step.log_sum)}
+    ort_session.check_names(variant.model, session, inputs, outputs)
