@@ -101,9 +101,8 @@ def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
     return a.shape == b.shape and a.tobytes() == b.tobytes()
 
 
-@quick
-@given(cases())
-def test_against_the_twin(case: Case) -> None:
+def by_the_twin(case: Case) -> tuple[np.ndarray, np.ndarray]:
+    """The rows' results, and the bytes of the cache afterwards."""
     cache, scores, step = case.cache, case.scores, case.step
     assert step.ancestors is not None
     how = twin.Attention(
@@ -112,7 +111,13 @@ def test_against_the_twin(case: Case) -> None:
     past = np.array([step.past, KV_TYPES.index(cache.kind), cache.capacity])
     rows = twin.Step(step.positions, step.ancestors, past, scores.rope)
     data = cache.data.copy()
-    expected = twin.tree_attention(case.qkv, rows, data, how, scores.sinks)
+    return twin.tree_attention(case.qkv, rows, data, how, scores.sinks), data
+
+
+@quick
+@given(cases())
+def test_against_the_twin(case: Case) -> None:
+    expected, data = by_the_twin(case)
     y, after = case.attend()
     assert same_bits(after.data, data)
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=2e-5)
@@ -194,6 +199,18 @@ def test_a_row_that_is_not_finite_spoils_its_descendants_only(
     for row in range(len(y)):
         if bad not in case.path(row):
             assert same_bits(spoilt[row], y[row])
+
+
+@quick
+@given(cases(), st.integers(0, 10**6), st.sampled_from([np.nan, np.inf, -np.inf]))
+def test_int8_codes_of_what_is_not_finite(case: Case, at: int, value: float) -> None:
+    case.cache = Cache("int8", case.cache.capacity, case.cache.kv_heads, case.cache.head_dim)
+    for x in case.qkv[1:]:
+        x.flat[at % x.size] = value
+    with np.errstate(invalid="ignore"):
+        _, data = by_the_twin(case)
+    for isa in isas():
+        assert same_bits(case.attend(isa)[1].data, data), isa
 
 
 @pytest.mark.parametrize("kind", KV_TYPES)

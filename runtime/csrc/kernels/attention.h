@@ -74,8 +74,9 @@ class StepAttention {
     const int64_t segments = end_segment_ - first_segment_;
     const int64_t partials = tasks * segments * Workspace::partial_floats(sizes_);
     const bool split = segments > 1 && tasks < kEnoughTasks && partials <= kMostPartialFloats;
-    const int64_t lanes = smaller(kMostLanes, split ? tasks * segments : tasks);
     const int64_t work = Workspace::floats(sizes_), kept = split ? partials : 0;
+    const int64_t lanes = clamp(kMostWorkFloats / work, 1,
+                                smaller(kMostLanes, split ? tasks * segments : tasks));
     memory_ = static_cast<float*>(scratch(
         Scratch::kAttention, static_cast<size_t>(lanes * work + kept) * sizeof(float)));
     partials_ = memory_ + lanes * work;
@@ -94,6 +95,7 @@ class StepAttention {
   static constexpr int64_t kMostLanes = 32;    // tasks at a time, each with its own memory
   static constexpr int64_t kEnoughTasks = 16;  // from here on segments need not be tasks
   static constexpr int64_t kMostPartialFloats = 8 << 20;
+  static constexpr int64_t kMostWorkFloats = 8 << 20;  // of all lanes
   static constexpr int64_t kWorthThreads = 1 << 19;  // multiply-adds
 
   // Segments in which row r sees positions.

@@ -141,11 +141,14 @@ class TileAttention {
   void attend(int64_t segment, const Partial& out) {
     start_ = segment * kSegment;
     bool has_step = false;
-    for (int64_t r = 0; r < rows_; ++r) has_step |= span(r).prefix < span(r).high;
+    for (int64_t r = 0; r < rows_; ++r) {
+      spans_[r] = span_of(first_row_ + r);
+      has_step |= spans_[r].prefix < spans_[r].high;
+    }
     score_prefix();
     if (has_step) score_step();
     for (int64_t i = 0; i < queries_; ++i) {
-      const Span seen = span(i / sizes_.group);
+      const Span& seen = spans_[row_of(i)];
       if (seen.empty()) continue;
       soft_weights(space_.scores.row(i), seen, args_.scale, args_.softcap, out.largest + i,
                    out.total + i);
@@ -158,7 +161,7 @@ class TileAttention {
 
  private:
   void load_query(int64_t i) {
-    const int64_t row = first_row_ + i / sizes_.group;
+    const int64_t row = first_row_ + row_of(i);
     const int64_t head = head_ * sizes_.group + i % sizes_.group;
     const float* q = args_.q + row * args_.q_stride + head * sizes_.dim;
     const float* cosines = args_.rope ? args_.rope + row * 2 * args_.pairs : nullptr;
@@ -166,9 +169,12 @@ class TileAttention {
     rotate_head(q, sizes_.dim, cosines, cosines + pairs, pairs, space_.queries.row(i));
   }
 
-  // Of row first_row_ + r, in the segment at hand.
-  Span span(int64_t r) const {
-    const int64_t end = args_.positions[first_row_ + r] + 1;
+  // The row of a query, from the first of the tile on; 32 bits because it is asked for often.
+  int64_t row_of(int64_t query) const {
+    return static_cast<uint32_t>(query) / static_cast<uint32_t>(sizes_.group);
+  }
+  Span span_of(int64_t row) const {
+    const int64_t end = args_.positions[row] + 1;
     const int64_t begin = args_.window > 0 ? larger(0, end - args_.window) : 0;
     const int64_t in_place = args_.ancestors ? smaller(end, args_.past) : end;
     Span seen;
@@ -185,8 +191,8 @@ class TileAttention {
   // The smallest low and the largest prefix among queries first .. first + count - 1.
   Span prefix_of(int64_t first, int64_t count) const {
     Span all = {kSegment, 0, 0};
-    for (int64_t r = first / sizes_.group; r <= (first + count - 1) / sizes_.group; ++r) {
-      const Span seen = span(r);
+    for (int64_t r = row_of(first); r <= row_of(first + count - 1); ++r) {
+      const Span& seen = spans_[r];
       if (seen.low >= seen.prefix) continue;
       all.low = smaller(all.low, seen.low);
       all.prefix = larger(all.prefix, seen.prefix);
@@ -236,8 +242,8 @@ class TileAttention {
       const int64_t count = smaller(kTileQueries, queries_ - i);
       score_groups(count, groups, queries_at(i), keys, space_.step);
       for (int64_t j = 0; j < count; ++j) {
-        const int64_t row = (i + j) / sizes_.group;
-        const Span seen = span(row);
+        const int64_t row = row_of(i + j);
+        const Span& seen = spans_[row];
         for (int64_t p = seen.prefix; p < seen.high; ++p) {
           const int64_t at = step_slot(row, p) - slot;
           if (at >= 0 && at < groups * 16)
@@ -254,11 +260,11 @@ class TileAttention {
     for (int64_t p = all.low; p < all.prefix; ++p)
       scales[p] = *cache_.value_scale(start_ + p, head_);
     for (int64_t i = 0; i < queries_; ++i) {
-      const Span seen = span(i / sizes_.group);
+      const Span& seen = spans_[row_of(i)];
       float* weights = space_.scores.row(i);
       for (int64_t p = seen.low; p < seen.prefix; ++p) weights[p] *= scales[p];
       for (int64_t p = seen.prefix; p < seen.high; ++p)
-        weights[p] *= *cache_.value_scale(step_slot(i / sizes_.group, p), head_);
+        weights[p] *= *cache_.value_scale(step_slot(row_of(i), p), head_);
     }
   }
 
@@ -286,7 +292,7 @@ class TileAttention {
       const int64_t count = smaller(kTileQueries, queries_ - i);
       int64_t from[kTileQueries], to[kTileQueries], low = begin, high = end;
       for (int64_t j = 0; j < count; ++j) {
-        const Span seen = span((i + j) / sizes_.group);
+        const Span& seen = spans_[row_of(i + j)];
         from[j] = clamp(seen.low, begin, end);
         to[j] = clamp(seen.prefix, begin, end);
         low = larger(low, from[j]);
@@ -303,7 +309,7 @@ class TileAttention {
 
   void sum_step(const Partial& out) {
     for (int64_t r = 0; r < rows_; ++r) {
-      const Span seen = span(r);
+      const Span& seen = spans_[r];
       for (int64_t p = seen.prefix; p < seen.high; ++p) {
         const ValueRows<Stored> value = cache_.value_rows(step_slot(r, p), head_);
         const ValueRows<float> wide =
@@ -324,6 +330,7 @@ class TileAttention {
   const Workspace& space_;
   int64_t head_, first_row_, rows_, queries_, start_ = 0;
   bool widen_;
+  Span spans_[kMostQueries];  // of each row, in the segment at hand
 };
 
 }  // namespace qd::QD_ISA
