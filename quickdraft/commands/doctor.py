@@ -16,9 +16,10 @@ from quickdraft import __version__, registry
 from quickdraft.commands import machine
 from quickdraft.commands.options import common_options
 from quickdraft.commands.output import human_size, print_json, table
+from quickdraft.errors import BackendError, MissingExtra
 
 PACKAGES = ("numpy", "tokenizers", "safetensors", "huggingface-hub", "onnxruntime", "onnx-ir")
-EXTRAS = {"onnx": ("onnxruntime", "onnx_ir", "onnx"), "bench": ("psutil",)}
+EXTRAS = {"onnx": ("onnxruntime", "onnx_ir", "onnx"), "bench": ("matplotlib", "psutil")}
 
 # y = -x for one float32, opset 13, as a serialized ModelProto.
 _NEGATION = (
@@ -54,6 +55,7 @@ def examine() -> dict[str, Any]:
         "backends": sorted(registry.BACKENDS),
         "missing_extras": _missing_extras(),
         "onnxruntime": _onnxruntime(),
+        "native": _native(),
         "cpu": {
             "name": machine.cpu_name(),
             "features": machine.cpu_features(),
@@ -111,6 +113,23 @@ def _onnxruntime() -> dict[str, Any]:
     return report
 
 
+def _native() -> dict[str, Any]:
+    """The native library: its file, its instruction sets, and what keeps it from being used."""
+    from quickdraft.runtime import native
+    from quickdraft.runtime.backends import hotpath
+
+    report: dict[str, Any] = {"library": None, "isa": None, "runnable": [], "problem": None}
+    try:
+        library = native.load()
+        report["library"] = str(library.path)
+        report["runnable"] = library.runnable()
+        report["isa"] = library.isa()
+        hotpath.session_options(None)
+    except (BackendError, MissingExtra) as error:
+        report["problem"] = str(error)
+    return report
+
+
 def _cache() -> dict[str, Any]:
     from quickdraft.models import store
 
@@ -135,12 +154,22 @@ def _lines(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "ONNX Runtime", "works" if ort["works"] else f"does not work: {ort['problem']}"
     yield "providers", ", ".join(ort["providers"]) or "none"
     yield "devices", "; ".join(ort["devices"]) or "unknown"
+    native = report["native"]
+    if native["isa"] is not None:
+        yield "instruction set", f"{native['isa']}, of {' '.join(native['runnable'])}"
+    yield "native library", _native_state(native)
     yield from _machine_lines(report["cpu"], report["memory"])
     cache = report["cache"]
     state = "" if cache["writable"] else ", NOT WRITABLE (set QUICKDRAFT_CACHE to another folder)"
     yield "cache", f"{cache['folder']} ({human_size(cache['bytes'])}){state}"
     offline = [f"{name}={value}" for name, value in report["hub"]["offline"].items() if value]
     yield "hub", ", ".join(offline) or "online"
+
+
+def _native_state(native: dict[str, Any]) -> str:
+    if native["problem"] is not None:
+        return f"not used: {native['problem']}"
+    return str(native["library"])
 
 
 def _machine_lines(cpu: dict[str, Any], memory: dict[str, Any]) -> Iterator[tuple[str, str]]:

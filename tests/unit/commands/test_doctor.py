@@ -12,6 +12,7 @@ from tiny.process import call, quickdraft
 
 from quickdraft import __version__
 from quickdraft.commands import doctor, machine
+from quickdraft.runtime import native
 
 CPUINFO = """\
 processor	: 0
@@ -55,6 +56,25 @@ def test_report_in_words() -> None:
     for name in ("quickdraft", "ONNX Runtime", "features", "cores", "memory", "cache", "hub"):
         assert name in names
     assert "works" in done.stdout
+
+
+@pytest.mark.native
+def test_the_native_library_and_its_instruction_set() -> None:
+    report = json.loads(call("doctor", "--json").stdout)["native"]
+    assert Path(report["library"]).is_file()
+    assert report["isa"] in report["runnable"]
+    assert report["problem"] is None
+    assert report["library"] in call("doctor").stdout
+
+
+def test_without_a_native_library_it_says_how_to_get_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(native, "library_path", lambda: None)
+    done = call("doctor")
+    assert done.returncode == 0
+    assert "not used: this installation has no native library" in done.stdout
+    assert "instruction set" not in done.stdout
 
 
 def test_without_onnxruntime_it_names_the_extra_and_fails(
