@@ -35,10 +35,13 @@ from quickdraft.registry import EMITTERS
 @click.option(
     "--format",
     "formats",
-    default="onnx",
+    default="auto",
     show_default=True,
     metavar="FORMATS",
-    help=f"Target formats, best first, separated by commas: {', '.join(EMITTERS)}.",
+    help=(
+        f"Target formats, best first, separated by commas: {', '.join(EMITTERS)}. "
+        "auto is hotpath where our kernels are installed, else onnx, which runs everywhere."
+    ),
 )
 @click.option("--overwrite", is_flag=True, help="Replace a bundle that is already there.")
 @common_options
@@ -57,7 +60,11 @@ def export(
     """
     from quickdraft.export.pipeline import export_model
     from quickdraft.models.admission import admit
+    from quickdraft.models.formats import default_formats
 
+    chosen = tuple(name.strip() for name in formats.split(","))
+    if chosen == ("auto",):
+        chosen = default_formats()
     started = time.perf_counter()
     with Bars(quiet=as_json) as bars:
         manifest = export_model(
@@ -65,7 +72,7 @@ def export(
             out,
             weights=weights,
             hidden_states=hidden_states or (),
-            formats=[name.strip() for name in formats.split(",")],
+            formats=chosen,
             progress=bars,
             overwrite=overwrite,
             admit=admit,
@@ -81,6 +88,7 @@ def export(
                 "family": manifest.model.family,
                 "parameters": manifest.model.num_parameters,
                 "formats": [v.target_format for v in variants],
+                "flavours": [v.flavour for v in variants],
                 "weights": [v.weight_format for v in variants],
                 "size": size,
                 "seconds": round(seconds, 3),
@@ -93,3 +101,7 @@ def export(
     memory = "" if peak is None else f", {human_size(peak)} of memory at most"
     names = ", ".join(f"{v.target_format} {v.flavour} {v.weight_format}" for v in variants)
     click.echo(f"{names}, in {seconds:.1f} s{memory}")
+    if formats == "auto" and "hotpath" not in chosen:
+        click.echo(
+            "Our kernels are not installed here; --format hotpath exports for where they are."
+        )

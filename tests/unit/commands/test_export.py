@@ -9,6 +9,9 @@ import pytest
 from tiny.process import call
 
 from quickdraft.bundle import open_bundle
+from quickdraft.runtime.native import library_path
+
+NATIVE = library_path() is not None
 
 
 def test_export_writes_a_bundle_that_runs(tiny_gguf: Path, tmp_path: Path) -> None:
@@ -16,10 +19,11 @@ def test_export_writes_a_bundle_that_runs(tiny_gguf: Path, tmp_path: Path) -> No
     done = call("export", tiny_gguf, "--out", out)
     assert done.returncode == 0
     assert done.stderr == ""
-    first, second = done.stdout.splitlines()
+    first, second, *more = done.stdout.splitlines()
     assert first.startswith(f"{out}: llama, ")
-    assert "onnx portable gguf" in second
+    assert f"onnx {'hotpath' if NATIVE else 'portable'} gguf" in second
     assert " s" in second
+    assert not more if NATIVE else "not installed here" in more[0]
     assert call("run", out, "hello", "--raw", "-n", 2).returncode == 0
 
 
@@ -27,18 +31,19 @@ def test_options_reach_the_bundle(tiny_gguf: Path, tmp_path: Path) -> None:
     out = tmp_path / "bundle"
     done = call(
         "export", tiny_gguf, "-o", out, "--weights", "fp32", "--hidden-states", "0,1",
-        "--format", "reference,onnx", "--json",
+        "--format", "reference, onnx,hotpath", "--json",
     )  # fmt: skip
     report = json.loads(done.stdout)
     assert report["bundle"] == str(out)
-    assert report["formats"] == ["reference", "onnx"]
-    assert report["weights"] == ["fp32", "fp32"]
+    assert report["formats"] == ["reference", "onnx", "onnx"]
+    assert report["flavours"] == ["portable", "portable", "hotpath"]
+    assert report["weights"] == ["fp32"] * 3
     assert report["seconds"] > 0
     assert report["peak_memory"] is None or report["peak_memory"] > 1 << 20
     manifest = open_bundle(out).manifest
     assert report["size"] == sum(entry.size for entry in manifest.files.values())
     assert report["parameters"] == manifest.model.num_parameters
-    assert set(manifest.roles["target"][1].step.hidden_states) == {0, 1}
+    assert all(set(v.step.hidden_states) == {0, 1} for v in manifest.roles["target"])
 
 
 @pytest.mark.parametrize(
