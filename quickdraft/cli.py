@@ -32,7 +32,7 @@ COMMANDS = {
     "bench": ("quickdraft.commands.bench:bench", "Measure prefill and decoding speed."),
     "bench curve": (
         "quickdraft.commands.bench_curve:curve",
-        "Measure what a step costs by its rows, beside other engines.",
+        "Measure what a step costs by its rows.",
     ),
     "doctor": ("quickdraft.commands.doctor:doctor", "Report on this machine and installation."),
 }

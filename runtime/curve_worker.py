@@ -105,7 +105,7 @@ def main(folder: str, options: str) -> None:
     with Model.open(bundle.folder, manifest=bundle.manifest, **json.loads(options)) as model:
         backend = model.backend
         facts = {"engine": "quickdraft", "backend": backend.name, "flavour": backend.flavour}
-        answers.write(json.dumps(facts | {"isa": backend.isa}) + "\n")
+        answers.write(json.dumps(facts | {"isa": backend.isa, "kv_cache": backend.kv_type}) + "\n")
         worker = CurveWorker(backend)
         for line in sys.stdin:
             answers.write(json.dumps(worker.answer(json.loads(line))) + "\n")

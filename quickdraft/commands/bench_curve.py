@@ -32,7 +32,7 @@ def _names(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str,
     return tuple(dict.fromkeys(part.strip() for part in value.split(",") if part.strip()))
 
 
-@click.command()
+@click.command("bench curve")
 @click.argument("model")
 @click.option(
     "--context", "contexts", multiple=True, type=int, default=(256, 4096), show_default=True,
@@ -76,11 +76,11 @@ def curve(
     as_json: bool,
     **tests: Any,
 ) -> None:
-    """Measure T(M), the time of a step over M rows: what verifying M tokens costs.
+    """Measure what a step costs by its rows.
 
-    Engines take turns at every point of every round; the figure of a point is its minimum over the
-    rounds. Memory bandwidth is measured in the same run. Ctrl-C ends it with the rounds that are
-    complete.
+    T(M) is the time of a step over M rows: what verifying M tokens costs. Engines take turns at
+    every point of every round; the figure of a point is its minimum over the rounds. Memory
+    bandwidth is measured in the same run. Ctrl-C ends it with the rounds that are complete.
     """
     from quickdraft.commands.curve_report import document, draw, render
     from quickdraft.models.resolve import resolve

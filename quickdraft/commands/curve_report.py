@@ -34,7 +34,7 @@ def document(
     facts: dict[str, dict[str, Any]],
     interrupted: bool,
 ) -> dict[str, Any]:
-    """The result as plain JSON types; docs/cli.md describes it. Times in ms, sizes in MB of 1e6."""
+    """The result as plain JSON types; docs/cli.md describes it. Times in ms, MB of 1e6 bytes."""
     from quickdraft.runtime.backends.opening import variant_for
 
     variant = variant_for(bundle.manifest, facts[OURS]["backend"])
@@ -52,8 +52,8 @@ def document(
         },
         "versions": {"python": platform.python_version()} | _versions(),
         "weights": variant.weight_format,
-        "weights_mb": _megabytes(variant_bytes(bundle.manifest, variant)),
-        "step_mb": _megabytes(step_bytes(bundle.folder, bundle.manifest, variant)),
+        "weights_bytes": variant_bytes(bundle.manifest, variant),
+        "step_bytes": step_bytes(bundle.folder, bundle.manifest, variant),
         "threads": plan.threads,
         "rounds": samples.rounds,
         "interrupted": interrupted,
@@ -75,6 +75,7 @@ def document(
 def _figures(name: str, context: int, plan: CurvePlan, samples: Samples) -> dict[str, Any]:
     """Minimum and median over the rounds. Prompts start from an empty cache, at any context."""
     points = [p for p in plan.points if p.context in (0, context)]
+    peak = samples.peak_bytes[name, context]
 
     def by_count(kind: str, figure: Callable[[str, Point], float]) -> dict[str, float]:
         return {str(p.count): round(figure(name, p), 3) for p in points if p.kind == kind}
@@ -84,13 +85,9 @@ def _figures(name: str, context: int, plan: CurvePlan, samples: Samples) -> dict
         "T_median": by_count("T", samples.median),
         "prefill": by_count("prefill", samples.minimum),
         "prefill_median": by_count("prefill", samples.median),
-        "rss_mb": _megabytes(samples.peak_bytes[name, context]),
-        "kv_mb": _megabytes(samples.kv_bytes[name, context]),
+        "rss_mb": None if peak is None else round(peak / 1e6, 1),
+        "kv_bytes": samples.kv_bytes[name, context],
     }
-
-
-def _megabytes(count: int | None) -> float | None:
-    return None if count is None else round(count / 1e6, 1)
 
 
 def _versions() -> dict[str, str]:
@@ -161,18 +158,24 @@ def _rows(curve: dict[str, Any]) -> list[list[str]]:
     return rows
 
 
+def least_ms(result: dict[str, Any], curve: dict[str, Any]) -> float:
+    """Milliseconds that reading the weights takes at the measured bandwidth."""
+    least: float = result["step_bytes"] / curve["bandwidth_gbs"] / 1e6
+    return least
+
+
 def _remarks(result: dict[str, Any], curve: dict[str, Any]) -> list[str]:
     """How the figures stand to the limit of the machine, and how they were made."""
-    bandwidth, step = curve["bandwidth_gbs"], result["step_mb"]
-    floor = step / bandwidth
-    lines = [
-        f"{step:.0f} MB of weights a step at {bandwidth:.1f} GB/s: {floor:.2f} ms at the least"
-    ]
+    least = least_ms(result, curve)
+    limit = (
+        f"{result['step_bytes'] / 1e6:.0f} MB of weights a step at {curve['bandwidth_gbs']:.1f} "
+        f"GB/s: {least:.2f} ms at the least"
+    )
     single = curve["engines"][OURS]["T"].get("1")
     if single:
-        lines[0] += f"; T(1) is {single / floor:.2f} times that"
+        limit += f"; T(1) is {single / least:.2f} times that"
     how = f"minimum of {result['rounds']} rounds, {result['threads']} threads"
-    return [*lines, f"{result['weights']} weights, {how}"]
+    return [limit, f"{result['weights']} weights, {how}"]
 
 
 def draw(result: dict[str, Any]) -> bytes:
@@ -184,10 +187,11 @@ def draw(result: dict[str, Any]) -> bytes:
     for number, curve in enumerate(curves):
         axes = figure.add_subplot(1, len(curves), number + 1)
         for name, engine in curve["engines"].items():
-            rows = [int(count) for count in engine["T"]]
-            axes.plot(rows, list(engine["T"].values()), marker=".", label=name)
-        floor = result["step_mb"] / curve["bandwidth_gbs"]
-        axes.axhline(floor, color="grey", linestyle=":", label="weights / bandwidth")
+            curve_points = [(int(count), time) for count, time in engine["T"].items()]
+            axes.plot(*zip(*sorted(curve_points), strict=True), marker=".", label=name)
+        axes.axhline(
+            least_ms(result, curve), color="grey", linestyle=":", label="weights / bandwidth"
+        )
         axes.set(
             title=f"{curve['model']}, context {curve['context']}",
             xlabel="rows of a step",

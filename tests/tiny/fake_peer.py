@@ -1,0 +1,35 @@
+"""A peer that measures nothing and says made-up times.
+
+    python fake_peer.py BEHAVIOUR MODEL THREADS
+
+BEHAVIOUR: `answers`; `dies` at its first step; `babbles` instead of answering it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+
+def main(behaviour: str, model: str, threads: str) -> None:
+    print(json.dumps({"engine": "fake", "threads": int(threads)}), flush=True)
+    for line in sys.stdin:
+        print(json.dumps(answer(behaviour, json.loads(line))), flush=True)
+
+
+def answer(behaviour: str, request: dict[str, Any]) -> object:
+    if request["op"] == "open":
+        return {"kv_bytes": None}
+    if request["op"] == "memory":
+        return {"peak_bytes": 5_000_000}
+    ms = len(request["tokens"]) / 1000
+    if request["op"] == "prefill":
+        return {"ms": ms}
+    if behaviour == "dies":
+        sys.exit("out of ideas")
+    return 7 if behaviour == "babbles" else {"ms": [ms + 1, ms, ms + 2]}
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
