@@ -9,6 +9,7 @@ use n for the rows of a step, m for the rows whose logits are wanted.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,12 +74,12 @@ def norm(
     """
     width = x.shape[1] if width is None else width
     chosen = x[:, offset : offset + heads * width].astype(np.float64)
-    parts: NDArray[np.float64] = chosen.reshape(-1, width)
+    parts: NDArray[Any] = chosen.reshape(-1, width)
     if how.kind == "layer":
         parts = parts - parts.mean(axis=1, keepdims=True)
     if how.kind != "none":
         parts = parts / np.sqrt(np.square(parts).mean(axis=1, keepdims=True) + how.eps)
-    values = parts.reshape(len(x), heads, width)
+    values: NDArray[Any] = parts.reshape(len(x), heads, width)
     if how.weight is not None:
         values = values * how.weight.reshape(-1, width)
     if how.bias is not None:
