@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +14,8 @@ from quickdraft.errors import OptionError
 from quickdraft.export.weights import Blocked, Dense, Floats, Weight
 
 GROUP = 32
+_FACTORS = tuple(map(np.float32, (0.95, 0.9, 0.85, 1.05, -1.0, -0.93)))
+"""Neighbours of the scale that maps the largest value of a block to the last code."""
 _LARGEST_SCALE = float(np.finfo(np.float16).max) / 2
 """Half of what float16 holds, so that the neighbouring scales that are tried fit as well."""
 
@@ -102,34 +107,45 @@ def quantize(values: Floats, bits: int, group: int = GROUP) -> Blocked:
     Scales are float16 values, so that every flavour can hold the same weights.
     """
     # Some rows at a time: what is worked on stays in the processor's cache.
-    step = max(1, (1 << 18) // values.shape[1])
-    parts = [
-        _quantize_rows(values[start : start + step], bits, group)
-        for start in range(0, len(values), step)
-    ]
+    step = max(1, (1 << 17) // values.shape[1])
+    chunks = [values[start : start + step] for start in range(0, len(values), step)]
+    with ThreadPoolExecutor() as pool:
+        parts = list(pool.map(partial(_quantize_rows, bits=bits, group=group), chunks))
     codes = np.concatenate([codes for codes, _ in parts])
     scale = np.concatenate([scale for _, scale in parts])
     return Blocked(codes, scale, None, bits, group, 1 << (bits - 1))
 
 
-def _quantize_rows(values: Floats, bits: int, group: int) -> tuple[NDArray[np.uint8], Floats]:
-    rows, columns = values.shape
-    zero = 1 << (bits - 1)
-    blocks = values.reshape(rows, columns // group, group)
-    at = np.abs(blocks).argmax(-1)[..., None]
-    extreme = np.take_along_axis(blocks, at, -1)[..., 0]
-    factors = (1.0,) if bits == 8 else (1.0, 0.95, 0.9, 0.85, 1.05, -1.0, -0.93)
-    best_scale = np.zeros(extreme.shape, np.float32)
-    best_codes = np.full(blocks.shape, zero, np.uint8)
-    best_error = np.full(extreme.shape, np.inf, np.float32)
-    for factor in factors:
-        scale = _half(extreme * np.float32(factor) / np.float32(-zero))
-        codes, error = _round(blocks, scale, zero)
-        better = error < best_error
-        best_error = np.where(better, error, best_error)
-        best_scale = np.where(better, scale, best_scale)
-        best_codes = np.where(better[..., None], codes, best_codes)
-    return best_codes.reshape(rows, columns), best_scale
+def _quantize_rows(values: Floats, *, bits: int, group: int) -> tuple[NDArray[np.uint8], Floats]:
+    blocks, zero = values.reshape(-1, group), 1 << (bits - 1)
+    high, low = blocks.max(-1), blocks.min(-1)
+    step: Floats = np.divide(np.where(high > -low, high, low), np.float32(-zero))
+    scale = _half(step)
+    if bits == 4:
+        scale = _best(blocks, [scale, *(_half(step * factor) for factor in _FACTORS)], zero)
+    codes = (_steps(blocks, scale, zero) + np.float32(zero)).astype(np.uint8)
+    return codes.reshape(values.shape), scale.reshape(len(values), -1)
+
+
+def _best(blocks: Floats, scales: Sequence[Floats], zero: int) -> Floats:
+    """The scale of each block with the least error, the first of equals."""
+    errors = []
+    for scale in scales:
+        steps = _steps(blocks, scale, zero)
+        # Of (scale * steps - blocks)**2, summed, what depends on the scale.
+        squares = np.einsum("ij,ij->i", steps, steps)
+        errors.append(scale * (scale * squares - 2 * np.einsum("ij,ij->i", steps, blocks)))
+    chosen = np.argmin(errors, axis=0)
+    result: Floats = np.take_along_axis(np.array(scales), chosen[None], 0)[0]
+    return result
+
+
+def _steps(blocks: Floats, scale: Floats, zero: int) -> Floats:
+    """How often a scale goes into each value, whole and within the codes."""
+    inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale != 0)
+    steps: Floats = blocks * inverse[:, None]
+    np.rint(steps, out=steps)
+    return np.clip(steps, -zero, zero - 1, out=steps)
 
 
 def _half(scale: Floats) -> Floats:
@@ -139,10 +155,3 @@ def _half(scale: Floats) -> Floats:
     cut = (np.abs(half) < np.finfo(np.float16).tiny) & (np.abs(half) < np.abs(scale))
     away = np.nextafter(half, np.copysign(np.float16(np.inf), half))
     return np.where(cut, away, half).astype(np.float32)
-
-
-def _round(blocks: Floats, scale: Floats, zero: int) -> tuple[NDArray[np.uint8], Floats]:
-    inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale != 0)
-    steps = np.clip(np.rint(blocks * inverse[..., None]), -zero, zero - 1)
-    error = np.square(steps * scale[..., None] - blocks).sum(-1, dtype=np.float32)
-    return (steps + zero).astype(np.uint8), error

@@ -208,10 +208,10 @@ def test_own_blocks_have_scales_that_kernels_hold(
     assert isinstance(blocked, Blocked)
     assert kernel_format(blocked) == name
     largest = np.abs(values).reshape(3, 2, 32).max(-1)
-    # One step at most; float16 knows none below 2**-24.
+    # The largest value may be cut by 15 % of 8 steps; float16 knows no step below 2**-24.
     steps = np.maximum(largest / (1 << (blocked.bits - 1)), 2.0**-24)
     error = np.abs(blocked.to_dense() - values).reshape(3, 2, 32).max(-1)
-    assert (error <= 1.3 * steps).all()
+    assert (error <= 1.8 * steps).all()
 
 
 @pytest.mark.parametrize("form", ["int4", "int8"])
