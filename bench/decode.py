@@ -16,9 +16,12 @@ import argparse
 import sys
 
 import numpy as np
-from harness import Peer, read_bandwidth, write_result
+from harness import start_peer, write_result
 from rich.console import Console
 from rich.table import Table
+
+from quickdraft.device_profiles.bandwidth import read_bandwidth
+from quickdraft.runtime.engine_process import EngineProcess
 
 SCRIPTS = {
     "quickdraft": "quickdraft_peer.py",
@@ -27,14 +30,18 @@ SCRIPTS = {
 }
 
 
-def start(spec: str, threads: int) -> tuple[str, Peer]:
-    """LABEL=MODEL or LABEL=PYTHON:MODEL; a label may carry a note: `quickdraft+int4`."""
+def start(spec: str, threads: int) -> tuple[str, EngineProcess]:
+    """LABEL=MODEL or LABEL=PYTHON:MODEL; a label may carry a note: `quickdraft+int4`.
+
+    The note kv-f32, kv-f16 or kv-int8 says how quickdraft stores keys and values.
+    """
     label, _, rest = spec.partition("=")
-    engine = label.partition("+")[0]
+    engine, _, note = label.partition("+")
     if engine not in SCRIPTS or not rest:
         raise SystemExit(f"{spec!r}: expected ENGINE=MODEL with one of {', '.join(SCRIPTS)}")
     python, model = rest.split(":", 1) if ":" in rest else (sys.executable, rest)
-    return label, Peer(SCRIPTS[engine], python, model, threads)
+    stored = [note.removeprefix("kv-")] if note.startswith("kv-") else []
+    return label, start_peer(SCRIPTS[engine], python, model, threads, *stored)
 
 
 def main() -> None:
@@ -54,7 +61,7 @@ def main() -> None:
     for peer in peers.values():
         peer.ask(op="decode", prompt=prompt, tokens=8)
     for _ in range(options.rounds):
-        bandwidth = max(bandwidth, read_bandwidth(options.threads))
+        bandwidth = max(bandwidth, round(read_bandwidth(options.threads), 1))
         for label, peer in peers.items():
             answer = peer.ask(op="decode", prompt=prompt, tokens=options.tokens)
             times[label].append(answer)

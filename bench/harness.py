@@ -8,63 +8,20 @@ import platform
 import re
 import subprocess
 import sys
-import time
 from datetime import date
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from quickdraft.runtime.engine_process import EngineProcess
 
 ROOT = Path(__file__).resolve().parent.parent
 PEERS = Path(__file__).resolve().parent / "peers"
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
-class Peer:
+def start_peer(script: str, python: str, model: str, threads: int, *rest: str) -> EngineProcess:
     """An engine in a process of its own, asked one thing at a time (bench/peers/serve.py)."""
-
-    def __init__(self, script: str, python: str, model: str, threads: int) -> None:
-        command = [python, str(PEERS / script), model, str(threads)]
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=PEERS
-        )
-        self.facts = self._read()
-
-    def ask(self, **request: Any) -> dict[str, Any]:
-        """Send a request and wait for its answer."""
-        if self._process.stdin is None:
-            raise RuntimeError("the peer has no standard input")
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        return self._read()
-
-    def _read(self) -> dict[str, Any]:
-        if self._process.stdout is None:
-            raise RuntimeError("the peer has no standard output")
-        line = self._process.stdout.readline()
-        if not line:
-            raise SystemExit(f"a peer ended with exit code {self._process.wait()}")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
-
-    def close(self) -> None:
-        """End the process."""
-        self._process.communicate()
-
-
-def read_bandwidth(threads: int) -> float:
-    """Sequential read bandwidth in GB/s: the best of several sums over 512 MiB."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    data = np.ones(1 << 26, np.float64)
-    parts = np.array_split(data, threads)
-    best = 0.0
-    with ThreadPoolExecutor(threads) as pool:
-        for _ in range(5):
-            started = time.perf_counter()
-            list(pool.map(np.sum, parts))
-            best = max(best, data.nbytes / (time.perf_counter() - started) / 1e9)
-    return round(best, 1)
+    return EngineProcess(script, [python, str(PEERS / script), model, str(threads), *rest])
 
 
 def machine() -> dict[str, Any]:

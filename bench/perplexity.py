@@ -1,9 +1,11 @@
-"""Is a bundle as good as the file it came from? Perplexity, ours beside llama.cpp on one GGUF.
+"""Is a bundle as good as the file it came from? Perplexity of engines on the same tokens.
 
-    python bench/perplexity.py NAME BUNDLE TEXT llama.cpp=PYTHON:FILE
+    python bench/perplexity.py NAME BUNDLE TEXT [llama.cpp=PYTHON:FILE] [quickdraft+fp32=BUNDLE]
+        [quickdraft+kv-f32=BUNDLE] [quickdraft+kv-int8=BUNDLE]
 
-The first tokens of TEXT (ids by our tokenizer, the same ids for both) are cut in windows; each
-window starts from an empty cache, and all its tokens after the first are scored. The result goes to
+The first tokens of TEXT (ids by our tokenizer, the same ids for all) are cut in windows; each
+window starts from an empty cache, and all its tokens after the first are scored. Engines as in
+decode.py; `kv-` and a type say how keys and values are stored. The result goes to
 bench/results/perplexity-NAME.json.
 """
 
@@ -16,7 +18,7 @@ import sys
 from pathlib import Path
 
 from decode import start
-from harness import Peer, write_result
+from harness import write_result
 from tokenizers import Tokenizer
 
 
@@ -26,7 +28,7 @@ def main() -> None:
     parser.add_argument("name")
     parser.add_argument("bundle", type=Path)
     parser.add_argument("text", type=Path)
-    parser.add_argument("peer", nargs="?")
+    parser.add_argument("engines", nargs="*")
     parser.add_argument("--tokens", type=int, default=20_000)
     parser.add_argument("--window", type=int, default=512)
     parser.add_argument("--threads", type=int, default=2)
@@ -39,14 +41,8 @@ def main() -> None:
     ids = ids[: options.tokens]
     if len(ids) < options.tokens:
         raise SystemExit(f"{options.text.name} holds only {len(ids)} tokens")
-    engines = {
-        "quickdraft": Peer(
-            "quickdraft_peer.py", sys.executable, str(options.bundle), options.threads
-        )
-    }
-    if options.peer:
-        label, peer = start(options.peer, options.threads)
-        engines[label] = peer
+    specs = [f"quickdraft={options.bundle}", *options.engines]
+    engines = dict(start(spec, options.threads) for spec in specs)
     sums = dict.fromkeys(engines, 0.0)
     count = 0
     for begin in range(0, len(ids) - 1, options.window):

@@ -12,15 +12,15 @@ from serve import serve
 
 from quickdraft.bundle import open_bundle
 from quickdraft.drafters.tree import Tree
-from quickdraft.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from quickdraft.runtime.backends.opening import open_backend, variant_for
 
 
-def main(folder: str, threads: int) -> None:
-    """Load the bundle and serve."""
+def main(folder: str, threads: int, kv_cache: str | None = None) -> None:
+    """Load the bundle and serve. kv_cache: how keys and values are stored; None: as usual."""
     bundle = open_bundle(Path(folder))
     manifest = bundle.manifest
-    variant = manifest.roles["target"][0]
-    backend = OnnxRuntimeBackend(bundle.folder, manifest.model, variant, threads=threads)
+    backend = open_backend(bundle.folder, manifest, "auto", threads, kv_cache).backend
+    variant = variant_for(manifest, backend.name)
 
     def prefill(tokens: list[int], cache: Any) -> int:
         for start in range(0, len(tokens), 256):
@@ -48,9 +48,15 @@ def main(folder: str, threads: int) -> None:
         picked = shifted[np.arange(len(tokens) - 1), tokens[1:]]
         return {"logprobs": (picked - np.log(np.exp(shifted).sum(-1))).tolist()}
 
-    facts = {"engine": "quickdraft", "weights": variant.weight_format, "threads": threads}
+    facts = {
+        "engine": "quickdraft",
+        "backend": backend.name,
+        "weights": variant.weight_format,
+        "kv_cache": backend.kv_type,
+        "threads": threads,
+    }
     serve(facts | {"versions": dict(manifest.written_by)}, {"decode": decode, "score": score})
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main(sys.argv[1], int(sys.argv[2]), *sys.argv[3:])

@@ -83,17 +83,22 @@ def curve(
     bandwidth is measured in the same run. Ctrl-C ends it with the rounds that are complete.
     """
     from quickdraft.commands.curve_report import document, draw, render
+    from quickdraft.kvcache.blocked import check_kv_type
+    from quickdraft.models.formats import default_formats
     from quickdraft.models.resolve import resolve
     from quickdraft.runtime.curve import CurvePlan
 
     if plot is not None:
         _check_plot(plot)
+    if "kv_cache" in loading:
+        check_kv_type(loading["kv_cache"])
     threads = loading.setdefault("threads", DEFAULT_THREADS)
     shape = {name: tests[name] for name in ("contexts", "rows", "prefill", "rounds")}
     plan = CurvePlan(**shape, threads=threads)
     with Bars(transient=True) as bars:
         opened = {name: loading[name] for name in ("weights", "offline") if name in loading}
-        bundle = resolve(model, progress=bars, **opened)
+        formats = default_formats(loading.get("backend", "auto"))
+        bundle = resolve(model, formats=formats, progress=bars, **opened)
         plan.check(bundle.manifest.model.context_length)
         commands = _commands(model, bundle, loading, bars, **_of_peers(tests))
     samples, facts, interrupted = _measure(commands, plan, bundle, as_json)
