@@ -54,24 +54,36 @@ inline void finish_query(const Partial& state, int64_t i, int64_t dim, const flo
     store_columns(y + c, mul(load(sums + c), inverse), static_cast<int>(smaller(16, dim - c)));
 }
 
+// Segments first .. end - 1 hold all that some rows see.
+struct Segments {
+  int64_t first, end;
+  int64_t count() const { return end - first; }
+};
+
+// Those of rows first .. end - 1, of which there is at least one.
+inline Segments segments_of(const AttentionArgs& args, int64_t first, int64_t end) {
+  int64_t low = args.positions[first], high = low;
+  for (int64_t r = first + 1; r < end; ++r) {
+    low = smaller(low, args.positions[r]);
+    high = larger(high, args.positions[r]);
+  }
+  const int64_t lowest = args.window > 0 ? larger(0, low + 1 - args.window) : 0;
+  return {lowest / kSegment, high / kSegment + 1};
+}
+
 template <class Stored>
 class StepAttention {
  public:
   explicit StepAttention(const AttentionArgs& args)
-      : args_(args), cache_(args.cache), sizes_(args),
-        tiles_((args.rows + sizes_.rows_per_tile - 1) / sizes_.rows_per_tile) {
-    first_segment_ = first_of(0);
-    end_segment_ = end_of(0);
-    for (int64_t r = 0; r < args.rows; ++r) {
-      first_segment_ = smaller(first_segment_, first_of(r));
-      end_segment_ = larger(end_segment_, end_of(r));
-      seen_ += args.positions[r] + 1;
-    }
-  }
+      : args_(args),
+        cache_(args.cache),
+        segments_(segments_of(args, 0, args.rows)),
+        sizes_(args, segments_.count()),
+        tiles_((args.rows + sizes_.rows_per_tile - 1) / sizes_.rows_per_tile) {}
 
   void run(const Parallel& parallel) {
     const int64_t tasks = tiles_ * args_.cache.kv_heads;
-    const int64_t segments = end_segment_ - first_segment_;
+    const int64_t segments = segments_.count();
     const int64_t partials = tasks * segments * Workspace::partial_floats(sizes_);
     const bool split = segments > 1 && tasks < kEnoughTasks && partials <= kMostPartialFloats;
     const int64_t work = Workspace::floats(sizes_), kept = split ? partials : 0;
@@ -80,10 +92,11 @@ class StepAttention {
     memory_ = static_cast<float*>(scratch(
         Scratch::kAttention, static_cast<size_t>(lanes * work + kept) * sizeof(float)));
     partials_ = memory_ + lanes * work;
+    worth_threads_ = effort() >= kWorthThreads;
     write(parallel, lanes);
     if (split) {
       spread(parallel, lanes, tasks * segments, [&](int64_t task, float* memory) {
-        attend_segment(task % tasks, first_segment_ + task / tasks, memory);
+        attend_segment(task % tasks, segments_.first + task / tasks, memory);
       });
       spread(parallel, lanes, tasks, [&](int64_t task, float*) { merge_segments(task); });
     } else {
@@ -96,14 +109,14 @@ class StepAttention {
   static constexpr int64_t kEnoughTasks = 16;  // from here on segments need not be tasks
   static constexpr int64_t kMostPartialFloats = 8 << 20;
   static constexpr int64_t kMostWorkFloats = 8 << 20;  // of all lanes
-  static constexpr int64_t kWorthThreads = 1 << 19;  // multiply-adds
+  static constexpr int64_t kWorthThreads = 1 << 19;    // multiply-adds
 
-  // Segments in which row r sees positions.
-  int64_t first_of(int64_t r) const {
-    const int64_t end = args_.positions[r] + 1;
-    return args_.window > 0 ? larger(0, end - args_.window) / kSegment : 0;
+  // About the multiply-adds of the step.
+  int64_t effort() const {
+    int64_t positions = 0;
+    for (int64_t r = 0; r < args_.rows; ++r) positions += args_.positions[r] + 1;
+    return positions * args_.heads * sizes_.dim * 2;
   }
-  int64_t end_of(int64_t r) const { return args_.positions[r] / kSegment + 1; }
 
   // run(task, memory) for all tasks, in lanes that share no memory.
   template <class Run>
@@ -113,7 +126,7 @@ class StepAttention {
       for (int64_t task = first; task < tasks; task += lanes)
         run(task, memory_ + first * Workspace::floats(sizes_));
     };
-    if (seen_ * args_.heads * sizes_.dim * 2 < kWorthThreads) {
+    if (!worth_threads_) {
       for (int64_t i = 0; i < smaller(lanes, tasks); ++i) lane(static_cast<size_t>(i));
       return;
     }
@@ -148,12 +161,8 @@ class StepAttention {
   void attend(int64_t task, float* memory) const {
     const Workspace space(sizes_, memory);
     TileAttention<Stored> attention = tile(task, space);
-    int64_t first = end_segment_, end = 0;
-    for (int64_t r = first_row(task); r < end_row(task); ++r) {
-      first = smaller(first, first_of(r));
-      end = larger(end, end_of(r));
-    }
-    for (int64_t segment = first; segment < end; ++segment) {
+    const Segments seen = segments_of(args_, first_row(task), end_row(task));
+    for (int64_t segment = seen.first; segment < seen.end; ++segment) {
       attention.attend(segment, space.partial);
       merge(task, segment, space.partial, space.state);
     }
@@ -161,7 +170,7 @@ class StepAttention {
   }
 
   Partial partial(int64_t task, int64_t segment) const {
-    const int64_t index = task * (end_segment_ - first_segment_) + segment - first_segment_;
+    const int64_t index = task * segments_.count() + segment - segments_.first;
     return Workspace::partial_at(sizes_, partials_ + index * Workspace::partial_floats(sizes_));
   }
   void attend_segment(int64_t task, int64_t segment, float* memory) const {
@@ -169,8 +178,8 @@ class StepAttention {
     tile(task, space).attend(segment, partial(task, segment));
   }
   void merge_segments(int64_t task) const {
-    const Partial state = partial(task, first_segment_);
-    for (int64_t segment = first_segment_ + 1; segment < end_segment_; ++segment)
+    const Partial state = partial(task, segments_.first);
+    for (int64_t segment = segments_.first + 1; segment < segments_.end; ++segment)
       merge(task, segment, partial(task, segment), state);
     finish(task, state);
   }
@@ -178,10 +187,11 @@ class StepAttention {
   // Adds a segment to the state of the queries of a task whose rows see it.
   void merge(int64_t task, int64_t segment, const Partial& part, const Partial& state) const {
     for (int64_t r = first_row(task); r < end_row(task); ++r) {
-      if (segment < first_of(r) || segment >= end_of(r)) continue;
+      const Segments seen = segments_of(args_, r, r + 1);
+      if (segment < seen.first || segment >= seen.end) continue;
       for (int64_t h = 0; h < sizes_.group; ++h)
         merge_partial(part, (r - first_row(task)) * sizes_.group + h, sizes_.columns,
-                      segment == first_of(r), state);
+                      segment == seen.first, state);
     }
   }
   void finish(int64_t task, const Partial& state) const {
@@ -196,9 +206,10 @@ class StepAttention {
 
   const AttentionArgs& args_;
   const KvView<Stored> cache_;
+  const Segments segments_;
   const Sizes sizes_;
   const int64_t tiles_;
-  int64_t first_segment_, end_segment_, seen_ = 0;
+  bool worth_threads_ = false;
   float* memory_ = nullptr;
   float* partials_ = nullptr;
 };

@@ -17,7 +17,13 @@ namespace qd::QD_ISA {
 constexpr int64_t kSegment = 256;
 constexpr int64_t kPositions = 64;    // positions widened to float32 at a time
 constexpr int64_t kMostQueries = 48;  // of a tile, unless one row has more
-constexpr int64_t kWidenFrom = 12;    // fewer queries read the cache in its own type
+constexpr int64_t kWidenFrom = 12;    // up to so many queries read the cache in its own type
+constexpr int64_t kTasksToShare = 4;  // tiles are smaller where there would be fewer
+
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+inline int64_t clamp(int64_t x, int64_t low, int64_t high) { return larger(low, smaller(x, high)); }
+inline int64_t round_up16(int64_t x) { return (x + 15) / 16 * 16; }
 
 // Softmax of queries over some positions before division: largest score, sum of weights (relative to
 // it), weighted sum of values.
@@ -35,39 +41,47 @@ struct Span {
 };
 
 struct Sizes {
-  int64_t dim;            // of a head
-  int64_t columns;        // dim, rounded up to 16
-  int64_t group;          // query heads per KV head
+  int64_t dim;      // of a head
+  int64_t columns;  // dim, rounded up to 16
+  int64_t group;    // query heads per KV head
   int64_t rows_per_tile;
-  int64_t queries;        // of a tile: rows_per_tile * group
+  int64_t queries;  // of a tile: rows_per_tile * group
 
-  explicit Sizes(const AttentionArgs& args)
+  Sizes(const AttentionArgs& args, int64_t segments)
       : dim(args.cache.head_dim),
-        columns((dim + 15) / 16 * 16),
-        group(args.heads / args.cache.kv_heads),
-        rows_per_tile(group < kMostQueries ? kMostQueries / group : 1),
-        queries(rows_per_tile * group) {}
+        columns(round_up16(dim)),
+        group(args.heads / args.cache.kv_heads) {
+    // As many as there may be, for each widened value serves them all, unless that leaves too few
+    // tasks to share out; but no fewer than fill a register tile.
+    const int64_t parts = (kTasksToShare - 1) / (args.cache.kv_heads * segments) + 1;
+    const int64_t fewest = (kTileQueries - 1) / group + 1;
+    const int64_t shared = larger(fewest, (args.rows - 1) / parts + 1);
+    rows_per_tile = group < kMostQueries ? smaller(kMostQueries / group, shared) : 1;
+    queries = rows_per_tile * group;
+  }
 };
 
 // The memory of a task.
 struct Workspace {
-  FloatRows queries;   // [queries][columns], rotated
-  FloatRows scores;    // [queries][kSegment]
-  FloatRows step;      // [kTileQueries][kPositions], scores against slots of this step
-  float* keys;         // [kPositions / 16][dim][16]
-  float* values;       // [kPositions][columns]
-  float* value_scales; // [kSegment]
-  Partial partial;     // of a segment
-  Partial state;       // of the segments so far
+  FloatRows queries;    // [queries][columns], rotated
+  FloatRows scores;     // [queries][kSegment]
+  FloatRows step;       // [kTileQueries][kPositions], scores against slots of this step
+  float* keys;          // [kPositions / 16][dim][16]
+  float* values;        // [kPositions][columns]
+  float* value_scales;  // [kSegment]
+  Partial partial;      // of a segment
+  Partial state;        // of the segments so far
 
-  static int64_t partial_floats(const Sizes& sizes) { return sizes.queries * (sizes.columns + 2); }
+  // All parts are multiples of 16 floats, a cache line.
+  static int64_t partial_floats(const Sizes& sizes) {
+    return round_up16(2 * sizes.queries) + sizes.queries * sizes.columns;
+  }
   static int64_t floats(const Sizes& sizes) {
-    const int64_t own = sizes.queries * (sizes.columns + kSegment) + kTileQueries * kPositions +
-                        2 * kPositions * sizes.columns + kSegment + 2 * partial_floats(sizes);
-    return (own + 15) / 16 * 16;
+    return sizes.queries * (sizes.columns + kSegment) + kTileQueries * kPositions +
+           2 * kPositions * sizes.columns + kSegment + 2 * partial_floats(sizes);
   }
   static Partial partial_at(const Sizes& sizes, float* memory) {
-    float* sums = memory + 2 * sizes.queries;
+    float* sums = memory + round_up16(2 * sizes.queries);
     return {memory, memory + sizes.queries, {sums, sizes.columns}};
   }
   Workspace(const Sizes& sizes, float* memory) {
@@ -86,11 +100,6 @@ struct Workspace {
     state = partial_at(sizes, take(partial_floats(sizes)));
   }
 };
-
-inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
-inline int64_t clamp(int64_t x, int64_t low, int64_t high) { return larger(low, smaller(x, high)); }
-inline int64_t round_up16(int64_t x) { return (x + 15) / 16 * 16; }
 
 // v where first + lane lies in [low, high), -infinity elsewhere, whatever is there.
 inline V keep_positions(V v, int64_t first, int64_t low, int64_t high) {
