@@ -249,6 +249,14 @@ def check_types() -> None:
     run(*command, "dev.py", "docs/tables.py")
 
 
+def clang_format(*options: str) -> None:
+    """Run clang-format over the C++ sources; their style is in `.clang-format`."""
+    sources = sorted(path for path in NATIVE.rglob("*") if path.suffix in {".h", ".cpp"})
+    names = [str(path.relative_to(ROOT)) for path in sources]
+    say(f"clang-format {' '.join(options)}, {len(names)} files")
+    run(tool("clang-format"), *options, *names, quiet=True)
+
+
 def check() -> None:
     """Everything that needs no model: style, types, house tests. Never writes to the sources."""
     setup()
@@ -256,6 +264,7 @@ def check() -> None:
     steps: tuple[Callable[[], None], ...] = (
         lambda: run(python, "-m", "ruff", "check", *cache, "."),
         lambda: run(python, "-m", "ruff", "format", "--check", *cache, "."),
+        lambda: clang_format("--dry-run", "--Werror"),
         check_types,
         lambda: run(python, "-m", "pytest", "-p", "no:cacheprovider", "tests/house"),
     )
@@ -270,8 +279,9 @@ def check() -> None:
 
 
 def format_sources() -> None:
-    """Let ruff rewrite the sources: imports in order, one style."""
+    """Rewrite the sources: imports in order, one style."""
     setup()
+    clang_format("-i")
     run(tool("python"), "-m", "ruff", "check", "--fix", ".")
     run(tool("python"), "-m", "ruff", "format", ".")
 

@@ -251,9 +251,10 @@ def test_check_runs_every_step_and_writes_nothing(
     monkeypatch.setattr(dev, "setup", lambda: None)
     monkeypatch.setattr(dev.subprocess, "run", fake)
     assert dev.main(["check"]) == 3
-    assert [command[2:4] for command in seen] == [
+    assert [command[2:4] if "-m" in command else command[1:3] for command in seen] == [
         ["ruff", "check"],
         ["ruff", "format"],
+        ["--dry-run", "--Werror"],
         ["mypy", "--cache-dir"],
         ["pytest", "-p"],
     ]

@@ -1,11 +1,13 @@
-"""Documents execute: every console and python block of README.md, CONTRIBUTING.md and docs/.
+"""Documents execute: every console, python and cpp block of README.md, CONTRIBUTING.md and docs/.
 
 A fence may carry one word after its language. `models`: the block needs a real model and runs in
-that lane. `ci`: the block sets up the repository itself, so it is looked up in .ci/run instead.
-`by-hand`: the block publishes or asks a person; only its commands' names are checked.
+that lane. `native`: it needs the native library. `ci`: the block sets up the repository itself, so
+it is looked up in .ci/run instead. `by-hand`: the block publishes or asks a person; only its
+commands' names are checked.
 
 A console block is a transcript: lines after `$ ` are run, and what follows a command must be
-what it prints (`...` stands for anything). Each block runs in an empty folder of its own.
+what it prints (`...` stands for anything). A cpp block is a program over the headers of
+runtime/csrc. Each block runs in an empty folder of its own.
 """
 
 from __future__ import annotations
@@ -28,8 +30,12 @@ PAGES = [
     for path in files()
     if path.suffix == ".md" and (path.parts[0] == "docs" or len(path.parts) == 1)
 ]
-FENCE = re.compile(r"^```(console|python)(?: (\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-TAGS = {"", "models", "ci", "by-hand"}
+FENCE = re.compile(r"^```(console|python|cpp)(?: (\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+TAGS = {"", "models", "native", "ci", "by-hand"}
+MARKS = {
+    "models": [pytest.mark.models, pytest.mark.timeout(900)],
+    "native": [pytest.mark.native],
+}
 SAME = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
@@ -68,7 +74,7 @@ def as_parameters(*tags: str) -> list[Any]:
         pytest.param(
             block,
             id=f"{block.page}:{block.line}",
-            marks=[pytest.mark.models, pytest.mark.timeout(900)] if block.tag == "models" else [],
+            marks=MARKS.get(block.tag, []),
         )
         for block in BLOCKS
         if block.tag in tags
@@ -81,6 +87,14 @@ def run_block(block: Block, folder: Path) -> None:
     env = {**os.environ, "PATH": path}
     if block.language == "python":
         commands = [([sys.executable, "-c", block.text], "")]
+    elif block.language == "cpp":
+        compiler = shutil.which("c++") or shutil.which("g++")
+        if compiler is None:
+            pytest.skip("needs a C++ compiler")
+        (folder / "block.cpp").write_text(block.text, encoding="utf-8")
+        flags = ("-std=c++17", "-Wall", "-Wextra", "-Werror", f"-I{ROOT / 'runtime' / 'csrc'}")
+        program = str(folder / "program")
+        commands = [([compiler, *flags, "block.cpp", "-o", program], ""), ([program], "")]
     else:
         shell = shutil.which("bash")
         if shell is None:
@@ -106,7 +120,7 @@ def run_block(block: Block, folder: Path) -> None:
             )
 
 
-@pytest.mark.parametrize("block", as_parameters("", "models"))
+@pytest.mark.parametrize("block", as_parameters("", "models", "native"))
 def test_block_runs(block: Block, tmp_path: Path) -> None:
     run_block(block, tmp_path)
 
@@ -120,7 +134,7 @@ def test_block_is_run_by_ci(block: Block) -> None:
 
 def test_every_block_is_of_a_known_kind() -> None:
     assert len(BLOCKS) > 3
-    fences = sum(len(re.findall(r"^```(?:console|python)", read(page), re.M)) for page in PAGES)
+    fences = sum(len(re.findall(r"^```(?:console|python|cpp)", read(page), re.M)) for page in PAGES)
     assert fences == len(BLOCKS)
     assert {block.tag for block in BLOCKS} <= TAGS
     shells = [p for p in PAGES if re.search(r"^```(bash|sh|shell)\b", read(p), re.M)]
@@ -135,6 +149,9 @@ def test_every_block_is_of_a_known_kind() -> None:
         ("```console\n$ exit 3\n```", True),
         ("```python\nassert 1 == 1\n```", False),
         ("```python\nassert 1 == 2\n```", True),
+        ("```cpp\nint main() { return 0; }\n```", False),
+        ("```cpp\nint main() { return 1; }\n```", True),
+        ("```cpp\nint main() { return x; }\n```", True),
     ],
 )
 def test_the_runner_itself(text: str, fails: bool, tmp_path: Path) -> None:
