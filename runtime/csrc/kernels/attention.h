@@ -1,8 +1,9 @@
 // Attention of all rows of a step: writes their keys and values, then attends.
 //
-// Work is cut into tiles of rows by KV heads. Each task goes through its segments of positions in order
-// and merges them into a running softmax. Where tiles are too few for several threads (one row, a long
-// context), segments are tasks too, and merged afterwards, in the same order: the same bits.
+// Work is cut into tiles of rows by KV heads. Each task goes through its segments of positions in
+// order and merges them into a running softmax. Where tiles are too few for several threads (one
+// row, a long context), segments are tasks too, and merged afterwards, in the same order: the same
+// bits.
 #pragma once
 
 #include <cstdint>
@@ -41,7 +42,8 @@ inline void merge_partial(const Partial& part, int64_t i, int64_t columns, bool 
 }
 
 // Divides by the sum of weights, to which a sink adds e^sink.
-inline void finish_query(const Partial& state, int64_t i, int64_t dim, const float* sink, float* y) {
+inline void finish_query(const Partial& state, int64_t i, int64_t dim, const float* sink,
+                         float* y) {
   float factor = 1, total = state.total[i];
   if (sink) {
     const float largest = state.largest[i] > *sink ? state.largest[i] : *sink;

@@ -66,7 +66,8 @@ inline float int8_scale(const float* x, int64_t dim) {
   return finite ? max_of(largest) / 127.0f : std::numeric_limits<float>::quiet_NaN();
 }
 
-// Writes x [dim] in the type of the cache, value d to target[d * stride]. Returns the scale of int8.
+// Writes x [dim] in the type of the cache, value d to target[d * stride]. Returns the scale of
+// int8.
 template <class Stored>
 inline float write_head(const float* x, int64_t dim, Stored* target, int64_t stride) {
   float scale = 1;
@@ -130,8 +131,8 @@ inline KeyGroups<float> widen_keys(const KeyGroups<Stored>& keys, int64_t groups
 
 // The same values as float32: `positions` rows of `dim` values, padded with zeros to `columns`.
 template <class Stored>
-inline ValueRows<float> widen_values(const ValueRows<Stored>& values, int64_t positions, int64_t dim,
-                                     int64_t columns, float* out) {
+inline ValueRows<float> widen_values(const ValueRows<Stored>& values, int64_t positions,
+                                     int64_t dim, int64_t columns, float* out) {
   for (int64_t p = 0; p < positions; ++p) {
     const Stored* row = values.first + p * values.stride;
     float* target = out + p * columns;

@@ -1,9 +1,9 @@
 // Attention of a tile of rows over one segment of positions, for one KV head and its query heads.
 //
-// Positions are numbered from 0 in every row, wherever their slots lie. A segment is kSegment of them
-// from a multiple of kSegment on. Within it a query has one maximum, sums weights in 16 lanes by
-// position, and adds values in order of positions. A row's positions are contiguous; nothing else is
-// ever added, so whatever lies in other slots is without effect.
+// Positions are numbered from 0 in every row, wherever their slots lie. A segment is kSegment of
+// them from a multiple of kSegment on. Within it a query has one maximum, sums weights in 16 lanes
+// by position, and adds values in order of positions. A row's positions are contiguous; nothing
+// else is ever added, so whatever lies in other slots is without effect.
 #pragma once
 
 #include <cstdint>
@@ -25,8 +25,8 @@ inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 inline int64_t clamp(int64_t x, int64_t low, int64_t high) { return larger(low, smaller(x, high)); }
 inline int64_t round_up16(int64_t x) { return (x + 15) / 16 * 16; }
 
-// Softmax of queries over some positions before division: largest score, sum of weights (relative to
-// it), weighted sum of values.
+// Softmax of queries over some positions before division: largest score, sum of weights (relative
+// to it), weighted sum of values.
 struct Partial {
   float* largest;  // [queries]
   float* total;    // [queries]
@@ -109,7 +109,8 @@ inline V keep_positions(V v, int64_t first, int64_t low, int64_t high) {
   return select_gt(set1(static_cast<float>(high - first) - 0.5f), lane, from_low, nothing);
 }
 
-// Turns the products s[low .. high) into weights e^(score - largest); returns largest and their sum.
+// Turns the products s[low .. high) into weights e^(score - largest); returns largest and their
+// sum.
 inline void soft_weights(float* s, const Span& span, float scale, float softcap, float* largest,
                          float* total) {
   const int64_t first = span.low / 16 * 16;

@@ -1,6 +1,7 @@
-// Register tiles of attention: up to six queries against 16 or 64 positions (scores) and against 16 or
-// 64 value columns (weighted sums). Each result is one chain of fused multiply-adds, over the head's
-// columns for a score, over positions for a sum; tile sizes decide only how often a load is used.
+// Register tiles of attention: up to six queries against 16 or 64 positions (scores) and against 16
+// or 64 value columns (weighted sums). Each result is one chain of fused multiply-adds, over the
+// head's columns for a score, over positions for a sum; tile sizes decide only how often a load is
+// used.
 #pragma once
 
 #include <cstdint>
@@ -48,6 +49,8 @@ template <class Stored>
 struct ValueRows {
   Stored* first;
   int64_t stride;
+
+  ValueRows from(int64_t column) const { return {first + column, stride}; }
 };
 
 // scores[i][16 g + lane] = queries[i] . key, times the key's scale, for Q queries and G groups.
@@ -80,8 +83,8 @@ inline void score_tile(const FloatRows& queries, const KeyGroups<Stored>& keys,
     }
 }
 
-// sums[i][16 j + lane] += weights[i][p] * values[p][16 j + lane], p < count ascending, for Q queries
-// and N vectors of columns.
+// sums[i][16 j + lane] += weights[i][p] * values[p][16 j + lane], p < count ascending, for Q
+// queries and N vectors of columns.
 template <int Q, int N, class Stored>
 inline void value_tile(const FloatRows& weights, const ValueRows<Stored>& values, int64_t count,
                        const FloatRows& sums) {
@@ -141,8 +144,8 @@ inline void score_groups(int64_t count, int64_t groups, const FloatRows& queries
   });
 }
 
-// Weighted sums of `count` <= kTileQueries queries over `positions` positions; `columns`, the values
-// per position, a multiple of 16.
+// Weighted sums of `count` <= kTileQueries queries over `positions` positions; `columns`, the
+// values per position, a multiple of 16.
 template <class Stored>
 inline void sum_values(int64_t count, int64_t positions, const FloatRows& weights,
                        const ValueRows<Stored>& values, int64_t columns, const FloatRows& sums) {
@@ -150,10 +153,10 @@ inline void sum_values(int64_t count, int64_t positions, const FloatRows& weight
     constexpr int kQueries = decltype(queries_at_once)::kValue;
     int64_t c = 0;
     for (; c + 16 * kTileVectors <= columns; c += 16 * kTileVectors)
-      value_tile<kQueries, kTileVectors>(weights, ValueRows<Stored>{values.first + c, values.stride},
-                                         positions, {sums.first + c, sums.stride});
+      value_tile<kQueries, kTileVectors>(weights, values.from(c), positions,
+                                         {sums.first + c, sums.stride});
     for (; c < columns; c += 16)
-      value_tile<kQueries, 1>(weights, ValueRows<Stored>{values.first + c, values.stride}, positions,
+      value_tile<kQueries, 1>(weights, values.from(c), positions,
                               {sums.first + c, sums.stride});
   });
 }

@@ -19,7 +19,8 @@ size_t element_bytes(KvType type) {
 void move_lane(uint8_t* base, size_t bytes, size_t parts, size_t from, size_t to) {
   const uint8_t* source = base + ((from / 16) * parts * 16 + from % 16) * bytes;
   uint8_t* target = base + ((to / 16) * parts * 16 + to % 16) * bytes;
-  for (size_t i = 0; i < parts; ++i) std::memcpy(target + i * 16 * bytes, source + i * 16 * bytes, bytes);
+  for (size_t i = 0; i < parts; ++i, source += 16 * bytes, target += 16 * bytes)
+    std::memcpy(target, source, bytes);
 }
 
 }  // namespace
@@ -43,11 +44,11 @@ void move_rows(const KvLayer& layer, const int64_t* from, const int64_t* to, int
     const size_t source = static_cast<size_t>(from[i]), target = static_cast<size_t>(to[i]);
     if (source == target) continue;
     move_lane(keys, bytes, columns, source, target);
-    std::memcpy(values + target * columns * bytes, values + source * columns * bytes, columns * bytes);
+    const size_t row = columns * bytes, scale_row = heads * sizeof(float);
+    std::memcpy(values + target * row, values + source * row, row);
     if (!scaled) continue;
-    const size_t row = heads * sizeof(float);
     move_lane(key_scales, sizeof(float), heads, source, target);
-    std::memcpy(value_scales + target * row, value_scales + source * row, row);
+    std::memcpy(value_scales + target * scale_row, value_scales + source * scale_row, scale_row);
   }
 }
 

@@ -69,7 +69,8 @@ inline void decode_w6k(const uint8_t* record, int64_t k, int64_t o, float* out) 
     out[c] = scale * static_cast<float>(code6(record, c, o) - 32);
   }
 }
-inline void decode_row(WeightFormat format, const uint8_t* record, int64_t k, int64_t o, float* out) {
+inline void decode_row(WeightFormat format, const uint8_t* record, int64_t k, int64_t o,
+                       float* out) {
   const auto four = [=](int64_t c) { return code4(record, c, o); };
   const auto eight = [=](int64_t c) { return code8(record, c, o); };
   const uint8_t* after4 = record + k * 8;

@@ -1,7 +1,7 @@
 // RMS and layer norm of rows.
 //
-// Sums run over four vectors of 16 lanes, column c in lane c % 16 of vector (c / 16) % 4; the vectors
-// are added pairwise, then the lanes in the order of sum(). Missing columns count as zeros.
+// Sums run over four vectors of 16 lanes, column c in lane c % 16 of vector (c / 16) % 4; the
+// vectors are added pairwise, then the lanes in the order of sum(). Missing columns count as zeros.
 #pragma once
 
 #include <cmath>
@@ -24,7 +24,9 @@ inline float sum_columns(int64_t k, Add add_columns) {
   return sum(add(add(part[0], part[1]), add(part[2], part[3])));
 }
 
-inline V load_columns(const float* x, int count) { return count == 16 ? load(x) : load_n(x, count); }
+inline V load_columns(const float* x, int count) {
+  return count == 16 ? load(x) : load_n(x, count);
+}
 
 inline void store_columns(float* x, V v, int count) {
   if (count == 16)
@@ -68,7 +70,8 @@ inline void norm_row_onto(const float* x, int64_t k, const NormArgs& norm, const
   }
 }
 
-// out = norm(x) over k values, as norm_rows computes it: fused and separate norms have the same bits.
+// out = norm(x) over k values, as norm_rows computes it: fused and separate norms have the same
+// bits.
 inline void norm_row(const float* x, int64_t k, const NormArgs& norm, float* out) {
   norm_row_onto(x, k, norm, nullptr, out);
 }

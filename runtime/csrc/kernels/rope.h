@@ -23,8 +23,8 @@ inline void rotate_head(const float* x, int64_t dim, const float* cosines, const
   for (int64_t i = 2 * pairs; i < dim; ++i) out[i] = x[i];
 }
 
-// Angles are products in float32, as models were trained with; their cosines and sines are computed in
-// double and rounded, so that they agree between C libraries.
+// Angles are products in float32, as models were trained with; their cosines and sines are computed
+// in double and rounded, so that they agree between C libraries.
 inline void rope_table(const RopeTableArgs& args, const Parallel& parallel) {
   constexpr int64_t kRows = 16;
   auto body = [&](size_t part) {
