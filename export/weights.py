@@ -67,7 +67,9 @@ class Blocked:
         """Float32 [rows, columns], each product rounded once, as the GGUF reference does."""
         rows, columns = self.codes.shape
         groups = self.codes.reshape(rows, columns // self.group, self.group)
-        values = (groups.astype(np.float32) - np.float32(self.zero)) * self.scale[:, :, None]
+        values = groups.astype(np.float32)
+        values -= np.float32(self.zero)
+        values *= self.scale[:, :, None]
         if self.minimum is not None:
             values += self.minimum[:, :, None]
         return values.reshape(rows, columns)
