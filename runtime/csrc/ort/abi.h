@@ -1,6 +1,6 @@
-// The part of ONNX Runtime's C interface that the ops need, in our own declarations: the packages that
-// carry the runtime come without headers. Slots are positions in the host's function table, which only
-// ever grows; each was checked against released versions. 64-bit systems only.
+// The part of ONNX Runtime's C interface that the ops need, in our own declarations: the packages
+// that carry the runtime come without headers. Slots are positions in the host's function table,
+// which only ever grows; each was checked against released versions. 64-bit systems only.
 #pragma once
 
 #include <cstddef>
@@ -9,8 +9,8 @@
 
 namespace qd::ort {
 
-// The oldest host we accept, as the NN of its version 1.NN: the first whose shape inference survives
-// optional inputs. No function newer than this is declared.
+// The oldest host we accept, as the NN of its version 1.NN: the first whose shape inference
+// survives optional inputs. No function newer than this is declared.
 constexpr uint32_t kOldestHost = 24;
 // What the ops call themselves: the first version with all callbacks below.
 constexpr uint32_t kOpVersion = 18;
@@ -34,7 +34,7 @@ using AnyFunction = void (*)();
 using FunctionTable = const AnyFunction*;
 
 struct ApiBase {
-  FunctionTable (*get_api)(uint32_t version);  // null, and a line on stderr, beyond the host's version
+  FunctionTable (*get_api)(uint32_t version);  // null, and a line on stderr, if newer
   const char* (*version_text)();
 };
 
@@ -67,8 +67,8 @@ inline constexpr Entry<249, 15, Status*(Info, size_t index, int* is_constant, co
 
 inline constexpr Entry<90, 1, Status*(const KernelContext*, size_t index, const Value**)>
     kContextGetInput{};
-inline constexpr Entry<91, 1, Status*(KernelContext*, size_t index, const int64_t* dims, size_t rank,
-                                      Value**)>
+inline constexpr Entry<91, 1, Status*(KernelContext*, size_t index, const int64_t* dims,
+                                      size_t rank, Value**)>
     kContextGetOutput{};
 // batches 0: one task per index, handed out as threads become free.
 inline constexpr Entry<274, 17, Status*(const KernelContext*, void (*)(void*, size_t), size_t total,
@@ -87,7 +87,7 @@ inline constexpr Entry<63, 1, Status*(const TensorInfo*, const char**, size_t)> 
 inline constexpr Entry<271, 17, Status*(TensorInfo*, const char**, size_t)> kSetSymbols{};
 inline constexpr Entry<99, 1, void(TensorInfo*)> kReleaseTensorInfo{};
 
-// The tensor info of an input belongs to the context. An output's needs a symbol for each dimension.
+// The tensor info of an input belongs to the context. An output's needs a symbol per dimension.
 inline constexpr Entry<267, 17, Status*(const InferenceContext*, size_t*)> kInferGetInputCount{};
 inline constexpr Entry<268, 17, Status*(const InferenceContext*, size_t, TensorInfo**)>
     kInferGetInput{};
@@ -133,8 +133,8 @@ class Api {
   FunctionTable table_;
 };
 
-// An op as the host sees it. Callbacks that are null: the old forms without errors, variadic operands,
-// versions of the op set, buffers that may be shared.
+// An op as the host sees it. Callbacks that stay null: the old forms without errors, variadic
+// operands, versions of the op set, buffers that may be shared.
 struct CustomOp {
   uint32_t version = kOpVersion;
   AnyFunction create_without_status = nullptr;

@@ -221,8 +221,8 @@ class Run {
   KernelContext* context_;
 };
 
-// An input whose shape the attributes tell. A constant one is checked once, when the kernel is made,
-// and read where it lies ever after.
+// An input whose shape the attributes tell. A constant one is checked once, when the kernel is
+// made, and read where it lies ever after.
 template <typename T>
 class Fixed {
  public:

@@ -1,5 +1,5 @@
-// The ops of the domain "quickdraft", each in a file of its own: docs/hot-path-ops.md says what they
-// compute.
+// The ops of the domain "quickdraft", each in a file of its own; quickdraft/hotpath_ops.py and
+// hotpath_attention.py say what they compute.
 #pragma once
 
 #include "ort/op.h"

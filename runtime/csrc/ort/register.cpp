@@ -17,7 +17,7 @@ constexpr Op (*kOps[])() = {qlinear_op,        norm_op,  rope_table_op,
                             tree_attention_op, embed_op, head_top_k_op};
 
 // The ops as registered with one host. Hosts keep the addresses, so an object of this class lives
-// until the process ends. A process may hold several copies of the runtime, each with its own table.
+// until the process ends. A process may hold several runtimes, each with a table of its own.
 struct Host {
   FunctionTable table;
   Domain* domain = nullptr;
