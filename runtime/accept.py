@@ -53,6 +53,8 @@ def _walk(tree: Tree, decide: Callable[[list[int]], int]) -> Accepted:
     path = [0]
     while True:
         token = decide(path)
+        if path[-1] == len(tree) - 1:  # children come later than their parents
+            return Accepted(path, token)
         child = next((c for c in tree.children(path[-1]) if tree.tokens[c] == token), None)
         if child is None:
             return Accepted(path, token)

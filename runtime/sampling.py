@@ -26,6 +26,10 @@ BLOCK = 64
 """Logits per block in `largest`."""
 
 
+_CERTAINTY = np.ones(1)
+_CERTAINTY.flags.writeable = False
+
+
 @dataclass(frozen=True)
 class Distribution:
     """Tokens that may come next: ids int64 [k], ascending, and their probabilities, float64 [k].
@@ -39,7 +43,7 @@ class Distribution:
     @classmethod
     def certain(cls, token: int) -> Distribution:
         """All probability on one token."""
-        return cls(np.array([token], np.int64), np.ones(1))
+        return cls(np.array([token], np.int64), _CERTAINTY)
 
     def probability(self, token: int) -> float:
         """The probability of a token; 0 where it cannot come."""

@@ -40,7 +40,8 @@ class Tokenizer:
                 f"the tokenizer has {len(content)} bytes; at most {MAX_TOKENIZER_BYTES} are read"
             )
         # The switch between the two readings is state of the library's object: one object each.
-        self._special, self._plain = _parse(content), _parse(content)
+        self._special = _parse(content)
+        self._plain = _twin(self._special) or _parse(content)
         self._plain.encode_special_tokens = True
         self.vocab_size = vocab_size
         self.bos_token_id = bos_token_id
@@ -146,6 +147,19 @@ def _parse(content: bytes) -> Library:
         library.no_truncation()
         library.no_padding()
     return library
+
+
+def _twin(library: Library) -> Library | None:
+    """A second object over the same vocabulary: parsing it again takes as long as all the rest of
+    loading a model. None if the added tokens do not come out the same."""
+    twin = Library(library.model)
+    for part in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
+        if getattr(library, part) is not None:
+            setattr(twin, part, getattr(library, part))
+    added = library.get_added_tokens_decoder()
+    for _, token in sorted(added.items()):
+        (twin.add_special_tokens if token.special else twin.add_tokens)([token])
+    return twin if twin.get_added_tokens_decoder() == added else None
 
 
 def _encode(library: Library, text: str) -> list[int]:

@@ -1,4 +1,4 @@
-"""What the ONNX Runtime backend promises beyond numbers: errors, cancellation, independence."""
+"""What the backends over ONNX Runtime promise beyond numbers: errors, independence, an end."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,24 +17,42 @@ from quickdraft.bundle import open_bundle
 from quickdraft.drafters.tree import Tree
 from quickdraft.errors import BackendError, BundleError, Cancelled, ContextOverflow
 from quickdraft.export.pipeline import export_checkpoint
+from quickdraft.kvcache.blocked import BlockedCache
+from quickdraft.kvcache.contiguous import ContiguousCache
 from quickdraft.runtime.backends.base import CancelToken
+from quickdraft.runtime.backends.hotpath import HotpathBackend
 from quickdraft.runtime.backends.onnxruntime import OnnxRuntimeBackend
+
+Model = OnnxRuntimeBackend | HotpathBackend
+
+
+@pytest.fixture(scope="module", params=["onnx", pytest.param("hotpath", marks=pytest.mark.native)])
+def form(request: pytest.FixtureRequest) -> str:
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(form: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("bundle") / "tiny"
-    export_checkpoint(tiny_checkpoint("llama", max_position_embeddings=96), path, weights="int8")
+    checkpoint = tiny_checkpoint("llama", max_position_embeddings=96)
+    export_checkpoint(checkpoint, path, weights="int8", formats=[form])
     return path
 
 
-@pytest.fixture
-def model(folder: Path) -> OnnxRuntimeBackend:
+def load(folder: Path, **changes: Any) -> Model:
+    """The backend of the only variant of a bundle. changes: of that variant."""
     manifest = open_bundle(folder).manifest
-    return OnnxRuntimeBackend(folder, manifest.model, manifest.roles["target"][0], threads=1)
+    variant = replace(manifest.roles["target"][0], **changes)
+    kind = HotpathBackend if variant.flavour == "hotpath" else OnnxRuntimeBackend
+    return kind(folder, manifest.model, variant, threads=1)
 
 
-def test_context_is_bounded_by_positions_not_slots(model: OnnxRuntimeBackend) -> None:
+@pytest.fixture
+def model(folder: Path) -> Model:
+    return load(folder)
+
+
+def test_context_is_bounded_by_positions_not_slots(model: Model) -> None:
     cache = model.new_cache()
     model.step(Tree.chain(np.zeros(90, np.int64)), cache)
     cache.commit(range(90))
@@ -44,12 +63,12 @@ def test_context_is_bounded_by_positions_not_slots(model: OnnxRuntimeBackend) ->
 
 
 @pytest.mark.parametrize("token", [-1, VOCAB_SIZE])
-def test_tokens_outside_the_vocabulary(model: OnnxRuntimeBackend, token: int) -> None:
+def test_tokens_outside_the_vocabulary(model: Model, token: int) -> None:
     with pytest.raises(BackendError, match="outside the vocabulary of 320"):
         model.step(Tree.chain([token]), model.new_cache())
 
 
-def test_a_cancelled_step_leaves_a_usable_cache(model: OnnxRuntimeBackend) -> None:
+def test_a_cancelled_step_leaves_a_usable_cache(model: Model) -> None:
     cache, fresh = model.new_cache(), model.new_cache()
     token = CancelToken()
     token.cancel()
@@ -60,7 +79,7 @@ def test_a_cancelled_step_leaves_a_usable_cache(model: OnnxRuntimeBackend) -> No
     assert again.tobytes() == model.step(Tree.chain([1, 2]), fresh).logits.tobytes()
 
 
-def test_cancelling_from_another_thread_stops_within_a_step(model: OnnxRuntimeBackend) -> None:
+def test_cancelling_from_another_thread_stops_within_a_step(model: Model) -> None:
     cache, token = model.new_cache(), CancelToken()
     threading.Timer(0.05, token.cancel).start()
     chunk = Tree.chain(np.arange(90))
@@ -76,7 +95,7 @@ def test_cancelling_from_another_thread_stops_within_a_step(model: OnnxRuntimeBa
     assert cache.staged == 90
 
 
-def test_conversations_in_threads_do_not_mix(model: OnnxRuntimeBackend) -> None:
+def test_conversations_in_threads_do_not_mix(model: Model) -> None:
     def run(seed: int) -> bytes:
         tokens = np.random.default_rng(seed).integers(0, VOCAB_SIZE, 60)
         cache, rows = model.new_cache(), []
@@ -97,7 +116,7 @@ def test_conversations_in_threads_do_not_mix(model: OnnxRuntimeBackend) -> None:
     assert [together[seed] for seed in range(4)] == alone
 
 
-def test_a_forked_cache_goes_its_own_way(model: OnnxRuntimeBackend) -> None:
+def test_a_forked_cache_goes_its_own_way(model: Model) -> None:
     cache = model.new_cache()
     model.step(Tree.chain([5, 6, 7]), cache)
     cache.commit(range(3))
@@ -110,17 +129,14 @@ def test_a_forked_cache_goes_its_own_way(model: OnnxRuntimeBackend) -> None:
 
 
 def test_a_closed_model_says_so(folder: Path) -> None:
-    manifest = open_bundle(folder).manifest
-    model = OnnxRuntimeBackend(folder, manifest.model, manifest.roles["target"][0])
+    model = load(folder)
     cache = model.new_cache()
     model.close()
     with pytest.raises(BackendError, match="closed"):
         model.step(Tree.chain([1]), cache)
 
 
-def test_closing_within_a_step_lets_it_end(
-    model: OnnxRuntimeBackend, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_closing_within_a_step_lets_it_end(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = model.step(Tree.chain([1]), model.new_cache()).logits
     cache = model.new_cache()
     stage = cache.stage
@@ -132,26 +148,38 @@ def test_closing_within_a_step_lets_it_end(
 
 def test_a_file_that_is_no_model(folder: Path, tmp_path: Path) -> None:
     manifest = open_bundle(folder).manifest
-    (tmp_path / "onnx").mkdir()
-    (tmp_path / "onnx" / "model.onnx").write_bytes(b"not a graph")
+    variant = manifest.roles["target"][0]
+    path = tmp_path / variant.model
+    path.parent.mkdir()
+    path.write_bytes(b"not a graph")
+    kind = HotpathBackend if variant.flavour == "hotpath" else OnnxRuntimeBackend
     with pytest.raises(BackendError, match=r"cannot load model\.onnx"):
-        OnnxRuntimeBackend(tmp_path, manifest.model, manifest.roles["target"][0])
+        kind(tmp_path, manifest.model, variant)
 
 
 def test_bits_are_promised_where_they_were_tested(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    manifest = open_bundle(folder).manifest
-    for machine, guarantee in (("x86_64", "bit_identical"), ("arm64", "same_distribution")):
+    elsewhere = {"onnx": "same_distribution", "hotpath": "bit_identical"}[form]
+    for machine, guarantee in (("x86_64", "bit_identical"), ("arm64", elsewhere)):
         monkeypatch.setattr(platform, "machine", lambda name=machine: name)
-        model = OnnxRuntimeBackend(folder, manifest.model, manifest.roles["target"][0])
-        assert model.guarantee == guarantee
+        assert load(folder).guarantee == guarantee
 
 
 @pytest.mark.parametrize("field", ["tokens", "logits"])
 def test_a_manifest_that_names_other_tensors(folder: Path, field: str) -> None:
-    manifest = open_bundle(folder).manifest
-    variant = manifest.roles["target"][0]
-    lying = replace(variant, step=replace(variant.step, **{field: "other"}))
+    step = open_bundle(folder).manifest.roles["target"][0].step
     with pytest.raises(BundleError, match=r"disagree about the (in|out)put"):
-        OnnxRuntimeBackend(folder, manifest.model, lying)
+        load(folder, step=replace(step, **{field: "other"}))
+
+
+def test_a_backend_refuses_the_other_flavour(folder: Path, form: str) -> None:
+    other = {"onnx": "hotpath", "hotpath": "portable"}[form]
+    with pytest.raises(BundleError, match="use the backend of its flavour"):
+        load(folder, flavour=other)
+
+
+def test_a_cache_of_another_backend(model: Model) -> None:
+    stranger = ContiguousCache if isinstance(model, HotpathBackend) else BlockedCache
+    with pytest.raises(BackendError, match=f"its own caches, not {stranger.__name__}"):
+        model.step(Tree.chain([1]), stranger(model.spec))

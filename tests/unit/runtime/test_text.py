@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 from tiny.toy_model import BOS, EOS, IM_END, VOCAB, byte_tokenizer, byte_tokenizer_json, bytes_of
 
 from quickdraft.errors import InputError, TokenizerError
-from quickdraft.runtime.text import MAX_PENDING, Detokenizer, StopStrings, Tokenizer
+from quickdraft.runtime.text import (
+    MAX_PENDING,
+    Detokenizer,
+    Library,
+    StopStrings,
+    Tokenizer,
+    _parse,
+    _twin,
+)
 
 TOKENIZER = byte_tokenizer()
 unicode = st.text(st.characters(exclude_categories=("Cs",)))
@@ -151,3 +159,23 @@ def test_text_is_shown_as_soon_as_it_cannot_begin_a_stop_string() -> None:
     assert stops.push("/e") == ("", False)
     assert stops.push("xy") == ("</exy", False)
     assert stops.push("</end> more") == ("", True)
+
+
+@settings(max_examples=200)
+@given(st.lists(unicode | st.sampled_from(["<|im_end|>", "<|im_start|>", "</s>"]), max_size=6))
+def test_the_reading_of_plain_text_shares_the_vocabulary_and_nothing_else(parts: list[str]) -> None:
+    content = byte_tokenizer_json().encode()
+    special, plain = _parse(content), _parse(content)
+    plain.encode_special_tokens = True
+    twin = _twin(special)
+    assert twin is not None
+    twin.encode_special_tokens = True
+    text = "".join(parts)
+    assert twin.encode(text).ids == plain.encode(text).ids
+    assert special.encode(text).ids == _parse(content).encode(text).ids
+
+
+def test_a_twin_with_other_added_tokens_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = _parse(byte_tokenizer_json().encode())
+    monkeypatch.setattr(Library, "add_special_tokens", lambda self, tokens: 0)
+    assert _twin(library) is None
