@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from quickdraft.errors import BackendError, UnsupportedModel
+from quickdraft.errors import BackendError
 from quickdraft.export.emitters.base import EmitRequest
 from quickdraft.export.emitters.hotpath_values import (
     Capped,
@@ -27,6 +27,7 @@ from quickdraft.export.emitters.hotpath_values import (
     Sum,
     Taken,
     Value,
+    unsupported,
     use,
 )
 from quickdraft.export.emitters.hotpath_weights import PackedStore
@@ -92,13 +93,13 @@ class HotpathOps:
         if isinstance(x, Capped):
             cap, x = x.cap, x.x
         if not isinstance(x, Product) or x.activation or x.up:
-            raise UnsupportedModel("the hotpath flavour needs logits that are a matrix product")
+            raise unsupported("needs logits that are a matrix product")
         inner, norm = x.x, None
         if isinstance(inner, Normed):
             norm = inner.norm
             inner = inner.x
         if not isinstance(inner, Taken):
-            raise UnsupportedModel("the hotpath flavour needs logits of the rows asked for only")
+            raise unsupported("needs logits of the rows asked for only")
         weights, attributes = self._writer.matrix_product(x.weight, x.bias, norm)
         inputs = [self._writer.value(inner.x), inner.rows, self._full, *weights]
         attributes |= {"top": self._top, "softcap": cap}
@@ -202,7 +203,7 @@ class HotpathOps:
     def activate(self, x: Value, kind: Activation) -> Value:
         """Taken in by the product before it."""
         if not isinstance(x, Product) or x.activation or x.uses:
-            raise UnsupportedModel(f"the hotpath flavour needs {kind} to follow a matrix product")
+            raise unsupported(f"needs {kind} to follow a matrix product")
         return replace(x, activation=kind)
 
     def add(self, a: Value, b: Value) -> Value:
@@ -238,7 +239,7 @@ class HotpathOps:
         self._layers += 1
         rope = q.rope if isinstance(q, Rotated) else None
         if (k.rope if isinstance(k, Rotated) else None) != rope:
-            raise UnsupportedModel("the hotpath flavour rotates queries and keys alike")
+            raise unsupported("rotates queries and keys alike")
         columns = [self._writer.columns(x.x if isinstance(x, Rotated) else x) for x in (q, k, v)]
         attributes = {
             "heads": a.num_heads,

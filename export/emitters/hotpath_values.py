@@ -12,6 +12,7 @@ from typing import Literal
 
 import onnx_ir as ir
 
+from quickdraft.errors import UnsupportedModel
 from quickdraft.export.ops import Activation, Rope
 from quickdraft.export.weights import Weight
 
@@ -115,3 +116,8 @@ class Capped(Lazy):
 
     x: Value
     cap: float
+
+
+def unsupported(reason: str) -> UnsupportedModel:
+    """What no kernel takes in, and the way out."""
+    return UnsupportedModel(f"the hotpath flavour {reason}; export this model with --format onnx")

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from quickdraft.errors import UnsupportedModel
 from quickdraft.export.emitters.hotpath_values import (
     Embedded,
     Lazy,
@@ -18,6 +17,7 @@ from quickdraft.export.emitters.hotpath_values import (
     Product,
     Sum,
     Value,
+    unsupported,
 )
 from quickdraft.export.emitters.hotpath_weights import PackedStore
 from quickdraft.export.emitters.onnx_graph import GraphBuilder
@@ -111,10 +111,7 @@ class HotpathWriter:
                 limits = ([x.offset], [x.offset + x.width], [1])
                 constants = [self._graph.constant(limit) for limit in limits]
                 return self._graph.one("Slice", [self.value(x.product), *constants])
-        raise UnsupportedModel(
-            f"the hotpath flavour has no op for a {type(x).__name__} value where this model "
-            "uses one; export it with --format onnx"
-        )
+        raise unsupported(f"has no op for a {type(x).__name__} value where this model uses one")
 
     def _write_product(self, x: Product, residual: ir.Value | None) -> ir.Value:
         source, norm = x.x, None

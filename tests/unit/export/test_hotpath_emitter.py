@@ -13,10 +13,13 @@ import pytest
 from tiny.checkpoint import tiny_checkpoint
 from tiny.family_configs import CONFIGS
 from tiny.hotpath_graph import attributes, load, run_chain
+from tiny.native import needs_native
 from tiny.random_weights import RandomWeights
 
 from quickdraft.drafters.tree import Tree
+from quickdraft.errors import UnsupportedModel
 from quickdraft.export.architectures.base import find_family
+from quickdraft.export.checkpoints.base import WeightMap
 from quickdraft.export.emitters.base import EmitRequest
 from quickdraft.export.emitters.hotpath import emit_hotpath
 from quickdraft.export.emitters.numpy import emit_reference
@@ -24,6 +27,7 @@ from quickdraft.export.ops import Ops
 from quickdraft.export.quantize import FORMATS, quantize
 from quickdraft.export.weights import Weight, dense_weight
 from quickdraft.manifest import Variant
+from quickdraft.runtime.backends.hotpath import HotpathBackend
 from quickdraft.runtime.backends.reference import ReferenceBackend
 from quickdraft.types import ModelSpec
 
@@ -74,6 +78,19 @@ def test_every_family_computes_what_the_reference_does(name: str, tmp_path: Path
     assert sorted(variant.step.hidden_states) == [0, 2]
     top = np.sort(reference.logits, axis=1)[:, ::-1][:, : variant.step.top]
     assert np.abs(values["top_values"] - top).max() < 1e-4
+
+
+@needs_native
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_kernels_compute_it_too(name: str, tmp_path: Path) -> None:
+    asked = request(name, tmp_path)
+    backend = HotpathBackend(tmp_path, asked.spec, emit_hotpath(asked), 1, kv_cache="f32")
+    output = backend.step(Tree.chain(TOKENS), backend.new_cache(), rows=ROWS)
+    reference = reference_logits(asked).logits
+    assert np.abs(output.logits - reference).max() < 1e-4
+    assert output.top is not None
+    best = np.take_along_axis(reference, output.top.ids, axis=1)
+    assert np.abs(best - output.top.values).max() < 1e-4
 
 
 @pytest.mark.parametrize("form", ["fp16", "int8", "int4"])
@@ -251,8 +268,6 @@ def _as_blocks(weight: Weight, bits: int, stored_as: str) -> Weight:
 
 
 def _of_checkpoint(config: Any, weights: dict[str, Weight], folder: Path) -> EmitRequest:
-    from quickdraft.export.checkpoints.base import WeightMap
-
     family = find_family(config)
     spec = family.read(config)
     return EmitRequest(
@@ -306,9 +321,7 @@ def _capped_inside(ops: Ops[Any]) -> None:
     ],
 )
 def test_what_no_kernel_does_is_refused(build: Any, says: str, tmp_path: Path) -> None:
-    from quickdraft.errors import UnsupportedModel
-
-    with pytest.raises(UnsupportedModel, match=says):
+    with pytest.raises(UnsupportedModel, match=f"{says}.*; export this model with --format onnx"):
         emit_hotpath(EmitRequest(build, SPEC, tmp_path, FORMATS["fp32"]))
 
 
