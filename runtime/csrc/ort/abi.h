@@ -76,6 +76,7 @@ inline constexpr Entry<274, 17, Status*(const KernelContext*, void (*)(void*, si
     kContextParallelFor{};
 
 inline constexpr Entry<51, 1, Status*(Value*, void**)> kGetTensorMutableData{};
+inline constexpr Entry<318, 23, Status*(const Value*, size_t*)> kGetTensorBytes{};
 inline constexpr Entry<65, 1, Status*(const Value*, TensorInfo**)> kGetTensorTypeAndShape{};
 inline constexpr Entry<57, 1, Status*(TensorInfo**)> kCreateTensorInfo{};
 inline constexpr Entry<58, 1, Status*(TensorInfo*, Element)> kSetElementType{};

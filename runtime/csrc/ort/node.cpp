@@ -82,6 +82,14 @@ const void* Node::checked_data(const Value* value, size_t index, Element type, s
   return data ? data : &kEmpty;
 }
 
+const void* Node::bytes(const Value* value, size_t count) const {
+  size_t found = 0;
+  api_(kGetTensorBytes, value, &found);
+  void* data = nullptr;
+  if (found == count) api_(kGetTensorMutableData, const_cast<Value*>(value), &data);
+  return data;
+}
+
 void Node::refuse_shape(const TensorInfo* info, size_t index, const Shape& expected) const {
   size_t rank = 0;
   api_(kGetRank, info, &rank);

@@ -109,6 +109,9 @@ class Node {
   const Formal& formal_input(size_t index) const { return inputs_[index]; }
   const Formal& formal_output(size_t index) const { return outputs_[index]; }
 
+  // The data of a tensor that has this many bytes, or null.
+  const void* bytes(const Value* value, size_t count) const;
+
   // Throws Invalid with the op and the node before the text.
   [[noreturn]] void refuse(const std::string& text) const;
   void require(bool sound, const char* text) const {
@@ -182,11 +185,23 @@ class Run {
     return node_.view<T>(value, index, expected, alignment);
   }
   // The data of input `index`, or null if it is absent.
+  // The data of a list of `count` values. Does without the shape, which takes longer to read than
+  // all else: the host has checked the type, and the bytes say how many there are.
+  template <typename T>
+  const T* list(size_t index, int64_t count, size_t alignment = alignof(T)) const {
+    const Value* value = fetch(index);
+    if (!value) refuse_input(index, " is missing");
+    const void* data = node_.bytes(value, static_cast<size_t>(count) * sizeof(T));
+    const bool aligned = reinterpret_cast<uintptr_t>(data) % alignment == 0;
+    return data && aligned ? static_cast<const T*>(data) : input<T>(index, {count}, alignment).data;
+  }
   template <typename T>
   const T* optional(size_t index, const Shape& expected) const {
     const Value* value = fetch(index);
     return value ? node_.view<T>(value, index, expected).data : nullptr;
   }
+  // Whether two inputs are one tensor.
+  bool same(size_t a, size_t b) const { return fetch(a) == fetch(b); }
   bool has(size_t index) const { return fetch(index) != nullptr; }
 
   template <typename T>

@@ -27,8 +27,7 @@ class HeadTopK {
         bias_(creation, kBias, {stored_.n}),
         norm_(creation, kNormWeight, stored_.k),
         top_(creation.integer("top", 1, stored_.n)),
-        softcap_(creation.real("softcap", 0, 0)),
-        terms_(read_terms(creation)) {}
+        softcap_(creation.real("softcap", 0, 0)) {}
 
   void compute(const Run& run) const {
     const auto x = run.input<float>(kX, {kAnySize, stored_.k});
@@ -45,7 +44,6 @@ class HeadTopK {
     args.linear.weights = stored_.weights.get(run);
     args.linear.n = stored_.n;
     args.linear.bias = bias_.get_optional(run);
-    args.linear.terms = terms_;
     args.rows = rows.data;
     args.m = rows.dims[0];
     args.top = top_;
@@ -74,7 +72,6 @@ class HeadTopK {
   InputNorm norm_;
   int64_t top_;
   float softcap_;
-  int terms_;
 };
 
 }  // namespace

@@ -22,8 +22,7 @@ class QLinear {
         stored_(creation, kWeights, gated_),
         bias_(creation, kBias, {stored_.n * (gated_ ? 2 : 1)}),
         norm_(creation, kNormWeight, stored_.k),
-        activation_(read_activation(creation)),
-        terms_(read_terms(creation)) {}
+        activation_(read_activation(creation)) {}
 
   void compute(const Run& run) const {
     const auto x = run.input<float>(kX, {kAnySize, stored_.k});
@@ -40,7 +39,6 @@ class QLinear {
     args.residual = run.optional<float>(kResidual, {rows, stored_.n});
     args.activation = activation_;
     args.gated = gated_;
-    args.terms = terms_;
     args.y = run.output<float>(0, {rows, stored_.n});
     if (rows > 0) kernels()->linear(args, run.parallel());
   }
@@ -60,7 +58,6 @@ class QLinear {
   Fixed<float> bias_;
   InputNorm norm_;
   Activation activation_;
-  int terms_;
 };
 
 }  // namespace

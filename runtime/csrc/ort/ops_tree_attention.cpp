@@ -52,8 +52,8 @@ class TreeAttention {
   void compute(const Run& run) const {
     const auto q = run.input<float>(kQ, {kAnySize, kAnySize});
     const int64_t rows = q.dims[0];
-    const auto k = run.input<float>(kK, {rows, kAnySize});
-    const auto v = run.input<float>(kV, {rows, kAnySize});
+    const auto k = run.same(kQ, kK) ? q : run.input<float>(kK, {rows, kAnySize});
+    const auto v = run.same(kQ, kV) ? q : run.input<float>(kV, {rows, kAnySize});
     run.require_columns(kQ, q.dims[1], q_offset_, heads_ * head_dim_);
     run.require_columns(kK, k.dims[1], k_offset_, kv_heads_ * head_dim_);
     run.require_columns(kV, v.dims[1], v_offset_, kv_heads_ * head_dim_);
@@ -71,7 +71,7 @@ class TreeAttention {
     args.softcap = softcap_;
     args.sinks = sinks_.get_optional(run);
     read_rope(run, args);
-    const int64_t* past = run.input<int64_t>(kPast, {3}).data;
+    const int64_t* past = run.list<int64_t>(kPast, 3);
     args.past = past[0];
     args.cache = layer_form(run, past, rows);
     read_rows(run, args);
@@ -100,7 +100,7 @@ class TreeAttention {
   }
 
   void read_rows(const Run& run, AttentionArgs& args) const {
-    args.positions = run.input<int64_t>(kPositions, {args.rows}).data;
+    args.positions = run.list<int64_t>(kPositions, args.rows);
     const auto ancestors = run.input<int32_t>(kAncestors, {args.rows, kAnySize});
     args.depths = ancestors.dims[1];
     args.ancestors = args.depths > 0 ? ancestors.data : nullptr;
@@ -140,7 +140,7 @@ class TreeAttention {
     const auto bytes = product(layer.capacity, heads_total_, head_bytes);
     if (!bytes) run.refuse("input past[2] asks for more bytes than there are");
     // Its bytes hold numbers of up to four bytes.
-    const uint8_t* cache = run.input<uint8_t>(kCache, {*bytes}, alignof(float)).data;
+    const uint8_t* cache = run.list<uint8_t>(kCache, *bytes, alignof(float));
     uint8_t* out = run.output<uint8_t>(kCacheOut, {*bytes});
     if (out != cache) std::memcpy(out, cache, static_cast<size_t>(*bytes));
     return out + layer.capacity * heads_before_ * head_bytes;

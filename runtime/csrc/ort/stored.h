@@ -71,8 +71,4 @@ struct InputNorm {
   }
 };
 
-inline int read_terms(const Creation& creation) {
-  return static_cast<int>(creation.integer("terms", 1, 2, 1));
-}
-
 }  // namespace qd::ort
