@@ -224,7 +224,6 @@ def session_options(threads: int | None) -> Any:
             f"pip install 'onnxruntime>={'.'.join(map(str, OLDEST_ORT))}'"
         )
     library = native.load()
-    library.isa()
     options = ort_session.options(threads)
     # The graph is made of our own ops: there is nothing to optimise, only time to lose.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -239,7 +238,12 @@ def session_options(threads: int | None) -> Any:
 
 
 def problem() -> str | None:
-    """Why no hotpath variant can run here; None if it can."""
+    """Why no hotpath variant can run here; None if it can.
+
+    Raises:
+        BackendError: QUICKDRAFT_LIBRARY names no file: a mistake, not a lack.
+    """
+    native.library_path()
     try:
         session_options(None)
     except BackendError as error:
