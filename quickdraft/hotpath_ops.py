@@ -107,14 +107,26 @@ def round_activations(x: Floats) -> tuple[NDArray[np.int8], Floats]:
     return codes, np.where(finite, scale, np.float32(np.nan))
 
 
-def rounded(x: Floats, terms: int = 1) -> NDArray[np.float64]:
-    """x as quantised products see it: rounded to int8 by groups and, with two terms, what that
+def coarse_groups(scale: Floats) -> NDArray[np.bool_]:
+    """Which groups have a scale of more than twice the root mean square of their row's; a row that
+    holds infinity or NaN has none. scale: [n, groups]."""
+    squares = np.square(scale)
+    total = np.zeros(len(scale), np.float32)
+    for column in squares.T:  # one after the other, in float32, as the kernels add
+        total += column
+    limit = np.float32(4) * total / np.float32(scale.shape[1])
+    coarse: NDArray[np.bool_] = squares > limit[:, None]
+    return coarse
+
+
+def rounded(x: Floats) -> NDArray[np.float64]:
+    """x as quantised products see it: rounded to int8 by groups, and in coarse groups what that
     lost rounded again. [n, k], exact."""
-    total = np.zeros(x.shape)
-    for _ in range(terms):
-        codes, scale = round_activations((x - total).astype(np.float32))
-        total += (codes * scale[..., None].astype(np.float64)).reshape(x.shape)
-    return total
+    codes, scale = round_activations(x)
+    first = (codes * scale[..., None].astype(np.float64)).reshape(x.shape)
+    codes, fine = round_activations((x - first).astype(np.float32))
+    fine = np.where(coarse_groups(scale), fine, np.float32(0))
+    return first + (codes * fine[..., None].astype(np.float64)).reshape(x.shape)
 
 
 def q_linear(
@@ -124,13 +136,12 @@ def q_linear(
     residual: Floats | None = None,
     before: Norm = Norm(),
     activation: str = "none",
-    terms: int = 1,
 ) -> Floats:
     """The op QLinear: activation(norm(x) @ weight.T + bias) + residual; [n, k] to [n, N].
 
     gated: activation(gate) * up, with both biases in `bias`, gate first.
     """
-    y = _product(x, matrix, bias, before, terms)
+    y = _product(x, matrix, bias, before)
     if matrix.gated:
         gate, up = np.split(y, 2, axis=1)
         y = _activate(gate, activation) * up
@@ -139,10 +150,10 @@ def q_linear(
     return y if residual is None else y + residual
 
 
-def _product(x: Floats, matrix: Matrix, bias: Floats | None, before: Norm, terms: int) -> Floats:
+def _product(x: Floats, matrix: Matrix, bias: Floats | None, before: Norm) -> Floats:
     normed = x if before.kind == "none" else norm(x, before)
     quantised = LAYOUTS[matrix.format].dense is None
-    inputs = rounded(normed, terms) if quantised else normed.astype(np.float64)
+    inputs = rounded(normed) if quantised else normed.astype(np.float64)
     y = inputs @ matrix.values().astype(np.float64).T
     if bias is not None:
         y = y + bias
@@ -176,14 +187,13 @@ def head_top_k(
     bias: Floats | None = None,
     before: Norm = Norm(),
     softcap: float = 0.0,
-    terms: int = 1,
 ) -> tuple[Floats, Ints, Floats, Floats]:
     """The op HeadTopK: the product of chosen rows and its `top` largest values.
 
     Returns values and ids [m, top], largest first and equal ones by id, the log of the sum of
     exp(logits) [m], and the logits [m, N].
     """
-    logits = _product(x[rows], matrix, bias, before, terms)
+    logits = _product(x[rows], matrix, bias, before)
     if softcap:
         logits = numpy_ops.softcap(logits, softcap)
     ids = np.argsort(-logits, axis=1, kind="stable")[:, :top]

@@ -8,10 +8,8 @@ import onnx_ir as ir
 
 from quickdraft.export.emitters.onnx_graph import GraphBuilder
 from quickdraft.export.packing import Packed, pack, pack_gated
-from quickdraft.export.quantize import GROUP, WeightFormat, store
+from quickdraft.export.quantize import WeightFormat, store
 from quickdraft.export.weights import Dense, Weight
-
-_FLOATS = {"F32", "F16", "BF16"}
 
 
 @dataclass(frozen=True)
@@ -22,11 +20,6 @@ class Stored:
     format: str
     n: int
     k: int
-
-    @property
-    def quantised(self) -> bool:
-        """Whether activations are rounded to int8 before they meet it."""
-        return self.format not in ("f32", "f16")
 
 
 class PackedStore:
@@ -64,16 +57,6 @@ class PackedStore:
         value = self._graph.weight(name, packed.data)
         return Stored(value, packed.format, packed.n, packed.k)
 
-    def form(self, weight: Weight) -> tuple[str, int]:
+    def form(self, weight: Weight) -> str:
         """What two matrices of the same input must share to be stored as one."""
-        return weight.stored_as if self._format.keep else "", self.terms(weight)
-
-    def terms(self, weight: Weight) -> int:
-        """How many int8 terms the input of a product is rounded to.
-
-        Two for value projections of grouped heads, a few percent of the weights, which rounding
-        costs most (docs/decisions/003-float-value-projections.md); one for all others.
-        """
-        small = 3 * weight.shape[0] <= weight.shape[-1]
-        floats = weight.stored_as in _FLOATS if self._format.keep else weight.shape[-1] % GROUP
-        return 2 if self._format.float_values and weight.sensitive and small and not floats else 1
+        return weight.stored_as if self._format.keep else ""

@@ -81,7 +81,6 @@ class HotpathWriter:
             "format": stored.format,
             "k": stored.k,
             "n": stored.n,
-            "terms": self._store.terms(weight) if stored.quantised else 1,
             "norm": "none",
         }
         if norm is not None:

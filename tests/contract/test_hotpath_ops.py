@@ -31,11 +31,11 @@ def twin(node: OneNode) -> list[np.ndarray]:
     before = twins.Norm(
         *(a.get("norm", "none"), a.get("norm_eps", 0.0), x.get("norm_weight"), x.get("norm_bias"))
     )
-    terms, bias = a.get("terms", 1), x.get("bias")
+    bias = x.get("bias")
     match node.op:
         case "QLinear":
             activation, residual = a.get("activation", "none"), x.get("residual")
-            return [twins.q_linear(x["x"], stored, bias, residual, before, activation, terms)]
+            return [twins.q_linear(x["x"], stored, bias, residual, before, activation)]
         case "Norm":
             how = twins.Norm(a["kind"], a["eps"], x.get("weight"), bias)
             place = (a.get("heads", 1), a["width"], a.get("offset", 0))
@@ -46,9 +46,7 @@ def twin(node: OneNode) -> list[np.ndarray]:
             return [twins.embed(x["ids"], stored, a.get("scale", 1.0))]
         case "HeadTopK":
             softcap = a.get("softcap", 0.0)
-            results = twins.head_top_k(
-                x["x"], x["rows"], stored, a["top"], bias, before, softcap, terms
-            )
+            results = twins.head_top_k(x["x"], x["rows"], stored, a["top"], bias, before, softcap)
             return [*results[:3], results[3][: len(x["rows"]) * int(x["full"][0])]]
         case _:
             step = attention.Step(x["positions"], x["ancestors"], x["past"], x.get("rope"))
@@ -87,7 +85,7 @@ def test_weights_may_be_fed(op: str) -> None:
 def gated() -> OneNode:
     random = np.random.default_rng(3)
     stored = matrix(random, "w6k", 24, 256, gated=True)
-    attributes = {"format": "w6k", "k": 256, "n": 24, "gated": 1, "terms": 2, "activation": "gelu"}
+    attributes = {"format": "w6k", "k": 256, "n": 24, "gated": 1, "activation": "gelu"}
     bias, residual = normal(random, 48), normal(random, 4, 24)
     inputs = {"x": normal(random, 4, 256), "weights": stored.data}
     return OneNode("QLinear", attributes, inputs | {"bias": bias, "residual": residual})

@@ -39,7 +39,6 @@ AT_LOAD: list[Refusal] = [
     ("QLinear", {"gated": 2}, "attribute gated is 2, expected an integer from 0 to 1"),
     ("QLinear", {"gated": [1]}, "attribute gated is of another kind"),
     ("QLinear", {"gated": 1}, "input weights has shape [3, 576], expected [6, 576]"),
-    ("QLinear", {"terms": 3}, "attribute terms is 3, expected an integer from 1 to 2"),
     ("QLinear", {"norm": "batch"}, "attribute norm is 'batch', expected one of none, rms, layer"),
     ("QLinear", {"norm_eps": None}, "attribute norm_eps is missing, expected a finite number"),
     ("QLinear", {"norm_eps": -1.0}, "attribute norm_eps is -1.0"),

@@ -29,7 +29,7 @@ NAMES = (
     *("silu", "gelu", "gelu_tanh", "relu", "", "W4", "\0", "é" * 300),
 )
 ATTRIBUTES = (
-    *("format", "k", "n", "activation", "gated", "norm", "norm_eps", "terms", "kind", "eps"),
+    *("format", "k", "n", "activation", "gated", "norm", "norm_eps", "kind", "eps"),
     *("heads", "width", "offset", "per_head", "factor", "kv_heads", "head_dim", "scale", "top"),
     *("window", "softcap", "q_offset", "k_offset", "v_offset", "kv_heads_before"),
     *("kv_heads_total", "no_such_attribute"),

@@ -59,7 +59,7 @@ def _matrix(data: Any, a: Mapping[str, Any]) -> Matrix:
 def _q_linear(inputs: Inputs, a: Mapping[str, Any]) -> list[Array]:
     x, data = inputs[:2]
     extra = (_get(inputs, 2), _get(inputs, 3), _before(inputs, a, 4))
-    return [hotpath_ops.q_linear(x, _matrix(data, a), *extra, a["activation"], a["terms"])]
+    return [hotpath_ops.q_linear(x, _matrix(data, a), *extra, a["activation"])]
 
 
 def _norm(inputs: Inputs, a: Mapping[str, Any]) -> list[Array]:
@@ -72,7 +72,7 @@ def _norm(inputs: Inputs, a: Mapping[str, Any]) -> list[Array]:
 
 def _head(inputs: Inputs, a: Mapping[str, Any]) -> list[Array]:
     x, rows, _, data = inputs[:4]
-    extra = (_get(inputs, 4), _before(inputs, a, 5), a["softcap"], a["terms"])
+    extra = (_get(inputs, 4), _before(inputs, a, 5), a["softcap"])
     return list(hotpath_ops.head_top_k(x, rows, _matrix(data, a), a["top"], *extra))
 
 

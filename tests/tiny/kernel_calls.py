@@ -85,11 +85,10 @@ def _linears(kernels: Recorder, random: Random) -> Iterator[str]:
             gated = bool(random.random() < 0.3)
             k, n = columns(random, format), int(random.choice([16, 32, 48, 40, 7]))
             weights = matrix(random, format, n, k, gated)
-            weights.terms = int(random.choice([1, 2]))
             kind, activation = random.choice(NORMS), random.choice(ACTIVATIONS)
             residual = floats(random, rows, n) if random.random() < 0.5 else None
             size = f"{rows} rows, k {k}, n {n}"
-            yield f"{format} {size}, {gated=} {kind} {activation} {weights.terms=}"
+            yield f"{format} {size}, {gated=} {kind} {activation}"
             x = floats(random, rows, k)
             kernels.linear(x, weights, norm(random, k, kind), residual, str(activation))
 
@@ -99,10 +98,9 @@ def _heads(kernels: Recorder, random: Random) -> Iterator[str]:
         for m in (1, 4, 19):
             k, n, top = columns(random, format), int(random.choice([33, 100, 160])), 8
             weights, kind = matrix(random, format, n, k), random.choice(NORMS)
-            weights.terms = int(random.choice([1, 2]))
             rows = np.sort(random.integers(0, 20, m))
             softcap = float(random.choice([0, 30]))
-            yield f"{format} {m} of 20 rows, k {k}, n {n}, {kind} {weights.terms=} {softcap=}"
+            yield f"{format} {m} of 20 rows, k {k}, n {n}, {kind} {softcap=}"
             x = floats(random, 20, k)
             kernels.head(x, weights, rows, top, norm(random, k, kind), softcap)
 

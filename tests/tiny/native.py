@@ -105,7 +105,6 @@ class Matrix:
     k: int
     bias: np.ndarray | None = None
     gated: bool = False
-    terms: int = 1
 
     def __post_init__(self) -> None:
         blocks = -(-self.n // BLOCK) * (2 if self.gated else 1)
@@ -298,7 +297,7 @@ def _linear_args(x: np.ndarray, matrix: Matrix, norm: Norm | None) -> LinearArgs
     args.format = FORMATS.index(matrix.format)
     args.weights = _pointer(matrix.data, Bytes, np.uint8)
     args.n, args.bias = matrix.n, _floats(matrix.bias)
-    args.gated, args.terms = matrix.gated, matrix.terms
+    args.gated = matrix.gated
     return args
 
 

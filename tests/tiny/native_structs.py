@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from ctypes import POINTER, Structure, c_bool, c_float, c_int, c_int32, c_int64
+from ctypes import POINTER, Structure, c_bool, c_float, c_int32, c_int64
 
 Floats, Bytes = POINTER(c_float), POINTER(ctypes.c_uint8)
 Int64s, Int32s = POINTER(c_int64), POINTER(c_int32)
@@ -26,7 +26,6 @@ class LinearArgs(Structure):
         ("residual", Floats),
         ("activation", c_int32),
         ("gated", c_bool),
-        ("terms", c_int),
         ("y", Floats),
     ]
 

@@ -70,8 +70,7 @@ bool sound(const NormArgs& norm) {
 bool sound(const LinearArgs& a) {
   return a.x && a.weights && a.rows >= 0 && a.n > 0 &&
          qd_record_bytes(static_cast<int32_t>(a.format), a.k) > 0 && sound(a.norm) &&
-         (a.terms == 1 || a.terms == 2) && a.activation >= Activation::kNone &&
-         a.activation <= Activation::kRelu;
+         a.activation >= Activation::kNone && a.activation <= Activation::kRelu;
 }
 
 bool sound(const KvLayer& cache) {

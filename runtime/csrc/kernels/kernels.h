@@ -53,7 +53,7 @@ struct NormArgs {
 };
 
 // y[r, o] = act(norm(x[r]) . w[o] + bias[o]) + residual[r, o]. Quantised formats round norm(x) to int8
-// per row and group of 32 (terms 1), or to two int8 terms, 15 bits together (terms 2).
+// per row and group of 32, with a second term for coarse groups (rounded.h).
 // gated: blocks alternate gate, up; y = act(gate) * up, and n counts the outputs y (a multiple of 16
 // unless it is the last block; weights hold 2 * ceil(n / 16) blocks; bias is [gate n, up n]).
 struct LinearArgs {
@@ -68,7 +68,6 @@ struct LinearArgs {
   const float* residual = nullptr;  // [rows, n] or null; may be y itself
   Activation activation = Activation::kNone;
   bool gated = false;
-  int terms = 1;
   float* y = nullptr;  // [rows, n]
 };
 

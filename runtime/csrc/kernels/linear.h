@@ -17,8 +17,8 @@ namespace qd::QD_ISA {
 // Activations in the form that tiles read: rounded, or for dense weights floats [tile][column][row].
 struct Prepared {
   uint8_t* memory;
-  int64_t rows;       // of tiles: terms per row of the layer
-  int64_t row_bytes;
+  int64_t rows;
+  int64_t tile_bytes;  // of a tile of kTileRows
   bool dense;
 
   int64_t tiles() const { return (rows + kTileRows - 1) / kTileRows; }
@@ -26,50 +26,69 @@ struct Prepared {
     const int64_t left = rows - tile * kTileRows;
     return left < kTileRows ? left : kTileRows;
   }
-  uint8_t* tile(int64_t index) const { return memory + index * kTileRows * row_bytes; }
+  uint8_t* tile(int64_t index) const { return memory + index * tile_bytes; }
 };
 
 inline bool is_dense(WeightFormat format) {
   return format == WeightFormat::kF32 || format == WeightFormat::kF16;
 }
 
-// Norms and rounds the rows of one tile. row_ids: rows of x, or null: all in order. normed: k floats.
+// What preparing one tile needs besides its result.
+struct PrepareWork {
+  float* normed;   // [k]
+  float* scales;   // [k / 32]
+  uint8_t* coarse;  // [kTileRows][coarse_row_bytes]
+
+  static int64_t bytes(int64_t k) {
+    return (k + k / 32 + 32) / 16 * 64 + kTileRows * coarse_row_bytes(k / 32);
+  }
+  PrepareWork(uint8_t* memory, int64_t k)
+      : normed(reinterpret_cast<float*>(memory)),
+        scales(normed + k),
+        coarse(memory + (k + k / 32 + 32) / 16 * 64) {}
+};
+
+// Norms and rounds the rows of one tile. row_ids: rows of x, or null: all in order.
 inline void prepare_tile(const LinearArgs& args, const int64_t* row_ids, const Prepared& to,
-                         int64_t tile, float* normed) {
-  const int terms = to.dense ? 1 : args.terms;
-  const int64_t height = to.height(tile), k = args.k;
-  for (int64_t at = 0; at < height; at += terms) {
-    const int64_t row = (tile * kTileRows + at) / terms;
+                         int64_t index, const PrepareWork& work) {
+  const int64_t height = to.height(index), k = args.k, groups = k / 32;
+  const RoundedTile tile = rounded_tile(to.tile(index), height, groups);
+  CoarseRow coarse[kTileRows];
+  for (int64_t at = 0; at < height; ++at) {
+    const int64_t row = index * kTileRows + at;
     const float* x = args.x + (row_ids ? row_ids[row] : row) * k;
     if (args.norm.kind != NormKind::kNone) {
-      norm_row(x, k, args.norm, normed);
-      x = normed;
+      norm_row(x, k, args.norm, work.normed);
+      x = work.normed;
     }
     if (to.dense) {
-      float* columns = reinterpret_cast<float*>(to.tile(tile)) + at;
+      float* columns = reinterpret_cast<float*>(to.tile(index)) + at;
       for (int64_t c = 0; c < k; ++c) columns[c * height] = x[c];
-    } else {
-      round_row(x, k, terms, rounded_tile(to.tile(tile), 0, height, k / 32), at, height);
+      continue;
     }
+    coarse[at].terms = reinterpret_cast<RoundedGroup*>(work.coarse + at * coarse_row_bytes(groups));
+    coarse[at].groups = reinterpret_cast<int32_t*>(coarse[at].terms + groups / 4 + 1);
+    round_row(x, groups, tile.all, at, height, work.scales, coarse[at]);
   }
+  if (!to.dense) merge_coarse(coarse, height, tile);
 }
 
 inline Prepared prepare(const LinearArgs& args, const int64_t* row_ids, int64_t rows,
                         const Parallel& parallel) {
   Prepared to;
   to.dense = is_dense(args.format);
-  to.rows = rows * (to.dense ? 1 : args.terms);
-  to.row_bytes = to.dense ? args.k * 4 : args.k / 32 * kRoundedBytes;
-  const int64_t tiles = to.tiles(), data = (to.rows * to.row_bytes + 63) / 64 * 64;
+  to.rows = rows;
+  const int64_t tiles = to.tiles(), full = rows < kTileRows ? rows : kTileRows;
+  to.tile_bytes = to.dense ? (full * args.k * 4 + 63) / 64 * 64
+                           : rounded_tile_bytes(full, args.k / 32);
   // Handing out a few rows costs more than rounding them.
-  const bool serial = tiles == 1 || to.rows * args.k < 32768;
-  const int64_t buffers = serial ? 1 : tiles;
-  to.memory = static_cast<uint8_t*>(
-      scratch(Scratch::kActivations, static_cast<size_t>(data + buffers * (args.k + 16) * 4)));
-  float* normed = reinterpret_cast<float*>(to.memory + data);
+  const bool serial = tiles == 1 || rows * args.k < 32768;
+  const int64_t data = tiles * to.tile_bytes, each = (PrepareWork::bytes(args.k) + 63) / 64 * 64;
+  to.memory = static_cast<uint8_t*>(scratch(
+      Scratch::kActivations, static_cast<size_t>(data + (serial ? 1 : tiles) * each)));
   auto body = [&](size_t tile) {
     const int64_t t = static_cast<int64_t>(tile);
-    prepare_tile(args, row_ids, to, t, normed + (serial ? 0 : t * (args.k + 16)));
+    prepare_tile(args, row_ids, to, t, {to.memory + data + (serial ? 0 : t * each), args.k});
   };
   if (serial)
     for (int64_t t = 0; t < tiles; ++t) body(static_cast<size_t>(t));
@@ -81,40 +100,33 @@ inline Prepared prepare(const LinearArgs& args, const int64_t* row_ids, int64_t 
 // A tile against two records: first [R], then second [R].
 template <WeightFormat F, int R>
 inline void pair_of_blocks(const uint8_t* first, const uint8_t* second, size_t ahead, int64_t k,
-                           const uint8_t* activations, V (&out)[2][R]) {
+                           uint8_t* activations, V (&out)[2][R]) {
   constexpr bool kDense = F == WeightFormat::kF32 || F == WeightFormat::kF16;
   constexpr int kAtOnce = kBlocksPerTile;
   for (int b = 0; b < 2; b += kAtOnce) {
     const uint8_t* both[2] = {first, second};
     V(&part)[kAtOnce][R] = *reinterpret_cast<V(*)[kAtOnce][R]>(&out[b]);
     if constexpr (kDense) {
-      tile_dense<F, R, kAtOnce>(both + b, ahead, k, reinterpret_cast<const float*>(activations),
+      tile_dense<F, R, kAtOnce>(both + b, ahead, k, reinterpret_cast<float*>(activations),
                                 part);
     } else {
-      const RoundedTile tile = rounded_tile(const_cast<uint8_t*>(activations), 0, R, k / 32);
+      const RoundedTile tile = rounded_tile(activations, R, k / 32);
       tile_rounded<F, R, kAtOnce>(both + b, ahead, k, tile, part);
     }
   }
 }
 
-// Sums of all terms of each row, stored as [2][rows][16].
+// The same, stored as [2][rows][16].
 template <WeightFormat F, int R>
 inline void stored_pair(const uint8_t* first, const uint8_t* second, size_t ahead, int64_t k,
-                        const uint8_t* activations, int terms, float* out) {
+                        uint8_t* activations, float* out) {
   V sums[2][R];
   pair_of_blocks<F, R>(first, second, ahead, k, activations, sums);
-  const int step = is_dense(F) ? 1 : terms;
   for (int b = 0; b < 2; ++b)
-    for (int r = 0; r < R; r += step) {
-      V total = sums[b][r];
-      if (step == 2 && r + 1 < R) total = add(total, sums[b][r + 1]);
-      store(out, total);
-      out += 16;
-    }
+    for (int r = 0; r < R; ++r) store(out + 16 * (b * R + r), sums[b][r]);
 }
 
-using PairFunction = void (*)(const uint8_t*, const uint8_t*, size_t, int64_t, const uint8_t*, int,
-                              float*);
+using PairFunction = void (*)(const uint8_t*, const uint8_t*, size_t, int64_t, uint8_t*, float*);
 
 template <WeightFormat F>
 inline PairFunction pair_function(int64_t height) {
@@ -166,12 +178,11 @@ inline void finish_pair(const LinearArgs& args, int64_t pair, int64_t row, int64
 // The pairs of blocks from `first` to `last` for all rows. Rows go in parts that stay in the second
 // cache level, so that a pair's weights are read from memory once per part.
 inline void linear_pairs(const LinearArgs& args, const Prepared& x, int64_t first, int64_t last) {
-  constexpr int64_t kPartBytes = 400 << 10;
+  constexpr int64_t kPartBytes = 600 << 10;  // about half of it is read
   const size_t record = record_bytes(args.format, args.k);
   const int64_t blocks = args.gated ? 2 * ((args.n + 15) / 16) : (args.n + 15) / 16;
-  const int terms = x.dense ? 1 : args.terms;
   const int64_t tiles = x.tiles();
-  int64_t part = kPartBytes / (kTileRows * x.row_bytes);
+  int64_t part = kPartBytes / x.tile_bytes;
   if (part < 1) part = 1;
   alignas(64) float values[2 * kTileRows * 16];
   for (int64_t start = 0; start < tiles; start += part) {
@@ -184,8 +195,8 @@ inline void linear_pairs(const LinearArgs& args, const Prepared& x, int64_t firs
         // The last tile asks for the next pair; earlier ones would only do so too soon.
         const size_t ahead = tile + 1 == end ? 2 * record : 0;
         pair_function(args.format, height)(records, single ? records : records + record, ahead,
-                                           args.k, x.tile(tile), terms, values);
-        finish_pair(args, pair, tile * kTileRows / terms, height / terms, values);
+                                           args.k, x.tile(tile), values);
+        finish_pair(args, pair, tile * kTileRows, height, values);
       }
     }
   }

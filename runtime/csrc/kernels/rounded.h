@@ -1,75 +1,154 @@
 // Activations rounded to int8 per row and group of 32 columns, laid out for the tiles of tile.h.
+//
+// A group whose scale is more than twice the root mean square of its row's scales is *coarse*: what
+// rounding lost there is rounded again, as a second term. Some 6 % of groups are, and they carry half
+// of the error (docs/decisions/005-second-terms-for-coarse-groups.md). Which groups are coarse is a
+// fact of the row alone, so a row's bits still do not depend on the others.
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 #include "kernels/kernels.h"
 
 namespace qd::QD_ISA {
 
-// Rows of one tile. Everything a group needs lies together: group, then row.
-struct RoundedTile {
+// Groups of the rows of one tile. Everything a group needs lies together: group, then row.
+struct RoundedGroups {
   int8_t* codes;      // [group][row][32]
   float* scale;       // [group][row]
   float* scaled_sum;  // [group][row]: scale * sum of the 32 codes
   int32_t* sums;      // [group][row][2]: sums of 16 codes each
 };
 
-// Bytes of a row in a tile: per group 32 codes, scale, scaled sum, two sums.
-constexpr int64_t kRoundedBytes = 48;
+// One group of one row.
+struct RoundedGroup {
+  int8_t codes[32];
+  float scale;
+  float scaled_sum;
+  int32_t sums[2];
+};
+static_assert(sizeof(RoundedGroup) == 48);
 
-// The tile of `height` rows that comes after `before` rows.
-inline RoundedTile rounded_tile(void* memory, int64_t before, int64_t height, int64_t groups) {
-  int8_t* base = static_cast<int8_t*>(memory) + before * groups * kRoundedBytes;
-  const int64_t cells = height * groups;
-  return {base, reinterpret_cast<float*>(base + 32 * cells),
-          reinterpret_cast<float*>(base + 36 * cells), reinterpret_cast<int32_t*>(base + 40 * cells)};
+// The rows of one tile. coarse: the second terms of `coarse_count` groups, those that are coarse in
+// any row, ascending; rows in which a group is not coarse hold zeros there, which add nothing.
+struct RoundedTile {
+  RoundedGroups all;
+  RoundedGroups coarse;
+  int32_t* coarse_groups;
+  int32_t* coarse_count;
+};
+
+inline int64_t rounded_tile_bytes(int64_t height, int64_t groups) {
+  return (height * groups * 2 * static_cast<int64_t>(sizeof(RoundedGroup)) + 4 * groups + 64 + 63) /
+         64 * 64;
 }
 
-// Rounds 32 values to codes: scale = largest magnitude / 127, code = value / scale to nearest even.
-// A group that holds infinity or NaN gets a scale that is one of them, so the result shows it.
-// rest (32 values, or null) receives what the rounding lost.
-inline void round_group(const float* x, int8_t* codes, float* scale, float* scaled_sum,
-                        int32_t* sums, float* rest) {
+inline RoundedGroups rounded_groups(uint8_t* memory, int64_t height, int64_t groups) {
+  const int64_t cells = height * groups;
+  return {reinterpret_cast<int8_t*>(memory), reinterpret_cast<float*>(memory + 32 * cells),
+          reinterpret_cast<float*>(memory + 36 * cells),
+          reinterpret_cast<int32_t*>(memory + 40 * cells)};
+}
+
+inline RoundedTile rounded_tile(uint8_t* memory, int64_t height, int64_t groups) {
+  const int64_t bytes = height * groups * static_cast<int64_t>(sizeof(RoundedGroup));
+  int32_t* const list = reinterpret_cast<int32_t*>(memory + 2 * bytes);
+  return {rounded_groups(memory, height, groups), rounded_groups(memory + bytes, height, groups),
+          list + 1, list};
+}
+
+inline void put(const RoundedGroup& group, const RoundedGroups& to, int64_t cell) {
+  std::memcpy(to.codes + 32 * cell, group.codes, 32);
+  to.scale[cell] = group.scale;
+  to.scaled_sum[cell] = group.scaled_sum;
+  to.sums[2 * cell] = group.sums[0];
+  to.sums[2 * cell + 1] = group.sums[1];
+}
+
+constexpr float kSmallest = 1e-30f;  // a group with nothing larger is rounded to zeros
+
+// The scale of 32 values: largest magnitude / 127. Infinity or NaN among them: NaN.
+inline float group_scale(const float* x) {
   const V a = load(x), b = load(x + 16);
   const float largest = max_of(max(abs(a), abs(b)));
-  // 0 for numbers, NaN where there is an infinity or NaN.
-  const float broken = sum(add(mul(sub(a, a), zero()), mul(sub(b, b), zero())));
-  const bool codable = largest > 1e-30f && broken == 0.0f;
-  const float step = codable ? largest * (1.0f / 127) : 0.0f;
-  const V inverse = set1(codable ? 127.0f / largest : 0.0f);
+  const float broken = sum(add(mul(a, zero()), mul(b, zero())));  // 0, or NaN
+  return (largest > kSmallest ? largest * (1.0f / 127) : 0.0f) + broken;
+}
+
+// Rounds 32 values to codes: value / scale to nearest even. rest (32 values, or null) receives what
+// rounding lost. A scale of NaN gives zeros for codes, and NaN for every sum they are in.
+inline RoundedGroup round_group(const float* x, float scale, float* rest) {
+  const V a = load(x), b = load(x + 16);
   V p = zero(), q = zero();
-  if (codable) {
+  if (scale > 0.0f) {
+    const V inverse = set1(127.0f / max_of(max(abs(a), abs(b))));
     p = round_even(mul(a, inverse));
     q = round_even(mul(b, inverse));
   }
-  store_i8(codes, p);
-  store_i8(codes + 16, q);
+  RoundedGroup group;
+  store_i8(group.codes, p);
+  store_i8(group.codes + 16, q);
   const float first = sum(p), second = sum(q);
-  *scale = step + broken;
-  *scaled_sum = *scale * (first + second);
-  sums[0] = static_cast<int32_t>(first);
-  sums[1] = static_cast<int32_t>(second);
+  group.scale = scale;
+  group.scaled_sum = scale * (first + second);
+  group.sums[0] = static_cast<int32_t>(first);
+  group.sums[1] = static_cast<int32_t>(second);
   if (rest) {
-    const V negative = set1(-step);
-    store(rest, fma(p, negative, a));
-    store(rest + 16, fma(q, negative, b));
+    store(rest, fma(p, set1(-scale), a));
+    store(rest + 16, fma(q, set1(-scale), b));
+  }
+  return group;
+}
+
+// The second terms of one row, before they are merged with those of the other rows of its tile.
+// Fewer than a quarter of the groups can be coarse.
+struct CoarseRow {
+  RoundedGroup* terms;  // [groups / 4 + 1]
+  int32_t* groups;      // likewise
+  int32_t count;
+};
+
+inline int64_t coarse_row_bytes(int64_t groups) {
+  return (groups / 4 + 1) * static_cast<int64_t>(sizeof(RoundedGroup) + 4) / 64 * 64 + 64;
+}
+
+// Rounds one row into its places of a tile; scales: [groups], overwritten.
+inline void round_row(const float* x, int64_t groups, const RoundedGroups& to, int64_t row,
+                      int64_t height, float* scales, CoarseRow& coarse) {
+  float squares = 0;
+  for (int64_t g = 0; g < groups; ++g) {
+    scales[g] = group_scale(x + 32 * g);
+    squares += scales[g] * scales[g];
+  }
+  const float limit = 4.0f * squares / static_cast<float>(groups);
+  coarse.count = 0;
+  for (int64_t g = 0; g < groups; ++g) {
+    const bool is_coarse = scales[g] * scales[g] > limit;
+    float rest[32];
+    put(round_group(x + 32 * g, scales[g], is_coarse ? rest : nullptr), to, g * height + row);
+    if (!is_coarse) continue;
+    coarse.groups[coarse.count] = static_cast<int32_t>(g);
+    coarse.terms[coarse.count++] = round_group(rest, group_scale(rest), nullptr);
   }
 }
 
-// Rounds one row of k values into its places of a tile. terms 2: rows `row` and `row + 1` of the tile
-// hold what the first rounding gave and what rounding the rest gave.
-inline void round_row(const float* x, int64_t k, int terms, const RoundedTile& tile, int64_t row,
-                      int64_t height) {
-  float rest[32];
-  for (int64_t g = 0; g < k / 32; ++g) {
-    const float* values = x + 32 * g;
-    for (int t = 0; t < terms; ++t) {
-      const int64_t cell = g * height + row + t;
-      round_group(t ? rest : values, tile.codes + 32 * cell, tile.scale + cell,
-                  tile.scaled_sum + cell, tile.sums + 2 * cell, t + 1 < terms ? rest : nullptr);
+// Lays the second terms of all rows of a tile out by group.
+inline void merge_coarse(const CoarseRow* rows, int64_t height, const RoundedTile& tile) {
+  int32_t at[8] = {};
+  int32_t count = 0;
+  for (;;) {
+    int32_t next = INT32_MAX;
+    for (int64_t r = 0; r < height; ++r)
+      if (at[r] < rows[r].count && rows[r].groups[at[r]] < next) next = rows[r].groups[at[r]];
+    if (next == INT32_MAX) break;
+    for (int64_t r = 0; r < height; ++r) {
+      const bool has = at[r] < rows[r].count && rows[r].groups[at[r]] == next;
+      put(has ? rows[r].terms[at[r]++] : RoundedGroup{}, tile.coarse, count * height + r);
     }
+    tile.coarse_groups[count++] = next;
   }
+  *tile.coarse_count = count;
 }
 
 }  // namespace qd::QD_ISA

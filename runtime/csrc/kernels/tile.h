@@ -143,43 +143,52 @@ inline void start_sums(const int32_t* sums, int part, I (&s)[NB][R]) {
   }
 }
 
-// A tile of R rows (its height) against NB records. out[b][r]: 16 outputs. ahead: how many bytes
-// further on the next records lie, which are asked for meanwhile; 0: nothing is asked for.
+// Adds the groups of `x`: its group i, of weight group groups[i] (null: i), in ascending order.
 template <WeightFormat F, int R, int NB>
-inline void tile_rounded(const uint8_t* const records[NB], size_t ahead, int64_t k,
-                         const RoundedTile& tile, V (&out)[NB][R]) {
-  constexpr int64_t height = R;
+inline void add_groups(const Format<F> (&records)[NB], size_t ahead, const RoundedGroups& x,
+                       const int32_t* groups, int64_t count, V (&acc)[NB][R]) {
   using Fmt = Format<F>;
   constexpr int kParts = 32 / Fmt::kWidth;  // weight groups per activation group
-  Fmt records_of[NB];
-  for (int b = 0; b < NB; ++b) records_of[b] = Fmt(records[b], k);
-  V acc[NB][R];
-  for (int b = 0; b < NB; ++b)
-    for (int r = 0; r < R; ++r) acc[b][r] = zero();
-  for (int64_t g = 0; g < k / 32; ++g) {
-    const int64_t cell = g * height;
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t cell = i * R, g = groups ? groups[i] : i;
     for (int part = 0; part < kParts; ++part) {
       const int64_t group = g * kParts + part;
       I s[NB][R];
-      start_sums<F, R, NB>(tile.sums + 2 * cell, part, s);
+      start_sums<F, R, NB>(x.sums + 2 * cell, part, s);
       const uint8_t* codes[NB];
       for (int b = 0; b < NB; ++b) {
-        codes[b] = records_of[b].group(group);
-        if (ahead) records_of[b].moved(ahead).prefetch(group);
+        codes[b] = records[b].group(group);
+        if (ahead) records[b].moved(ahead).prefetch(group);
       }
-      sum_group<F, R, NB>(codes, tile.codes + 32 * cell + 16 * part, s);
+      sum_group<F, R, NB>(codes, x.codes + 32 * cell + 16 * part, s);
       for (int b = 0; b < NB; ++b) {
-        const V scale = records_of[b].scale(group);
+        const V scale = records[b].scale(group);
         for (int r = 0; r < R; ++r)
-          acc[b][r] = fma(to_float(s[b][r]), mul(scale, set1(tile.scale[cell + r])), acc[b][r]);
+          acc[b][r] = fma(to_float(s[b][r]), mul(scale, set1(x.scale[cell + r])), acc[b][r]);
         if constexpr (Fmt::kMinimum) {
-          const V minimum = records_of[b].minimum(group);
+          const V minimum = records[b].minimum(group);
           for (int r = 0; r < R; ++r)
-            acc[b][r] = fma(minimum, set1(tile.scaled_sum[cell + r]), acc[b][r]);
+            acc[b][r] = fma(minimum, set1(x.scaled_sum[cell + r]), acc[b][r]);
         }
       }
     }
   }
+}
+
+// A tile of R rows (its height) against NB records. out[b][r]: 16 outputs. ahead: how many bytes
+// further on the next records lie, which are asked for meanwhile; 0: nothing is asked for.
+// Second terms come first: to a sum of 0, the zeros of rows without them add nothing.
+template <WeightFormat F, int R, int NB>
+inline void tile_rounded(const uint8_t* const records[NB], size_t ahead, int64_t k,
+                         const RoundedTile& tile, V (&out)[NB][R]) {
+  Format<F> formats[NB];
+  V acc[NB][R];
+  for (int b = 0; b < NB; ++b) {
+    formats[b] = Format<F>(records[b], k);
+    for (int r = 0; r < R; ++r) acc[b][r] = zero();
+  }
+  add_groups<F, R, NB>(formats, 0, tile.coarse, tile.coarse_groups, *tile.coarse_count, acc);
+  add_groups<F, R, NB>(formats, ahead, tile.all, nullptr, k / 32, acc);
   for (int b = 0; b < NB; ++b)
     for (int r = 0; r < R; ++r) out[b][r] = acc[b][r];
 }

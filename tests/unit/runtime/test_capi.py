@@ -192,7 +192,6 @@ BAD: dict[str, dict[str, list[Any]]] = {
         "k": [33, 2**62],
         "n": [0],
         "format": [9, -1],
-        "terms": [0, 3],
         "activation": [5, -1],
     },
     "head": {
