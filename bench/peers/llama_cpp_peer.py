@@ -1,4 +1,7 @@
-"""llama.cpp (package llama-cpp-python) as a peer process: MODEL is a .gguf file."""
+"""llama.cpp (package llama-cpp-python) as a peer process: MODEL is a .gguf file.
+
+The setting (third argument) is about flash attention: auto, the default, on or off.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,11 @@ from serve import curve_handlers, serve
 BATCH = 512
 STEP_ROWS = 64
 PREFILL = 0
-FLASH_ATTENTION = llama_cpp.LLAMA_FLASH_ATTN_TYPE_AUTO
+FLASH_ATTENTION = {
+    "auto": llama_cpp.LLAMA_FLASH_ATTN_TYPE_AUTO,
+    "on": llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED,
+    "off": llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED,
+}
 
 
 class LlamaCpp:
@@ -24,8 +31,9 @@ class LlamaCpp:
     Every cache is a context of its own over one loaded model, keys and values in float16.
     """
 
-    def __init__(self, path: str, threads: int) -> None:
+    def __init__(self, path: str, threads: int, flash_attention: str = "auto") -> None:
         llama_cpp.llama_backend_init()
+        self._flash_attention = FLASH_ATTENTION[flash_attention]
         self._threads = threads
         params = llama_cpp.llama_model_default_params()
         params.n_gpu_layers = 0
@@ -48,7 +56,7 @@ class LlamaCpp:
         params.n_ctx = size
         params.n_batch = params.n_ubatch = BATCH
         params.n_threads = params.n_threads_batch = self._threads
-        params.flash_attn_type = FLASH_ATTENTION
+        params.flash_attn_type = self._flash_attention
         made = llama_cpp.llama_init_from_model(self._model, params)
         if not made:
             raise SystemExit(f"llama.cpp makes no context of {size} tokens")
@@ -129,14 +137,14 @@ def score(engine: LlamaCpp, request: dict[str, Any]) -> dict[str, Any]:
     return {"logprobs": logprobs}
 
 
-def main(path: str, threads: int) -> None:
+def main(path: str, threads: int, flash_attention: str = "auto") -> None:
     """Load the file and serve."""
-    engine = LlamaCpp(path, threads)
+    engine = LlamaCpp(path, threads, flash_attention)
     facts = {
         "engine": "llama.cpp",
         "threads": threads,
         "versions": {"llama-cpp-python": llama_cpp.__version__},
-        "setting": f"float16 cache, flash attention auto, batch {BATCH}",
+        "setting": f"float16 cache, flash attention {flash_attention}, batch {BATCH}",
     }
     handlers = {
         "decode": lambda request: decode(engine, request),
@@ -146,4 +154,4 @@ def main(path: str, threads: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main(sys.argv[1], int(sys.argv[2]), *sys.argv[3:])

@@ -1,5 +1,7 @@
 """OpenVINO as a peer process: MODEL is a folder of bench/peers/convert.py (rows.xml).
 
+The setting (third argument) is how keys and values are stored: u8, the default, f16 or f32.
+
 OpenVINO GenAI runs the same stateful graph but offers no step of several rows, so the graph is run
 by OpenVINO itself, with the settings GenAI gives it.
 """
@@ -19,17 +21,16 @@ from serve import curve_handlers, serve
 
 CHUNK = 1024
 LENGTH_AXIS = 2
-KV_PRECISION = "u8"
 
 
 class OpenVino:
     """One compiled model; every cache is the state of an infer request of its own."""
 
-    def __init__(self, folder: Path, threads: int) -> None:
+    def __init__(self, folder: Path, threads: int, kv_precision: str) -> None:
         setting = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": threads,
-            "KV_CACHE_PRECISION": KV_PRECISION,
+            "KV_CACHE_PRECISION": kv_precision,
         }
         self._model = ov.Core().compile_model(folder / "rows.xml", "CPU", setting)
         self._inputs = {name for value in self._model.inputs for name in value.names}
@@ -86,16 +87,16 @@ class OpenVino:
         self._fill(self._requests[0], tokens)
 
 
-def main(folder: str, threads: int) -> None:
+def main(folder: str, threads: int, kv_precision: str = "u8") -> None:
     """Load the folder and serve."""
     facts = {
         "engine": "openvino-genai",
         "threads": threads,
         "versions": {"openvino": ov.__version__, "openvino-genai": openvino_genai.__version__},
-        "setting": f"LATENCY, {KV_PRECISION} cache, prefill in chunks of {CHUNK}",
+        "setting": f"LATENCY, {kv_precision} cache, prefill in chunks of {CHUNK}",
     }
-    serve(facts, curve_handlers(OpenVino(Path(folder), threads)))
+    serve(facts, curve_handlers(OpenVino(Path(folder), threads, kv_precision)))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main(sys.argv[1], int(sys.argv[2]), *sys.argv[3:])

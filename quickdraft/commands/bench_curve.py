@@ -160,7 +160,7 @@ def _commands(
     for number, peer in enumerate(found):
         bars("convert", number, len(found))
         opened = peer_model(peer, file, identity, folder)
-        commands[peer.name] = [*peer.command, str(opened), str(given["threads"])]
+        commands[peer.name] = [*peer.command, str(opened), str(given["threads"]), *peer.setting]
     bars("convert", len(found), len(found))
     return commands
 

@@ -4,6 +4,9 @@ bench/peers/install.py of the repository installs them: <folder>/<name>.json say
 ("command", then MODEL and THREADS), and how to make what it opens of a .gguf file ("convert", then
 FILE and FOLDER; null if it opens the file itself). Converted models are kept beside, by the
 fingerprint of the file.
+
+A name may carry a setting, `openvino-genai+f16`, which the engine gets after THREADS: so an engine
+can be measured in several, as if it were several engines.
 """
 
 from __future__ import annotations
@@ -23,11 +26,24 @@ _FINGERPRINT_DIGITS = 12
 
 @dataclass(frozen=True)
 class Peer:
-    """An installed engine: the commands that run it and that convert a checkpoint for it."""
+    """An installed engine: the commands that run it and that convert a checkpoint for it.
+
+    name: as it was asked for, setting included.
+    """
 
     name: str
     command: tuple[str, ...]
     convert: tuple[str, ...] | None
+
+    @property
+    def engine(self) -> str:
+        """The name without the setting."""
+        return self.name.partition("+")[0]
+
+    @property
+    def setting(self) -> list[str]:
+        """What stands behind the plus sign, if something does."""
+        return [self.name.partition("+")[2]] if "+" in self.name else []
 
 
 def find_peers(names: tuple[str, ...], folder: Path) -> list[Peer]:
@@ -41,14 +57,15 @@ def find_peers(names: tuple[str, ...], folder: Path) -> list[Peer]:
 
 
 def _find(name: str, folder: Path) -> Peer:
-    if name not in PEERS:
+    engine = name.partition("+")[0]
+    if engine not in PEERS:
         raise OptionError(f"--peers: there is no peer {name!r}; available: {', '.join(PEERS)}")
-    file = folder / f"{name}.json"
+    file = folder / f"{engine}.json"
     if not file.is_file():
         raise OptionError(
-            f"--peers: {name} is not installed in {folder}; install it with "
-            f"'python bench/peers/install.py {name}' in a checkout of quickdraft, or name another "
-            "folder with --peers-dir"
+            f"--peers: {engine} is not installed in {folder}; install it with "
+            f"'python bench/peers/install.py {engine}' in a checkout of quickdraft, or name "
+            "another folder with --peers-dir"
         )
     try:
         told = json.loads(file.read_text(encoding="utf-8"))
@@ -56,7 +73,7 @@ def _find(name: str, folder: Path) -> Peer:
         return Peer(name, command, None if convert is None else _words(convert))
     except (OSError, ValueError, KeyError, TypeError) as error:
         problem = f"{file} is not what install.py writes: {error!r}"
-        raise InputError(f"{problem}; install {name} again") from None
+        raise InputError(f"{problem}; install {engine} again") from None
 
 
 def _words(value: Any) -> tuple[str, ...]:
@@ -73,7 +90,7 @@ def peer_model(peer: Peer, checkpoint: Path, fingerprint: str, folder: Path) -> 
     """
     if peer.convert is None:
         return checkpoint
-    converted = folder / "models" / fingerprint[:_FINGERPRINT_DIGITS] / peer.name
+    converted = folder / "models" / fingerprint[:_FINGERPRINT_DIGITS] / peer.engine
     if not converted.exists():
         converted.parent.mkdir(parents=True, exist_ok=True)
         command = [*peer.convert, str(checkpoint), str(converted)]

@@ -1,6 +1,6 @@
 """A peer that measures nothing and says made-up times.
 
-    python fake_peer.py BEHAVIOUR MODEL THREADS
+    python fake_peer.py BEHAVIOUR MODEL THREADS [SETTING]
 
 BEHAVIOUR: `answers`; `dies` at its first step; `babbles` instead of answering it.
 """
@@ -12,8 +12,8 @@ import sys
 from typing import Any
 
 
-def main(behaviour: str, model: str, threads: str) -> None:
-    print(json.dumps({"engine": "fake", "threads": int(threads)}), flush=True)
+def main(behaviour: str, model: str, threads: str, *setting: str) -> None:
+    print(json.dumps({"threads": int(threads), "setting": setting}), flush=True)
     for line in sys.stdin:
         print(json.dumps(answer(behaviour, json.loads(line))), flush=True)
 

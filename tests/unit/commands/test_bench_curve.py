@@ -43,7 +43,7 @@ def test_json_is_the_document(tiny_gguf: Path, tmp_path: Path) -> None:
     out = tmp_path / "out" / "curve.json"
     done = call(
         "bench", "curve", tiny_gguf, *SMALL, "--context", "12", "--json", "--out", out,
-        "--peers", "openvino-genai", "--peers-dir", tmp_path / "peers",
+        "--peers", "openvino-genai,openvino-genai+f16", "--peers-dir", tmp_path / "peers",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
@@ -55,12 +55,15 @@ def test_json_is_the_document(tiny_gguf: Path, tmp_path: Path) -> None:
     for curve in result["curves"]:
         assert list(curve) == ["model", "context", "bandwidth_gbs", "engines"]
         assert curve["model"] == "small.gguf"
-        assert list(curve["engines"]) == ["quickdraft", "openvino-genai"]
+        assert list(curve["engines"]) == [
+            "quickdraft", "openvino-genai", "openvino-genai+f16",
+        ]  # fmt: skip
         for engine in curve["engines"].values():
             assert list(engine["T"]) == list(engine["T_median"]) == ["1", "4"]
             assert list(engine["prefill"]) == ["16"]
             assert engine["rss_mb"] > 0
-        ours, theirs = curve["engines"].values()
+        ours, theirs, other = curve["engines"].values()
+        assert [theirs["facts"]["setting"], other["facts"]["setting"]] == [[], ["f16"]]
         assert ours["kv_bytes"] > 0
         assert ours["facts"]["backend"]
         assert theirs["T"] == {"1": 0.001, "4": 0.004}
