@@ -145,7 +145,7 @@ class HotpathOps:
 
     def linears(self, x: Value, pairs: Sequence[tuple[Weight, Weight | None]]) -> list[Value]:
         """Products of the same x, joined where the weights are stored alike."""
-        alike: dict[tuple[str, int], list[int]] = {}
+        alike: dict[str, list[int]] = {}
         for index, (weight, _) in enumerate(pairs):
             alike.setdefault(self._store.form(weight), []).append(index)
         results: dict[int, Value] = {}
