@@ -126,7 +126,9 @@ def rounded(x: Floats) -> NDArray[np.float64]:
     first = (codes * scale[..., None].astype(np.float64)).reshape(x.shape)
     codes, fine = round_activations((x - first).astype(np.float32))
     fine = np.where(coarse_groups(scale), fine, np.float32(0))
-    return first + (codes * fine[..., None].astype(np.float64)).reshape(x.shape)
+    second = (codes * fine[..., None].astype(np.float64)).reshape(x.shape)
+    total: NDArray[np.float64] = np.add(first, second)
+    return total
 
 
 def q_linear(
