@@ -1,4 +1,5 @@
-// Integer products of 16 outputs with NEON's dot product. Meaning of each function: dot_portable.h.
+// Integer products of 16 outputs with NEON's dot product, and with its int8 matrix product for pairs of
+// rows where QD_I8MM is set. Meaning of each function: dot_portable.h.
 #pragma once
 
 #include <arm_neon.h>
@@ -65,5 +66,51 @@ inline I dot(I s, W w, const int8_t* a) {
 }
 inline I start8(int32_t) { return whole(0); }
 inline I dot8(I s, W w, const int8_t* a) { return dot(s, w, a); }
+
+#if defined(QD_I8MM)
+
+// The matrix product takes 2 outputs and 2 rows by 8 columns at once. Meanwhile the sums of rows r and
+// r + 1 (r even) lie together: register i holds outputs 2 i and 2 i + 1, each of both rows.
+template <int R>
+inline void to_row_pairs(I (&s)[R]) {
+  for (int r = 0; r + 1 < R; r += 2) {
+    const I a = s[r], b = s[r + 1];
+    for (int i = 0; i < 4; ++i) {
+      I& to = s[r + i / 2];
+      to.v[i % 2 * 2] = vzip1q_s32(a.v[i], b.v[i]);
+      to.v[i % 2 * 2 + 1] = vzip2q_s32(a.v[i], b.v[i]);
+    }
+  }
+}
+
+template <int R>
+inline void from_row_pairs(I (&s)[R]) {
+  for (int r = 0; r + 1 < R; r += 2) {
+    const I pairs[2] = {s[r], s[r + 1]};
+    for (int i = 0; i < 4; ++i) {
+      const I& from = pairs[i / 2];
+      s[r].v[i] = vuzp1q_s32(from.v[i % 2 * 2], from.v[i % 2 * 2 + 1]);
+      s[r + 1].v[i] = vuzp2q_s32(from.v[i % 2 * 2], from.v[i % 2 * 2 + 1]);
+    }
+  }
+}
+
+// Eight columns of every pair of rows; rows lie 32 bytes apart.
+template <int R>
+inline void add_row_pairs(const W& low, const W& high, const int8_t* a, I (&s)[R]) {
+  for (int i = 0; i < 4; ++i) {
+    const int32x4_t l = vreinterpretq_s32_s8(low.v[i]), h = vreinterpretq_s32_s8(high.v[i]);
+    const int8x16_t first = vreinterpretq_s8_s32(vzip1q_s32(l, h));
+    const int8x16_t second = vreinterpretq_s8_s32(vzip2q_s32(l, h));
+    for (int r = 0; r + 1 < R; r += 2) {
+      const int8x16_t rows = vcombine_s8(vld1_s8(a + 32 * r), vld1_s8(a + 32 * (r + 1)));
+      I& sums = s[r + i / 2];
+      sums.v[i % 2 * 2] = vmmlaq_s32(sums.v[i % 2 * 2], first, rows);
+      sums.v[i % 2 * 2 + 1] = vmmlaq_s32(sums.v[i % 2 * 2 + 1], second, rows);
+    }
+  }
+}
+
+#endif
 
 }  // namespace qd::QD_ISA

@@ -92,39 +92,55 @@ struct Format {
   }
 };
 
+// Two quads of NB blocks, eight columns of R rows that lie 32 bytes apart: s[b][r] += w[b] . a[r].
+template <bool kSigned, int R, int NB>
+inline void add_quads(const W (&low)[NB], const W (&high)[NB], const int8_t* a, I (&s)[NB][R]) {
+  int single = 0;  // the rows from here on are multiplied one by one
+#if defined(QD_I8MM)
+  for (int b = 0; b < NB; ++b) add_row_pairs<R>(low[b], high[b], a, s[b]);
+  single = R / 2 * 2;
+#endif
+  for (int half = 0; half < 2; ++half)
+    for (int r = single; r < R; ++r)
+      for (int b = 0; b < NB; ++b) {
+        const int8_t* const four = a + 32 * r + 4 * half;
+        const W w = half ? high[b] : low[b];
+        s[b][r] = kSigned ? dot8(s[b][r], w, four) : dot(s[b][r], w, four);
+      }
+}
+
 // The integer sums of one group of 16 or 32 columns: R rows by NB blocks.
 // a: codes of the first row's group; rows lie 32 bytes apart.
 template <WeightFormat F, int R, int NB>
 inline void sum_group(const uint8_t* const codes[NB], const int8_t* a, I (&s)[NB][R]) {
   using Fmt = Format<F>;
-  if constexpr (Fmt::kSixBits) {
-    W quads[NB][4];
+  constexpr int kSteps = Fmt::kWidth / 8;
+  W quads[NB][4];
+  if constexpr (Fmt::kSixBits)
     for (int b = 0; b < NB; ++b) codes6(codes[b], quads[b]);
-    for (int j = 0; j < 4; ++j)
-      for (int r = 0; r < R; ++r)
-        for (int b = 0; b < NB; ++b) s[b][r] = dot(s[b][r], quads[b][j], a + 32 * r + 4 * j);
-  } else if constexpr (Fmt::kFourBits) {
+#if defined(QD_I8MM)
+  for (int b = 0; b < NB; ++b) to_row_pairs<R>(s[b]);
+#endif
 #pragma GCC unroll 4
-    for (int z = 0; z < 4; ++z) {
-      W low[NB], high[NB];
-      for (int b = 0; b < NB; ++b) codes4(codes[b] + 64 * z, low[b], high[b]);
-      for (int r = 0; r < R; ++r)
-        for (int b = 0; b < NB; ++b) s[b][r] = dot(s[b][r], low[b], a + 32 * r + 8 * z);
-      for (int r = 0; r < R; ++r)
-        for (int b = 0; b < NB; ++b) s[b][r] = dot(s[b][r], high[b], a + 32 * r + 8 * z + 4);
+  for (int z = 0; z < kSteps; ++z) {
+    W low[NB], high[NB];
+    for (int b = 0; b < NB; ++b) {
+      if constexpr (Fmt::kSixBits) {
+        low[b] = quads[b][2 * z];
+        high[b] = quads[b][2 * z + 1];
+      } else if constexpr (Fmt::kFourBits) {
+        codes4(codes[b] + 64 * z, low[b], high[b]);
+      } else {
+        low[b] = Fmt::kSigned ? codes8(codes[b] + 128 * z) : codes_small(codes[b] + 128 * z);
+        high[b] =
+            Fmt::kSigned ? codes8(codes[b] + 128 * z + 64) : codes_small(codes[b] + 128 * z + 64);
+      }
     }
-  } else {
-#pragma GCC unroll 8
-    for (int j = 0; j < 8; ++j) {
-      W quad[NB];
-      for (int b = 0; b < NB; ++b)
-        quad[b] = Fmt::kSigned ? codes8(codes[b] + 64 * j) : codes_small(codes[b] + 64 * j);
-      for (int r = 0; r < R; ++r)
-        for (int b = 0; b < NB; ++b)
-          s[b][r] = Fmt::kSigned ? dot8(s[b][r], quad[b], a + 32 * r + 4 * j)
-                                 : dot(s[b][r], quad[b], a + 32 * r + 4 * j);
-    }
+    add_quads<Fmt::kSigned, R, NB>(low, high, a + 8 * z, s);
   }
+#if defined(QD_I8MM)
+  for (int b = 0; b < NB; ++b) from_row_pairs<R>(s[b]);
+#endif
 }
 
 // Where the integer sums start: minus the zero of the codes times the sum of the activations.
