@@ -115,9 +115,10 @@ def _facts(manifest: Manifest) -> dict[str, object]:
 def _variant(variant: Variant) -> str:
     layers = ", ".join(map(str, variant.step.hidden_states))
     hidden = f", hidden states after layers {layers}" if layers else ""
+    cache = "f16, f32 or int8" if variant.cache.kind == "blocks" else "f32"
     return (
         f"{variant.target_format}, {variant.flavour}, {variant.weight_format} weights, "
-        f"{variant.guarantee}{hidden}"
+        f"{variant.guarantee}, {cache} cache{hidden}"
     )
 
 

@@ -24,6 +24,9 @@ from quickdraft.runtime.backends.hotpath import HotpathBackend
 from quickdraft.runtime.backends.reference import ReferenceBackend
 from quickdraft.weight_layout import LAYOUTS
 
+_FOLDERS: list[tempfile.TemporaryDirectory[str]] = []
+"""Removed when Python ends."""
+
 _WIDE = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2}
 
 
@@ -47,7 +50,9 @@ def _request(name: str, form: str, folder: Path) -> EmitRequest:
 def exported(name: str, form: str) -> tuple[EmitRequest, Variant]:
     """The hotpath variant of CONFIGS[name]. form: a name of FORMATS, or of a kernel format whose
     blocks all matrices have."""
-    request = _request(name, form, Path(tempfile.mkdtemp()))
+    folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)  # Windows keeps what is mapped
+    _FOLDERS.append(folder)
+    request = _request(name, form, Path(folder.name))
     return request, emit_hotpath(request)
 
 

@@ -103,6 +103,9 @@ def test_show_states_what_the_manifest_says(pulled: Path, by_name: bool) -> None
     assert facts["layers"].strip() == "1 of width 32, 4 heads over 2 KV heads of 8"
     flavour = {"hotpath": "hotpath", "onnx": "portable"}[default_formats()[0]]
     assert f"onnx, {flavour}, gguf weights" in facts["target 1"]
+    assert {"hotpath": "f16, f32 or int8 cache", "portable": " f32 cache"}[flavour] in facts[
+        "target 1"
+    ]
     assert facts["licence"].strip()
     assert "tokenizer.json" in done.stdout
     shown = json.loads(call("show", name, "--json").stdout)
