@@ -1,0 +1,61 @@
+"""The width rule on the real models: the same bits at every width, over trees, on every KV type."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from tiny.hotpath_models import bits, plain, same_rows
+
+from quickdraft import load
+from quickdraft.drafters.tree import Tree
+from quickdraft.kvcache.blocked import KV_TYPES
+from quickdraft.models.aliases import ALIASES
+from quickdraft.runtime.backends.hotpath import HotpathBackend
+from quickdraft.runtime.model import Model
+
+pytestmark = [pytest.mark.models, pytest.mark.native, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module", params=[(a, kv) for a in ALIASES for kv in KV_TYPES], ids="-".join)
+def model(request: pytest.FixtureRequest) -> Iterator[Model]:
+    alias, kv = request.param
+    with load(alias, backend="hotpath", kv_cache=kv) as opened:
+        yield opened
+
+
+def test_same_bits(model: Model) -> None:
+    backend = model.backend
+    assert isinstance(backend, HotpathBackend)
+    tokens = np.random.default_rng(0).integers(0, model.spec.vocab_size, 40).tolist()
+    expected, decoded = plain(backend, tokens)
+    for sizes in ((40,), (1, 8, 16, 15), (3, 37)):
+        cache, found, at = backend.new_cache(), [], 0
+        for size in sizes:
+            found += bits(backend.step(Tree.chain(tokens[at : at + size]), cache))
+            cache.commit(range(size))
+            at += size
+        assert found == expected
+        assert same_rows(cache, decoded)
+
+    cache, path = backend.new_cache(), [0, 2, 4, 6]
+    backend.step(Tree.chain(tokens[:20]), cache)
+    cache.commit(range(20))
+    nodes = np.array([tokens[20], 5, tokens[21], 9, tokens[22], 11, tokens[23]])
+    said = bits(backend.step(Tree(nodes, np.array([-1, 0, 0, 1, 2, 2, 4])), cache))
+    cache.commit(path)
+    assert [said[node] for node in path] == expected[20:24]
+    assert same_rows(cache, plain(backend, tokens[:24])[1])
+
+
+@pytest.mark.parametrize("options", [{"temperature": 0.0}, {"temperature": 0.8, "top_k": 40}])
+def test_drafting_changes_no_token(model: Model, options: dict[str, float]) -> None:
+    prompt = "def add(a, b):\n    return a + b\n\ndef sub(a, b):\n    return a - b\n\ndef add("
+    answers = []
+    for drafter in ("none", "prompt_lookup"):
+        model.drafter = drafter
+        result = model.generate(prompt, max_new_tokens=40, ignore_eos=True, seed=3, **options)
+        answers.append(result.token_ids)
+    assert result.timings.draft_n_accepted > 0
+    assert answers[0] == answers[1]
