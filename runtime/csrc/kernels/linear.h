@@ -67,7 +67,7 @@ inline void prepare_tile(const LinearArgs& args, const int64_t* row_ids, const P
       continue;
     }
     coarse[at].terms = reinterpret_cast<RoundedGroup*>(work.coarse + at * coarse_row_bytes(groups));
-    coarse[at].groups = reinterpret_cast<int32_t*>(coarse[at].terms + groups / 4 + 1);
+    coarse[at].groups = reinterpret_cast<int32_t*>(coarse[at].terms + coarse_limit(groups));
     round_row(x, groups, tile.all, at, height, work.scales, coarse[at]);
   }
   if (!to.dense) merge_coarse(coarse, height, tile);

@@ -1,8 +1,8 @@
 // Activations rounded to int8 per row and group of 32 columns, laid out for the tiles of tile.h.
 //
-// A group whose scale is more than twice the root mean square of its row's scales is *coarse*: what
-// rounding lost there is rounded again, as a second term. Some 6 % of groups are, and they carry half
-// of the error (docs/decisions/005-second-terms-for-coarse-groups.md). Which groups are coarse is a
+// A group whose scale is above 1.5 times the root mean square of its row's scales is *coarse*: what
+// rounding lost there is rounded again, as a second term. About a tenth of the groups are, and they
+// carry more than half of the error (docs/decisions/005-second-terms-for-coarse-groups.md). Which groups are coarse is a
 // fact of the row alone, so a row's bits still do not depend on the others.
 #pragma once
 
@@ -102,15 +102,19 @@ inline RoundedGroup round_group(const float* x, float scale, float* rest) {
 }
 
 // The second terms of one row, before they are merged with those of the other rows of its tile.
-// Fewer than a quarter of the groups can be coarse.
 struct CoarseRow {
-  RoundedGroup* terms;  // [groups / 4 + 1]
+  RoundedGroup* terms;  // [coarse_limit]
   int32_t* groups;      // likewise
   int32_t count;
 };
 
+constexpr float kCoarse = 2.25f;  // square of the scale against the mean square
+
+// More groups than this cannot be coarse: their squares alone would exceed the sum of all.
+inline int64_t coarse_limit(int64_t groups) { return groups / 2 + 1; }
+
 inline int64_t coarse_row_bytes(int64_t groups) {
-  return (groups / 4 + 1) * static_cast<int64_t>(sizeof(RoundedGroup) + 4) / 64 * 64 + 64;
+  return coarse_limit(groups) * static_cast<int64_t>(sizeof(RoundedGroup) + 4) / 64 * 64 + 64;
 }
 
 // Rounds one row into its places of a tile; scales: [groups], overwritten.
@@ -121,7 +125,7 @@ inline void round_row(const float* x, int64_t groups, const RoundedGroups& to, i
     scales[g] = group_scale(x + 32 * g);
     squares += scales[g] * scales[g];
   }
-  const float limit = 4.0f * squares / static_cast<float>(groups);
+  const float limit = kCoarse * squares / static_cast<float>(groups);
   coarse.count = 0;
   for (int64_t g = 0; g < groups; ++g) {
     const bool is_coarse = scales[g] * scales[g] > limit;

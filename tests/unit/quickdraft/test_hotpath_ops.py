@@ -84,12 +84,12 @@ def test_rounding_by_hand() -> None:
 
 @given(seed=st.integers(0, 2**32 - 1), exponent=st.integers(-20, 20))
 def test_a_coarse_group_keeps_fourteen_bits(seed: int, exponent: int) -> None:
-    x = (np.random.default_rng(seed).standard_normal((2, 256)) * 2.0**exponent).astype(np.float32)
+    x = (np.random.default_rng(seed).uniform(0.5, 1, (2, 256)) * 2.0**exponent).astype(np.float32)
     x[1, 64:96] *= 100
     lost = np.abs(hotpath_ops.rounded(x) - x).reshape(2, 8, 32).max(-1)
     largest = np.abs(x).reshape(2, 8, 32).max(-1)
     assert (lost <= 0.51 / 127 * largest).all()
-    assert (lost[0] > 0.1 / 127 * largest[0]).all()
+    assert (lost[0] > 0.3 / 127 * largest[0]).all()
     assert lost[1, 2] <= 0.51 / 127**2 * largest[1, 2]
 
 
