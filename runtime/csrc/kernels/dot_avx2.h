@@ -66,7 +66,8 @@ inline I dot8(I s, W w, const int8_t* a) { return dot(s, w, a); }
 #else
 
 inline __m256i add_products(__m256i s, __m256i w, __m256i a) {
-  // Two products of a code below 64 (or of 128 at most, in dot8) and a value within 127 fit 16 bits.
+  // Two products of a code below 64 (or of 128 at most, in dot8) and a value within 127 fit 16
+  // bits.
   const __m256i pairs = _mm256_maddubs_epi16(w, a);
   return _mm256_add_epi32(s, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 }

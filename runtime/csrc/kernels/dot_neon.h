@@ -1,5 +1,5 @@
-// Integer products of 16 outputs with NEON's dot product, and with its int8 matrix product for pairs of
-// rows where QD_I8MM is set. Meaning of each function: dot_portable.h.
+// Integer products of 16 outputs with NEON's dot product, and with its int8 matrix product for
+// pairs of rows where QD_I8MM is set. Meaning of each function: dot_portable.h.
 #pragma once
 
 #include <arm_neon.h>
@@ -69,8 +69,8 @@ inline I dot8(I s, W w, const int8_t* a) { return dot(s, w, a); }
 
 #if defined(QD_I8MM)
 
-// The matrix product takes 2 outputs and 2 rows by 8 columns at once. Meanwhile the sums of rows r and
-// r + 1 (r even) lie together: register i holds outputs 2 i and 2 i + 1, each of both rows.
+// The matrix product takes 2 outputs and 2 rows by 8 columns at once. Meanwhile the sums of rows r
+// and r + 1 (r even) lie together: register i holds outputs 2 i and 2 i + 1, each of both rows.
 template <int R>
 inline void to_row_pairs(I (&s)[R]) {
   for (int r = 0; r + 1 < R; r += 2) {

@@ -89,7 +89,8 @@ inline void merge_row(const HeadArgs& args, const HeadPass& pass, int64_t in_pas
 }
 
 // Rows first .. first + count - 1 of the wanted ones.
-inline void head_pass(const HeadArgs& args, int64_t first, int64_t count, const Parallel& parallel) {
+inline void head_pass(const HeadArgs& args, int64_t first, int64_t count,
+                      const Parallel& parallel) {
   LinearArgs linear = args.linear;
   const int64_t n = linear.n;
   HeadPass pass;
@@ -97,9 +98,9 @@ inline void head_pass(const HeadArgs& args, int64_t first, int64_t count, const 
   pass.top = args.top < kTopChunk ? args.top : kTopChunk;
   const int64_t cells = count * pass.chunks;
   const size_t logit_bytes = args.logits ? 0 : static_cast<size_t>((count * n * 4 + 63) / 64 * 64);
+  const size_t cell_bytes = sizeof(TopPart) + 8 * static_cast<size_t>(pass.top + kTopChunk);
   uint8_t* memory = static_cast<uint8_t*>(
-      scratch(Scratch::kTop, logit_bytes + static_cast<size_t>(cells) *
-                                               (sizeof(TopPart) + 8 * (pass.top + kTopChunk)) + 64));
+      scratch(Scratch::kTop, logit_bytes + static_cast<size_t>(cells) * cell_bytes + 64));
   float* logits = args.logits ? args.logits + first * n : reinterpret_cast<float*>(memory);
   pass.keys = reinterpret_cast<TopKey*>(memory + logit_bytes);
   pass.work = pass.keys + cells * pass.top;
@@ -110,7 +111,8 @@ inline void head_pass(const HeadArgs& args, int64_t first, int64_t count, const 
   linear.gated = false;
   linear.y = logits;
   const Prepared x = prepare(linear, args.rows + first, count, parallel);
-  over_pairs(linear, parallel, [&](int64_t from, int64_t to) { linear_pairs(linear, x, from, to); });
+  over_pairs(linear, parallel,
+             [&](int64_t from, int64_t to) { linear_pairs(linear, x, from, to); });
   auto search = [&](size_t cell) {
     const int64_t row = static_cast<int64_t>(cell) / pass.chunks;
     const int64_t start = static_cast<int64_t>(cell) % pass.chunks * kTopChunk;

@@ -2,8 +2,8 @@
 //
 // The width rule: an output row depends on its own inputs only. Integer sums are exact, float sums
 // run in one order fixed by logical indices (groups of columns, positions), written with fused
-// multiply-adds. So a row's bits do not depend on the number of rows, on chunking, on the shape of a
-// tree, on the number of threads, nor on the instruction set.
+// multiply-adds. So a row's bits do not depend on the number of rows, on chunking, on the shape of
+// a tree, on the number of threads, nor on the instruction set.
 //
 // Kernels allocate nothing inside parallel bodies, throw only std::bad_alloc and trust their
 // arguments: whoever calls them (ort/, capi/) has checked every shape.
@@ -14,17 +14,17 @@
 
 namespace qd {
 
-// How a kernel runs independent pieces of work: body(arg, i) for each i < total, in any order, maybe
-// on several threads; returns when all have run. Bodies do not throw.
+// How a kernel runs independent pieces of work: body(arg, i) for each i < total, in any order,
+// maybe on several threads; returns when all have run. Bodies do not throw.
 struct Parallel {
   void (*run)(const void* self, size_t total, void (*body)(void* arg, size_t index), void* arg);
   const void* self;
 };
 
-// Weight formats. A matrix [outputs, k] is stored in blocks of 16 outputs (rows padded with zeros), a
-// record per block, records 64-byte multiples. docs/weight-layout.md has the bytes.
-// value = scale * (code - zero) [+ minimum]; scale and minimum are float16 per group, or for the *k
-// formats a float16 per 256 columns times an integer per group.
+// Weight formats. A matrix [outputs, k] is stored in blocks of 16 outputs (rows padded with zeros),
+// a record per block, records 64-byte multiples. docs/weight-layout.md has the bytes. value = scale
+// * (code - zero) [+ minimum]; scale and minimum are float16 per group, or for the *k formats a
+// float16 per 256 columns times an integer per group.
 enum class WeightFormat : int32_t {
   kF32 = 0,  // dense float32
   kF16 = 1,  // dense float16
@@ -52,10 +52,10 @@ struct NormArgs {
   const float* bias = nullptr;
 };
 
-// y[r, o] = act(norm(x[r]) . w[o] + bias[o]) + residual[r, o]. Quantised formats round norm(x) to int8
-// per row and group of 32, with a second term for coarse groups (rounded.h).
-// gated: blocks alternate gate, up; y = act(gate) * up, and n counts the outputs y (a multiple of 16
-// unless it is the last block; weights hold 2 * ceil(n / 16) blocks; bias is [gate n, up n]).
+// y[r, o] = act(norm(x[r]) . w[o] + bias[o]) + residual[r, o]. Quantised formats round norm(x) to
+// int8 per row and group of 32, with a second term for coarse groups (rounded.h). gated: blocks
+// alternate gate, up; y = act(gate) * up, and n counts the outputs y (a multiple of 16 unless it is
+// the last block; weights hold 2 * ceil(n / 16) blocks; bias is [gate n, up n]).
 struct LinearArgs {
   const float* x = nullptr;  // [rows, k]
   int64_t rows = 0;
@@ -71,8 +71,8 @@ struct LinearArgs {
   float* y = nullptr;  // [rows, n]
 };
 
-// The output head: linear over chosen rows, then the `top` largest logits of each row, largest first,
-// equal ones by id. logits are softcap * tanh(l / softcap) where softcap > 0.
+// The output head: linear over chosen rows, then the `top` largest logits of each row, largest
+// first, equal ones by id. logits are softcap * tanh(l / softcap) where softcap > 0.
 struct HeadArgs {
   LinearArgs linear;              // y, residual and activation unused; x: all rows of the step
   const int64_t* rows = nullptr;  // [m] indices into the rows of x
@@ -122,10 +122,11 @@ struct RopeTableArgs {
   float* table = nullptr;
 };
 
-// One layer of the KV cache inside the one buffer that holds all layers. capacity: slots, a multiple of
-// 16. Keys lie [capacity / 16][kv_heads][head_dim][16] (16 slots side by side), then, for int8, their
-// scales float32 [capacity / 16][kv_heads][16]; then values [capacity][kv_heads][head_dim], then, for
-// int8, their scales float32 [capacity][kv_heads]. int8: value = scale * code, scale per slot and head.
+// One layer of the KV cache inside the one buffer that holds all layers. capacity: slots, a
+// multiple of 16. Keys lie [capacity / 16][kv_heads][head_dim][16] (16 slots side by side), then,
+// for int8, their scales float32 [capacity / 16][kv_heads][16]; then values
+// [capacity][kv_heads][head_dim], then, for int8, their scales float32 [capacity][kv_heads]. int8:
+// value = scale * code, scale per slot and head.
 struct KvLayer {
   KvType type = KvType::kF32;
   int64_t capacity = 0;
@@ -134,12 +135,13 @@ struct KvLayer {
   uint8_t* base = nullptr;
 };
 
-// Rotates q and k (if rope is not null), writes k and v of row i to slot past + i, then attends: row i
-// at logical position positions[i] = past + depth sees positions 0 .. positions[i], those below `past`
-// in the slot of the same number, the others in slots past + ancestors[i, d] for d = 0 .. depth
-// (the row itself last). ancestors null: a chain, row i has depth i. Sums run over logical positions in
-// fixed blocks. window w > 0: only positions above positions[i] - w. softcap c > 0: c * tanh(score / c).
-// sinks: [heads], a logit per head that takes part in the softmax and adds no value, or null.
+// Rotates q and k (if rope is not null), writes k and v of row i to slot past + i, then attends:
+// row i at logical position positions[i] = past + depth sees positions 0 .. positions[i], those
+// below `past` in the slot of the same number, the others in slots past + ancestors[i, d] for d = 0
+// .. depth (the row itself last). ancestors null: a chain, row i has depth i. Sums run over logical
+// positions in fixed blocks. window w > 0: only positions above positions[i] - w. softcap c > 0: c
+// * tanh(score / c). sinks: [heads], a logit per head that takes part in the softmax and adds no
+// value, or null.
 struct AttentionArgs {
   const float* q = nullptr;  // row r of query head h: q[r * q_stride + h * head_dim]
   const float* k = nullptr;
@@ -171,8 +173,9 @@ struct Kernels {
   void (*attention)(const AttentionArgs&, const Parallel&);
 };
 
-// The table in use: the best this machine has, or the one named by QUICKDRAFT_ISA; null when that name
-// is unknown or cannot run here. Chosen once. Names: avx512vnni avxvnni avx2 i8mm dotprod portable.
+// The table in use: the best this machine has, or the one named by QUICKDRAFT_ISA; null when that
+// name is unknown or cannot run here. Chosen once. Names: avx512vnni avxvnni avx2 i8mm dotprod
+// portable.
 const Kernels* kernels();
 // The table of that name, or null if it was not compiled in or this machine cannot run it.
 const Kernels* kernels_named(const char* name);

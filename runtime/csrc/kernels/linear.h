@@ -14,7 +14,8 @@
 
 namespace qd::QD_ISA {
 
-// Activations in the form that tiles read: rounded, or for dense weights floats [tile][column][row].
+// Activations in the form that tiles read: rounded, or for dense weights floats
+// [tile][column][row].
 struct Prepared {
   uint8_t* memory;
   int64_t rows;
@@ -202,8 +203,8 @@ inline void linear_pairs(const LinearArgs& args, const Prepared& x, int64_t firs
   }
 }
 
-// Runs work(first, last) over ranges of pairs. A task reads about 32 KB at least, so that handing it
-// out costs little beside.
+// Runs work(first, last) over ranges of pairs. A task reads about 32 KB at least, so that handing
+// it out costs little beside.
 template <class Work>
 inline void over_pairs(const LinearArgs& args, const Parallel& parallel, Work work) {
   const int64_t blocks = (args.n + 15) / 16;

@@ -2,8 +2,8 @@
 //
 // A group whose scale is above 1.5 times the root mean square of its row's scales is *coarse*: what
 // rounding lost there is rounded again, as a second term. About a tenth of the groups are, and they
-// carry more than half of the error (docs/decisions/005-second-terms-for-coarse-groups.md). Which groups are coarse is a
-// fact of the row alone, so a row's bits still do not depend on the others.
+// carry more than half of the error (docs/decisions/005-second-terms-for-coarse-groups.md). Which
+// groups are coarse is a fact of the row alone, so a row's bits still do not depend on the others.
 #pragma once
 
 #include <cstdint>

@@ -5,10 +5,10 @@
 
 namespace qd {
 
-// At least `bytes` bytes, 64-byte aligned, of the calling thread; contents are undefined. Stays valid
-// until this thread asks for the same `use` again. Throws std::bad_alloc.
-// (Files compiled for one instruction set must not instantiate std templates: the linker keeps one
-// copy for all of them, and it might be the one that this machine cannot run.)
+// At least `bytes` bytes, 64-byte aligned, of the calling thread; contents are undefined. Stays
+// valid until this thread asks for the same `use` again. Throws std::bad_alloc. (Files compiled for
+// one instruction set must not instantiate std templates: the linker keeps one copy for all of
+// them, and it might be the one that this machine cannot run.)
 enum class Scratch { kActivations, kOutputs, kAttention, kTop, kCount };
 void* scratch(Scratch use, size_t bytes);
 

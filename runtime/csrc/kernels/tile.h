@@ -1,8 +1,9 @@
 // Tiles: R rows of activations against NB blocks of 16 outputs, over all columns.
 //
-// Per row and output the float sum is acc = fma(sum of a group, scale of weight * scale of activation,
-// acc), then, in formats with a minimum, acc = fma(minimum, scaled sum of activations, acc); groups in
-// ascending order. R and NB change nothing of that: they decide how often a loaded value is used.
+// Per row and output the float sum is acc = fma(sum of a group, scale of weight * scale of
+// activation, acc), then, in formats with a minimum, acc = fma(minimum, scaled sum of activations,
+// acc); groups in ascending order. R and NB change nothing of that: they decide how often a loaded
+// value is used.
 #pragma once
 
 #include <cstdint>
@@ -222,7 +223,8 @@ inline void tile_dense(const uint8_t* const records[NB], size_t ahead, int64_t k
     for (int b = 0; b < NB; ++b) {
       const uint8_t* p = records[b] + c * kBytes;
       if (ahead && (kBytes == 64 || c % 2 == 0)) QD_PREFETCH(p + ahead);
-      const V w = F == WeightFormat::kF32 ? load(reinterpret_cast<const float*>(p)) : load_halves(p);
+      const V w =
+          F == WeightFormat::kF32 ? load(reinterpret_cast<const float*>(p)) : load_halves(p);
       for (int r = 0; r < R; ++r) acc[b][r] = fma(w, set1(x[c * R + r]), acc[b][r]);
     }
   for (int b = 0; b < NB; ++b)

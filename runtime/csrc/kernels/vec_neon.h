@@ -59,7 +59,8 @@ inline uint32_t mask_gt(V a, V b) {
   return mask;
 }
 inline V power_of_two(V n) {
-  QD_LANES(vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtq_s32_f32(n.v[i]), vdupq_n_s32(127)), 23)));
+  const int32x4_t bias = vdupq_n_s32(127);
+  QD_LANES(vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtq_s32_f32(n.v[i]), bias), 23)));
 }
 inline V load_i8(const int8_t* p) {
   const int8x16_t bytes = vld1q_s8(p);

@@ -1,4 +1,5 @@
-// Sixteen floats in plain C++: the meaning of every function of the other vec_*.h, and the fallback.
+// Sixteen floats in plain C++: the meaning of every function of the other vec_*.h, and the
+// fallback.
 #pragma once
 
 #include <cmath>
@@ -88,7 +89,8 @@ inline uint16_t float_to_half(float value) {
   if (bits < 0x38800000) {  // below the smallest normal half: a multiple of 2^-24
     float magnitude;
     std::memcpy(&magnitude, &bits, 4);
-    return static_cast<uint16_t>(sign | static_cast<uint16_t>(std::nearbyint(std::ldexp(magnitude, 24))));
+    const uint16_t units = static_cast<uint16_t>(std::nearbyint(std::ldexp(magnitude, 24)));
+    return static_cast<uint16_t>(sign | units);
   }
   const uint32_t rounded = bits - 0x38000000 + 0xfff + ((bits >> 13) & 1);
   return static_cast<uint16_t>(sign | (rounded >> 13));
