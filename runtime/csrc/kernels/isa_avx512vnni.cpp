@@ -5,7 +5,7 @@
 
 namespace qd::QD_ISA {
 // Accumulators and weights of a tile fill the registers: rows and blocks of 16 outputs.
-constexpr int kTileRows = 8;
+constexpr int kTileRows = 4;
 constexpr int kBlocksPerTile = 2;
 }  // namespace qd::QD_ISA
 

@@ -19,13 +19,16 @@ namespace qd::QD_ISA {
 struct Prepared {
   uint8_t* memory;
   int64_t rows;
-  int64_t tile_bytes;  // of a tile of kTileRows
+  int64_t tiles;
+  int64_t tile_bytes;  // of the highest tile
   bool dense;
 
-  int64_t tiles() const { return (rows + kTileRows - 1) / kTileRows; }
-  int64_t height(int64_t tile) const {
-    const int64_t left = rows - tile * kTileRows;
-    return left < kTileRows ? left : kTileRows;
+  // Rows are spread evenly: five are three and two, because a tile of one row costs more than half
+  // of a tile of two.
+  int64_t height(int64_t tile) const { return rows / tiles + (tile < rows % tiles ? 1 : 0); }
+  int64_t first_row(int64_t tile) const {
+    const int64_t larger = rows % tiles;
+    return tile * (rows / tiles) + (tile < larger ? tile : larger);
   }
   uint8_t* tile(int64_t index) const { return memory + index * tile_bytes; }
 };
@@ -56,7 +59,7 @@ inline void prepare_tile(const LinearArgs& args, const int64_t* row_ids, const P
   const RoundedTile tile = rounded_tile(to.tile(index), height, groups);
   CoarseRow coarse[kTileRows];
   for (int64_t at = 0; at < height; ++at) {
-    const int64_t row = index * kTileRows + at;
+    const int64_t row = to.first_row(index) + at;
     const float* x = args.x + (row_ids ? row_ids[row] : row) * k;
     if (args.norm.kind != NormKind::kNone) {
       norm_row(x, k, args.norm, work.normed);
@@ -79,9 +82,10 @@ inline Prepared prepare(const LinearArgs& args, const int64_t* row_ids, int64_t 
   Prepared to;
   to.dense = is_dense(args.format);
   to.rows = rows;
-  const int64_t tiles = to.tiles(), full = rows < kTileRows ? rows : kTileRows;
-  to.tile_bytes = to.dense ? (full * args.k * 4 + 63) / 64 * 64
-                           : rounded_tile_bytes(full, args.k / 32);
+  to.tiles = (rows + kTileRows - 1) / kTileRows;
+  const int64_t tiles = to.tiles, highest = to.height(0);
+  to.tile_bytes = to.dense ? (highest * args.k * 4 + 63) / 64 * 64
+                           : rounded_tile_bytes(highest, args.k / 32);
   // Handing out a few rows costs more than rounding them.
   const bool serial = tiles == 1 || rows * args.k < 32768;
   const int64_t data = tiles * to.tile_bytes, each = (PrepareWork::bytes(args.k) + 63) / 64 * 64;
@@ -100,7 +104,7 @@ inline Prepared prepare(const LinearArgs& args, const int64_t* row_ids, int64_t 
 
 // A tile against two records: first [R], then second [R].
 template <WeightFormat F, int R>
-inline void pair_of_blocks(const uint8_t* first, const uint8_t* second, size_t ahead, int64_t k,
+inline void pair_of_blocks(const uint8_t* first, const uint8_t* second, const Ahead& ahead, int64_t k,
                            uint8_t* activations, V (&out)[2][R]) {
   constexpr bool kDense = F == WeightFormat::kF32 || F == WeightFormat::kF16;
   constexpr int kAtOnce = kBlocksPerTile;
@@ -119,7 +123,7 @@ inline void pair_of_blocks(const uint8_t* first, const uint8_t* second, size_t a
 
 // The same, stored as [2][rows][16].
 template <WeightFormat F, int R>
-inline void stored_pair(const uint8_t* first, const uint8_t* second, size_t ahead, int64_t k,
+inline void stored_pair(const uint8_t* first, const uint8_t* second, const Ahead& ahead, int64_t k,
                         uint8_t* activations, float* out) {
   V sums[2][R];
   pair_of_blocks<F, R>(first, second, ahead, k, activations, sums);
@@ -127,14 +131,14 @@ inline void stored_pair(const uint8_t* first, const uint8_t* second, size_t ahea
     for (int r = 0; r < R; ++r) store(out + 16 * (b * R + r), sums[b][r]);
 }
 
-using PairFunction = void (*)(const uint8_t*, const uint8_t*, size_t, int64_t, uint8_t*, float*);
+using PairFunction = void (*)(const uint8_t*, const uint8_t*, const Ahead&, int64_t, uint8_t*,
+                              float*);
 
 template <WeightFormat F>
 inline PairFunction pair_function(int64_t height) {
-  static constexpr PairFunction kFunctions[] = {
-      stored_pair<F, 1>, stored_pair<F, 2>, stored_pair<F, 3>, stored_pair<F, 4>,
-      stored_pair<F, 5>, stored_pair<F, 6>, stored_pair<F, 7>, stored_pair<F, 8>};
-  static_assert(kTileRows <= 8);
+  static constexpr PairFunction kFunctions[] = {stored_pair<F, 1>, stored_pair<F, 2>,
+                                                stored_pair<F, 3>, stored_pair<F, 4>};
+  static_assert(kTileRows == 4);
   return kFunctions[height - 1];
 }
 
@@ -182,7 +186,7 @@ inline void linear_pairs(const LinearArgs& args, const Prepared& x, int64_t firs
   constexpr int64_t kPartBytes = 600 << 10;  // about half of it is read
   const size_t record = record_bytes(args.format, args.k);
   const int64_t blocks = args.gated ? 2 * ((args.n + 15) / 16) : (args.n + 15) / 16;
-  const int64_t tiles = x.tiles();
+  const int64_t tiles = x.tiles;
   int64_t part = kPartBytes / x.tile_bytes;
   if (part < 1) part = 1;
   alignas(64) float values[2 * kTileRows * 16];
@@ -193,11 +197,15 @@ inline void linear_pairs(const LinearArgs& args, const Prepared& x, int64_t firs
       const bool single = 2 * pair + 1 >= blocks;  // the last of an odd number meets itself
       for (int64_t tile = start; tile < end; ++tile) {
         const int64_t height = x.height(tile);
-        // The last tile asks for the next pair; earlier ones would only do so too soon.
-        const size_t ahead = tile + 1 == end ? 2 * record : 0;
+        // The last few tiles ask for the next pair; earlier ones would do so too soon.
+        const int64_t asking = end - start < 4 ? end - start : 4;
+        Ahead ahead;
+        ahead.bytes = end - tile <= asking ? 2 * record : 0;
+        ahead.tile = end - tile - 1;
+        ahead.tiles = asking;
         pair_function(args.format, height)(records, single ? records : records + record, ahead,
                                            args.k, x.tile(tile), values);
-        finish_pair(args, pair, tile * kTileRows, height, values);
+        finish_pair(args, pair, x.first_row(tile), height, values);
       }
     }
   }

@@ -139,7 +139,7 @@ inline void round_row(const float* x, int64_t groups, const RoundedGroups& to, i
 
 // Lays the second terms of all rows of a tile out by group.
 inline void merge_coarse(const CoarseRow* rows, int64_t height, const RoundedTile& tile) {
-  int32_t at[8] = {};
+  int32_t at[kTileRows] = {};
   int32_t count = 0;
   for (;;) {
     int32_t next = INT32_MAX;

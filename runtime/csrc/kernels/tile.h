@@ -20,6 +20,17 @@
 
 namespace qd::QD_ISA {
 
+// Which part of the next records a tile asks for while it works: those `bytes` further on, one group
+// in `tiles`, so that all tiles of a pair of blocks together ask for everything, evenly. The
+// hardware's own prefetching leaves half of the memory bandwidth idle when a group takes long.
+struct Ahead {
+  size_t bytes = 0;  // 0: nothing
+  int64_t tile = 0;
+  int64_t tiles = 1;
+
+  bool wants(int64_t group) const { return bytes && group % tiles == tile; }
+};
+
 inline V load_halves(const uint8_t* p) { return load_half(reinterpret_cast<const uint16_t*>(p)); }
 
 // Sections of a record (docs/weight-layout.md) and how to read a group's scale and minimum.
@@ -65,8 +76,7 @@ struct Format {
     return other;
   }
   const uint8_t* group(int64_t g) const { return codes + g * kCodeBytes; }
-  // Asks for the codes and scales of group g, which is needed a record later. The hardware's own
-  // prefetching lets half of the memory bandwidth lie when a group takes long to compute.
+  // Asks for the codes and scales of group g.
   void prefetch(int64_t g) const {
     for (int line = 0; line < kCodeBytes; line += 64) QD_PREFETCH(group(g) + line);
     constexpr int kScaleBytes = kTwoLevel ? 16 : 32;
@@ -162,10 +172,13 @@ inline void start_sums(const int32_t* sums, int part, I (&s)[NB][R]) {
 
 // Adds the groups of `x`: its group i, of weight group groups[i] (null: i), in ascending order.
 template <WeightFormat F, int R, int NB>
-inline void add_groups(const Format<F> (&records)[NB], size_t ahead, const RoundedGroups& x,
-                       const int32_t* groups, int64_t count, V (&acc)[NB][R]) {
+inline void add_groups(const Format<F> (&records)[NB], const Ahead& ahead, const RoundedGroups& x,
+                       const int32_t* groups, int64_t count, V (&sums)[NB][R]) {
   using Fmt = Format<F>;
   constexpr int kParts = 32 / Fmt::kWidth;  // weight groups per activation group
+  V acc[NB][R];  // not `sums`, which might overlap with x for all that the compiler knows
+  for (int b = 0; b < NB; ++b)
+    for (int r = 0; r < R; ++r) acc[b][r] = sums[b][r];
   for (int64_t i = 0; i < count; ++i) {
     const int64_t cell = i * R, g = groups ? groups[i] : i;
     for (int part = 0; part < kParts; ++part) {
@@ -175,7 +188,7 @@ inline void add_groups(const Format<F> (&records)[NB], size_t ahead, const Round
       const uint8_t* codes[NB];
       for (int b = 0; b < NB; ++b) {
         codes[b] = records[b].group(group);
-        if (ahead) records[b].moved(ahead).prefetch(group);
+        if (ahead.wants(i)) records[b].moved(ahead.bytes).prefetch(group);
       }
       sum_group<F, R, NB>(codes, x.codes + 32 * cell + 16 * part, s);
       for (int b = 0; b < NB; ++b) {
@@ -190,13 +203,13 @@ inline void add_groups(const Format<F> (&records)[NB], size_t ahead, const Round
       }
     }
   }
+  for (int b = 0; b < NB; ++b)
+    for (int r = 0; r < R; ++r) sums[b][r] = acc[b][r];
 }
 
-// A tile of R rows (its height) against NB records. out[b][r]: 16 outputs. ahead: how many bytes
-// further on the next records lie, which are asked for meanwhile; 0: nothing is asked for.
-// Second terms come first: to a sum of 0, the zeros of rows without them add nothing.
+// A tile of R rows (its height) against NB records. out[b][r]: 16 outputs. Second terms come first: to a sum of 0, the zeros of rows without them add nothing.
 template <WeightFormat F, int R, int NB>
-inline void tile_rounded(const uint8_t* const records[NB], size_t ahead, int64_t k,
+inline void tile_rounded(const uint8_t* const records[NB], const Ahead& ahead, int64_t k,
                          const RoundedTile& tile, V (&out)[NB][R]) {
   Format<F> formats[NB];
   V acc[NB][R];
@@ -204,7 +217,7 @@ inline void tile_rounded(const uint8_t* const records[NB], size_t ahead, int64_t
     formats[b] = Format<F>(records[b], k);
     for (int r = 0; r < R; ++r) acc[b][r] = zero();
   }
-  add_groups<F, R, NB>(formats, 0, tile.coarse, tile.coarse_groups, *tile.coarse_count, acc);
+  add_groups<F, R, NB>(formats, Ahead{}, tile.coarse, tile.coarse_groups, *tile.coarse_count, acc);
   add_groups<F, R, NB>(formats, ahead, tile.all, nullptr, k / 32, acc);
   for (int b = 0; b < NB; ++b)
     for (int r = 0; r < R; ++r) out[b][r] = acc[b][r];
@@ -213,7 +226,7 @@ inline void tile_rounded(const uint8_t* const records[NB], size_t ahead, int64_t
 // The same for dense weights: acc = fma(weight, activation, acc), columns in ascending order.
 // x: [column][R].
 template <WeightFormat F, int R, int NB>
-inline void tile_dense(const uint8_t* const records[NB], size_t ahead, int64_t k, const float* x,
+inline void tile_dense(const uint8_t* const records[NB], const Ahead& ahead, int64_t k, const float* x,
                        V (&out)[NB][R]) {
   constexpr int kBytes = F == WeightFormat::kF32 ? 64 : 32;  // of 16 weights
   V acc[NB][R];
@@ -222,7 +235,7 @@ inline void tile_dense(const uint8_t* const records[NB], size_t ahead, int64_t k
   for (int64_t c = 0; c < k; ++c)
     for (int b = 0; b < NB; ++b) {
       const uint8_t* p = records[b] + c * kBytes;
-      if (ahead && (kBytes == 64 || c % 2 == 0)) QD_PREFETCH(p + ahead);
+      if ((kBytes == 64 || c % 2 == 0) && ahead.wants(c / 2)) QD_PREFETCH(p + ahead.bytes);
       const V w =
           F == WeightFormat::kF32 ? load(reinterpret_cast<const float*>(p)) : load_halves(p);
       for (int r = 0; r < R; ++r) acc[b][r] = fma(w, set1(x[c * R + r]), acc[b][r]);
