@@ -108,13 +108,13 @@ def round_activations(x: Floats) -> tuple[NDArray[np.int8], Floats]:
 
 
 def coarse_groups(scale: Floats) -> NDArray[np.bool_]:
-    """Which groups have a scale above 1.5 times the root mean square of their row's; a row that
+    """Which groups have a scale above 2.6 times the root mean square of their row's; a row that
     holds infinity or NaN has none. scale: [n, groups]."""
     squares = np.square(scale)
     total = np.zeros(len(scale), np.float32)
     for column in squares.T:  # one after the other, in float32, as the kernels add
         total += column
-    limit = np.float32(2.25) * total / np.float32(scale.shape[1])
+    limit = np.float32(6.76) * total / np.float32(scale.shape[1])
     coarse: NDArray[np.bool_] = squares > limit[:, None]
     return coarse
 

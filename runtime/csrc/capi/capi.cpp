@@ -146,9 +146,12 @@ int64_t qd_args_bytes(const char* name) {
   const struct {
     const char* name;
     size_t bytes;
-  } sizes[] = {{"linear", sizeof(qd::LinearArgs)},       {"head", sizeof(qd::HeadArgs)},
-               {"embed", sizeof(qd::EmbedArgs)},         {"norm_rows", sizeof(qd::NormRowsArgs)},
-               {"rope_table", sizeof(qd::RopeTableArgs)}, {"attention", sizeof(qd::AttentionArgs)},
+  } sizes[] = {{"linear", sizeof(qd::LinearArgs)},
+               {"head", sizeof(qd::HeadArgs)},
+               {"embed", sizeof(qd::EmbedArgs)},
+               {"norm_rows", sizeof(qd::NormRowsArgs)},
+               {"rope_table", sizeof(qd::RopeTableArgs)},
+               {"attention", sizeof(qd::AttentionArgs)},
                {"cache", sizeof(QdCache)}};
   for (const auto& known : sizes) {
     if (name && std::strcmp(name, known.name) == 0) return static_cast<int64_t>(known.bytes);
@@ -162,9 +165,9 @@ int qd_linear(const char* isa, const qd::LinearArgs* args, int threads) {
 }
 
 int qd_head(const char* isa, const qd::HeadArgs* args, int threads) {
-  if (!args || !sound(args->linear) || args->m < 0 || args->top < 1 ||
-      args->top > args->linear.n || !args->values || !args->ids || !args->log_sum ||
-      !args->rows || !qd::in_range(args->rows, args->m, args->linear.rows)) {
+  if (!args || !sound(args->linear) || args->m < 0 || args->top < 1 || args->top > args->linear.n ||
+      !args->values || !args->ids || !args->log_sum || !args->rows ||
+      !qd::in_range(args->rows, args->m, args->linear.rows)) {
     return kBadArgument;
   }
   return call(&Kernels::head, isa, *args, threads);

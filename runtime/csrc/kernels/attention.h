@@ -89,10 +89,10 @@ class StepAttention {
     const int64_t partials = tasks * segments * Workspace::partial_floats(sizes_);
     const bool split = segments > 1 && tasks < kEnoughTasks && partials <= kMostPartialFloats;
     const int64_t work = Workspace::floats(sizes_), kept = split ? partials : 0;
-    const int64_t lanes = clamp(kMostWorkFloats / work, 1,
-                                smaller(kMostLanes, split ? tasks * segments : tasks));
-    memory_ = static_cast<float*>(scratch(
-        Scratch::kAttention, static_cast<size_t>(lanes * work + kept) * sizeof(float)));
+    const int64_t lanes =
+        clamp(kMostWorkFloats / work, 1, smaller(kMostLanes, split ? tasks * segments : tasks));
+    memory_ = static_cast<float*>(
+        scratch(Scratch::kAttention, static_cast<size_t>(lanes * work + kept) * sizeof(float)));
     partials_ = memory_ + lanes * work;
     worth_threads_ = effort() >= kWorthThreads;
     write(parallel, lanes);
@@ -111,7 +111,7 @@ class StepAttention {
   static constexpr int64_t kEnoughTasks = 16;  // from here on segments need not be tasks
   static constexpr int64_t kMostPartialFloats = 8 << 20;
   static constexpr int64_t kMostWorkFloats = 8 << 20;  // of all lanes
-  static constexpr int64_t kWorthThreads = 1 << 19;    // multiply-adds
+  static constexpr int64_t kWorthThreads = 1 << 17;    // multiply-adds
 
   // About the multiply-adds of the step.
   int64_t effort() const {
@@ -144,8 +144,7 @@ class StepAttention {
       for (int64_t slot = begin; slot < stop; ++slot)
         write_row(args_, cache_, slot - args_.past, memory);
     };
-    if (end - first > 2)
-      return spread(parallel, lanes, end - first, write_group);
+    if (end - first > 2) return spread(parallel, lanes, end - first, write_group);
     for (int64_t task = 0; task < end - first; ++task) write_group(task, memory_);
   }
 

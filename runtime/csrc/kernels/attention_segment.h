@@ -256,8 +256,7 @@ class TileAttention {
         const Span& seen = spans_[row];
         for (int64_t p = seen.prefix; p < seen.high; ++p) {
           const int64_t at = step_slot(row, p) - slot;
-          if (at >= 0 && at < groups * 16)
-            space_.scores.row(i + j)[p] = space_.step.row(j)[at];
+          if (at >= 0 && at < groups * 16) space_.scores.row(i + j)[p] = space_.step.row(j)[at];
         }
       }
     }

@@ -156,8 +156,7 @@ inline void sum_values(int64_t count, int64_t positions, const FloatRows& weight
       value_tile<kQueries, kTileVectors>(weights, values.from(c), positions,
                                          {sums.first + c, sums.stride});
     for (; c < columns; c += 16)
-      value_tile<kQueries, 1>(weights, values.from(c), positions,
-                              {sums.first + c, sums.stride});
+      value_tile<kQueries, 1>(weights, values.from(c), positions, {sums.first + c, sums.stride});
   });
 }
 

@@ -67,9 +67,7 @@ bool has_avx2() {
   return (saved_state() & 6) == 6 && bits(cpuid(7, 0).b, 1u << 5);
 }
 
-bool has_avxvnni() {
-  return has_avx2() && cpuid(7, 0).a >= 1 && bits(cpuid(7, 1).a, 1u << 4);
-}
+bool has_avxvnni() { return has_avx2() && cpuid(7, 0).a >= 1 && bits(cpuid(7, 1).a, 1u << 4); }
 
 bool has_avx512vnni() {
   constexpr uint32_t kF = 1u << 16, kDq = 1u << 17, kBw = 1u << 30, kVl = 1u << 31;

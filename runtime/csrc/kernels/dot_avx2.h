@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "kernels/vec_avx2.h"
+
 namespace qd::QD_ISA {
 
 struct I {
@@ -60,7 +62,7 @@ inline I dot(I s, W w, const int8_t* a) {
   const __m256i four = four_columns(a);
   return {_mm256_dpbusd_avx_epi32(s.lo, w.lo, four), _mm256_dpbusd_avx_epi32(s.hi, w.hi, four)};
 }
-inline I start8(int32_t sum) { return whole(-128 * sum); }
+constexpr int32_t kZero8 = 128;
 inline I dot8(I s, W w, const int8_t* a) { return dot(s, w, a); }
 
 #else
@@ -81,7 +83,7 @@ inline W codes8(const uint8_t* p) {
   const __m256i top = _mm256_set1_epi8(static_cast<char>(0x80));
   return {_mm256_xor_si256(bytes.lo, top), _mm256_xor_si256(bytes.hi, top)};
 }
-inline I start8(int32_t) { return whole(0); }
+constexpr int32_t kZero8 = 0;
 inline I dot8(I s, W w, const int8_t* a) {
   const __m256i four = four_columns(a);
   return {add_products(s.lo, _mm256_abs_epi8(w.lo), _mm256_sign_epi8(four, w.lo)),

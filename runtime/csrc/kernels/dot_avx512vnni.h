@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "kernels/vec_avx512.h"
+
 namespace qd::QD_ISA {
 
 struct I {
@@ -41,7 +43,7 @@ inline I dot(I s, W w, const int8_t* a) {
   std::memcpy(&four, a, 4);
   return {_mm512_dpbusd_epi32(s.v, w.v, _mm512_set1_epi32(four))};
 }
-inline I start8(int32_t sum) { return whole(-128 * sum); }
+constexpr int32_t kZero8 = 128;
 inline I dot8(I s, W w, const int8_t* a) { return dot(s, w, a); }
 
 }  // namespace qd::QD_ISA

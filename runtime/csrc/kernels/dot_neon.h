@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "kernels/vec_neon.h"
+
 namespace qd::QD_ISA {
 
 struct I {
@@ -64,7 +66,7 @@ inline I dot(I s, W w, const int8_t* a) {
   for (int i = 0; i < 4; ++i) s.v[i] = vdotq_s32(s.v[i], w.v[i], columns);
   return s;
 }
-inline I start8(int32_t) { return whole(0); }
+constexpr int32_t kZero8 = 0;
 inline I dot8(I s, W w, const int8_t* a) { return dot(s, w, a); }
 
 #if defined(QD_I8MM)

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "kernels/vec_portable.h"
+
 namespace qd::QD_ISA {
 
 // Sixteen 32-bit sums, one per output.
@@ -59,8 +61,9 @@ inline I dot(I s, W w, const int8_t* a) {
     for (int b = 0; b < 4; ++b) s.v[o] += w.v[4 * o + b] * a[b];
   return s;
 }
-// start8(sum of a) plus all dot8 is the sum of (code - 128) * a.
-inline I start8(int32_t) { return whole(0); }
+// What is still to be subtracted from codes8: dot8 with the start that follows from it sums
+// (code - 128) * a.
+constexpr int32_t kZero8 = 0;
 inline I dot8(I s, W w, const int8_t* a) { return dot(s, w, a); }
 
 }  // namespace qd::QD_ISA

@@ -1,6 +1,5 @@
 // The kernels for AVX2 with FMA and F16C (x86-64 since 2013).
 #define QD_ISA avx2
-#include "kernels/vec_avx2.h"
 #include "kernels/dot_avx2.h"
 
 namespace qd::QD_ISA {

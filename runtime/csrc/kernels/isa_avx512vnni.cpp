@@ -1,11 +1,10 @@
 // The kernels for AVX-512 with VNNI (Intel Ice Lake and later servers, AMD Zen 4 and later).
 #define QD_ISA avx512vnni
-#include "kernels/vec_avx512.h"
 #include "kernels/dot_avx512vnni.h"
 
 namespace qd::QD_ISA {
 // Accumulators and weights of a tile fill the registers: rows and blocks of 16 outputs.
-constexpr int kTileRows = 4;
+constexpr int kTileRows = 6;
 constexpr int kBlocksPerTile = 2;
 }  // namespace qd::QD_ISA
 

@@ -1,7 +1,6 @@
 // The kernels for AVX2 with AVX-VNNI (Intel Alder Lake and later).
 #define QD_ISA avxvnni
 #define QD_AVXVNNI
-#include "kernels/vec_avx2.h"
 #include "kernels/dot_avx2.h"
 
 namespace qd::QD_ISA {

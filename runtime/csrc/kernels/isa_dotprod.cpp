@@ -1,6 +1,5 @@
 // The kernels for Armv8.2 with dot products (Cortex-A76 and later, Apple M1).
 #define QD_ISA dotprod
-#include "kernels/vec_neon.h"
 #include "kernels/dot_neon.h"
 
 namespace qd::QD_ISA {

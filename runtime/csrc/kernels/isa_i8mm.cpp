@@ -1,7 +1,6 @@
 // The kernels for Armv8.6 with int8 matrix products (Apple M2, Cortex-X2 and later).
 #define QD_ISA i8mm
 #define QD_I8MM
-#include "kernels/vec_neon.h"
 #include "kernels/dot_neon.h"
 
 namespace qd::QD_ISA {

@@ -1,6 +1,5 @@
 // The kernels for any processor.
 #define QD_ISA portable
-#include "kernels/vec_portable.h"
 #include "kernels/dot_portable.h"
 
 namespace qd::QD_ISA {

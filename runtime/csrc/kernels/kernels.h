@@ -79,10 +79,10 @@ struct HeadArgs {
   int64_t m = 0;
   int64_t top = 0;
   float softcap = 0;
-  float* values = nullptr;    // [m, top]
-  int64_t* ids = nullptr;     // [m, top]
-  float* log_sum = nullptr;   // [m]: log of the sum of exp(logits)
-  float* logits = nullptr;    // [m, n] or null
+  float* values = nullptr;   // [m, top]
+  int64_t* ids = nullptr;    // [m, top]
+  float* log_sum = nullptr;  // [m]: log of the sum of exp(logits)
+  float* logits = nullptr;   // [m, n] or null
 };
 
 // Rows of a stored matrix [n, k] as float32 times scale: y[i] = table[ids[i]] * scale.

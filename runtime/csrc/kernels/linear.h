@@ -39,8 +39,8 @@ inline bool is_dense(WeightFormat format) {
 
 // What preparing one tile needs besides its result.
 struct PrepareWork {
-  float* normed;   // [k]
-  float* scales;   // [k / 32]
+  float* normed;    // [k]
+  float* largest;   // [k / 32]
   uint8_t* coarse;  // [kTileRows][coarse_row_bytes]
 
   static int64_t bytes(int64_t k) {
@@ -48,7 +48,7 @@ struct PrepareWork {
   }
   PrepareWork(uint8_t* memory, int64_t k)
       : normed(reinterpret_cast<float*>(memory)),
-        scales(normed + k),
+        largest(normed + k),
         coarse(memory + (k + k / 32 + 32) / 16 * 64) {}
 };
 
@@ -72,7 +72,7 @@ inline void prepare_tile(const LinearArgs& args, const int64_t* row_ids, const P
     }
     coarse[at].terms = reinterpret_cast<RoundedGroup*>(work.coarse + at * coarse_row_bytes(groups));
     coarse[at].groups = reinterpret_cast<int32_t*>(coarse[at].terms + coarse_limit(groups));
-    round_row(x, groups, tile.all, at, height, work.scales, coarse[at]);
+    round_row(x, groups, zero_of(args.format), tile.all, at, height, work.largest, coarse[at]);
   }
   if (!to.dense) merge_coarse(coarse, height, tile);
 }
@@ -84,13 +84,13 @@ inline Prepared prepare(const LinearArgs& args, const int64_t* row_ids, int64_t 
   to.rows = rows;
   to.tiles = (rows + kTileRows - 1) / kTileRows;
   const int64_t tiles = to.tiles, highest = to.height(0);
-  to.tile_bytes = to.dense ? (highest * args.k * 4 + 63) / 64 * 64
-                           : rounded_tile_bytes(highest, args.k / 32);
+  to.tile_bytes =
+      to.dense ? (highest * args.k * 4 + 63) / 64 * 64 : rounded_tile_bytes(highest, args.k / 32);
   // Handing out a few rows costs more than rounding them.
   const bool serial = tiles == 1 || rows * args.k < 32768;
   const int64_t data = tiles * to.tile_bytes, each = (PrepareWork::bytes(args.k) + 63) / 64 * 64;
-  to.memory = static_cast<uint8_t*>(scratch(
-      Scratch::kActivations, static_cast<size_t>(data + (serial ? 1 : tiles) * each)));
+  to.memory = static_cast<uint8_t*>(
+      scratch(Scratch::kActivations, static_cast<size_t>(data + (serial ? 1 : tiles) * each)));
   auto body = [&](size_t tile) {
     const int64_t t = static_cast<int64_t>(tile);
     prepare_tile(args, row_ids, to, t, {to.memory + data + (serial ? 0 : t * each), args.k});
@@ -104,16 +104,15 @@ inline Prepared prepare(const LinearArgs& args, const int64_t* row_ids, int64_t 
 
 // A tile against two records: first [R], then second [R].
 template <WeightFormat F, int R>
-inline void pair_of_blocks(const uint8_t* first, const uint8_t* second, const Ahead& ahead, int64_t k,
-                           uint8_t* activations, V (&out)[2][R]) {
+inline void pair_of_blocks(const uint8_t* first, const uint8_t* second, const Ahead& ahead,
+                           int64_t k, uint8_t* activations, V (&out)[2][R]) {
   constexpr bool kDense = F == WeightFormat::kF32 || F == WeightFormat::kF16;
   constexpr int kAtOnce = kBlocksPerTile;
   for (int b = 0; b < 2; b += kAtOnce) {
     const uint8_t* both[2] = {first, second};
     V(&part)[kAtOnce][R] = *reinterpret_cast<V(*)[kAtOnce][R]>(&out[b]);
     if constexpr (kDense) {
-      tile_dense<F, R, kAtOnce>(both + b, ahead, k, reinterpret_cast<float*>(activations),
-                                part);
+      tile_dense<F, R, kAtOnce>(both + b, ahead, k, reinterpret_cast<float*>(activations), part);
     } else {
       const RoundedTile tile = rounded_tile(activations, R, k / 32);
       tile_rounded<F, R, kAtOnce>(both + b, ahead, k, tile, part);
@@ -136,10 +135,18 @@ using PairFunction = void (*)(const uint8_t*, const uint8_t*, const Ahead&, int6
 
 template <WeightFormat F>
 inline PairFunction pair_function(int64_t height) {
-  static constexpr PairFunction kFunctions[] = {stored_pair<F, 1>, stored_pair<F, 2>,
-                                                stored_pair<F, 3>, stored_pair<F, 4>};
-  static_assert(kTileRows == 4);
-  return kFunctions[height - 1];
+  static_assert(kTileRows == 4 || kTileRows == 6);
+  switch (height) {
+    case 1: return stored_pair<F, 1>;
+    case 2: return stored_pair<F, 2>;
+    case 3: return stored_pair<F, 3>;
+    case 4: return stored_pair<F, 4>;
+    default: break;
+  }
+  if constexpr (kTileRows == 4)
+    return nullptr;
+  else
+    return height == 5 ? stored_pair<F, 5> : stored_pair<F, 6>;
 }
 
 inline PairFunction pair_function(WeightFormat format, int64_t height) {
@@ -157,27 +164,35 @@ inline PairFunction pair_function(WeightFormat format, int64_t height) {
   return pair_function<WeightFormat::kW8K>(height);
 }
 
-// Bias, activation, gate and residual of `count` rows from `row` on; values: [2][count][16].
+// Bias, activation, gate and residual of a row's outputs from `column` on, n <= 16 of them.
+// raised: the other half of a gated pair, or null.
+inline void finish_block(const LinearArgs& args, int64_t row, int64_t column, int n,
+                         const float* values, const float* raised) {
+  V value = load(values);
+  if (args.bias) value = add(value, load_columns(args.bias + column, n));
+  if (args.activation != Activation::kNone) value = activate(value, args.activation);
+  if (raised) {
+    V other = load(raised);
+    if (args.bias) other = add(other, load_columns(args.bias + args.n + column, n));
+    value = mul(value, other);
+  }
+  const int64_t at = row * args.n + column;
+  if (args.residual) value = add(value, load_columns(args.residual + at, n));
+  store_columns(args.y + at, value, n);
+}
+
+// `count` rows from `row` on of a pair of blocks; values: [2][count][16].
 inline void finish_pair(const LinearArgs& args, int64_t pair, int64_t row, int64_t count,
                         const float* values) {
-  const int outputs = args.gated ? 16 : 32;
-  for (int64_t r = 0; r < count; ++r)
-    for (int b = 0; b < (args.gated ? 1 : 2); ++b) {
-      const int64_t column = pair * outputs + 16 * b, left = args.n - column;
-      if (left <= 0) break;
-      const int n = static_cast<int>(left < 16 ? left : 16);
-      V value = load(values + (b * count + r) * 16);
-      if (args.bias) value = add(value, load_columns(args.bias + column, n));
-      value = activate(value, args.activation);
-      if (args.gated) {
-        V raised = load(values + (count + r) * 16);
-        if (args.bias) raised = add(raised, load_columns(args.bias + args.n + column, n));
-        value = mul(value, raised);
-      }
-      const int64_t at = (row + r) * args.n + column;
-      if (args.residual) value = add(value, load_columns(args.residual + at, n));
-      store_columns(args.y + at, value, n);
-    }
+  const int blocks = args.gated ? 1 : 2;
+  for (int b = 0; b < blocks; ++b) {
+    const int64_t column = (pair * blocks + b) * 16, left = args.n - column;
+    if (left <= 0) break;
+    const int n = static_cast<int>(left < 16 ? left : 16);
+    for (int64_t r = 0; r < count; ++r)
+      finish_block(args, row + r, column, n, values + (b * count + r) * 16,
+                   args.gated ? values + (count + r) * 16 : nullptr);
+  }
 }
 
 // The pairs of blocks from `first` to `last` for all rows. Rows go in parts that stay in the second

@@ -12,8 +12,8 @@ template <class Body>
 inline void run_parallel(const Parallel& parallel, size_t total, Body& body) {
   if (total == 0) return;
   parallel.run(
-      parallel.self, total,
-      [](void* arg, size_t index) { (*static_cast<Body*>(arg))(index); }, &body);
+      parallel.self, total, [](void* arg, size_t index) { (*static_cast<Body*>(arg))(index); },
+      &body);
 }
 
 }  // namespace qd::QD_ISA

@@ -1,9 +1,9 @@
 // Activations rounded to int8 per row and group of 32 columns, laid out for the tiles of tile.h.
 //
-// A group whose scale is above 1.5 times the root mean square of its row's scales is *coarse*: what
-// rounding lost there is rounded again, as a second term. About a tenth of the groups are, and they
-// carry more than half of the error (docs/decisions/005-second-terms-for-coarse-groups.md). Which
-// groups are coarse is a fact of the row alone, so a row's bits still do not depend on the others.
+// A group whose scale is above 2.6 times the root mean square of its row's scales is *coarse*: what
+// rounding lost there is rounded again, as a second term. A few groups in a hundred are, and they
+// carry a third of the error (docs/decisions/005-second-terms-for-coarse-groups.md). Which groups
+// are coarse is a fact of the row alone, so a row's bits still do not depend on the others.
 #pragma once
 
 #include <cstdint>
@@ -18,7 +18,7 @@ struct RoundedGroups {
   int8_t* codes;      // [group][row][32]
   float* scale;       // [group][row]
   float* scaled_sum;  // [group][row]: scale * sum of the 32 codes
-  int32_t* sums;      // [group][row][2]: sums of 16 codes each
+  int32_t* starts;    // [group][row][2]: where sums of products start, see Zero
 };
 
 // One group of one row.
@@ -26,7 +26,7 @@ struct RoundedGroup {
   int8_t codes[32];
   float scale;
   float scaled_sum;
-  int32_t sums[2];
+  int32_t starts[2];
 };
 static_assert(sizeof(RoundedGroup) == 48);
 
@@ -62,27 +62,38 @@ inline void put(const RoundedGroup& group, const RoundedGroups& to, int64_t cell
   std::memcpy(to.codes + 32 * cell, group.codes, 32);
   to.scale[cell] = group.scale;
   to.scaled_sum[cell] = group.scaled_sum;
-  to.sums[2 * cell] = group.sums[0];
-  to.sums[2 * cell + 1] = group.sums[1];
+  to.starts[2 * cell] = group.starts[0];
+  to.starts[2 * cell + 1] = group.starts[1];
 }
 
 constexpr float kSmallest = 1e-30f;  // a group with nothing larger is rounded to zeros
 
-// The scale of 32 values: largest magnitude / 127. Infinity or NaN among them: NaN.
-inline float group_scale(const float* x) {
+// The largest magnitude of 32 values; infinities and NaN among them make `broken` NaN.
+inline float largest_of_group(const float* x, V& broken) {
   const V a = load(x), b = load(x + 16);
-  const float largest = max_of(max(abs(a), abs(b)));
-  const float broken = sum(add(mul(a, zero()), mul(b, zero())));  // 0, or NaN
-  return (largest > kSmallest ? largest * (1.0f / 127) : 0.0f) + broken;
+  broken = fma(a, zero(), fma(b, zero(), broken));
+  return max_of(max(abs(a), abs(b)));
 }
+
+// The scale of a group: its largest magnitude / 127.
+inline float scale_of(float largest) { return largest > kSmallest ? largest * (1.0f / 127) : 0.0f; }
+
+// What is subtracted from the codes of weights. Sums of products start at minus that times the sum
+// of the activations: of 16 and 16 columns where weights have groups of 16 (halves), else of
+// all 32.
+struct Zero {
+  int32_t value;
+  bool halves;
+};
 
 // Rounds 32 values to codes: value / scale to nearest even. rest (32 values, or null) receives what
 // rounding lost. A scale of NaN gives zeros for codes, and NaN for every sum they are in.
-inline RoundedGroup round_group(const float* x, float scale, float* rest) {
+inline RoundedGroup round_group(const float* x, float largest, float scale, Zero zero_code,
+                                float* rest) {
   const V a = load(x), b = load(x + 16);
   V p = zero(), q = zero();
   if (scale > 0.0f) {
-    const V inverse = set1(127.0f / max_of(max(abs(a), abs(b))));
+    const V inverse = set1(127.0f / largest);
     p = round_even(mul(a, inverse));
     q = round_even(mul(b, inverse));
   }
@@ -92,8 +103,9 @@ inline RoundedGroup round_group(const float* x, float scale, float* rest) {
   const float first = sum(p), second = sum(q);
   group.scale = scale;
   group.scaled_sum = scale * (first + second);
-  group.sums[0] = static_cast<int32_t>(first);
-  group.sums[1] = static_cast<int32_t>(second);
+  const float before = zero_code.halves ? first : first + second;
+  group.starts[0] = -zero_code.value * static_cast<int32_t>(before);
+  group.starts[1] = -zero_code.value * static_cast<int32_t>(second);
   if (rest) {
     store(rest, fma(p, set1(-scale), a));
     store(rest + 16, fma(q, set1(-scale), b));
@@ -108,32 +120,46 @@ struct CoarseRow {
   int32_t count;
 };
 
-constexpr float kCoarse = 2.25f;  // square of the scale against the mean square
+constexpr float kCoarse = 6.76f;  // square of the scale against the mean square
 
 // More groups than this cannot be coarse: their squares alone would exceed the sum of all.
-inline int64_t coarse_limit(int64_t groups) { return groups / 2 + 1; }
+inline int64_t coarse_limit(int64_t groups) { return groups / 6 + 1; }
 
 inline int64_t coarse_row_bytes(int64_t groups) {
   return coarse_limit(groups) * static_cast<int64_t>(sizeof(RoundedGroup) + 4) / 64 * 64 + 64;
 }
 
-// Rounds one row into its places of a tile; scales: [groups], overwritten.
-inline void round_row(const float* x, int64_t groups, const RoundedGroups& to, int64_t row,
-                      int64_t height, float* scales, CoarseRow& coarse) {
-  float squares = 0;
+// Marks the groups of a row that hold infinities or NaN: their scale becomes NaN.
+inline void mark_broken(const float* x, int64_t groups, float* largest) {
   for (int64_t g = 0; g < groups; ++g) {
-    scales[g] = group_scale(x + 32 * g);
-    squares += scales[g] * scales[g];
+    V broken = zero();
+    largest_of_group(x + 32 * g, broken);
+    largest[g] += sum(broken);
   }
+}
+
+// Rounds one row into its places of a tile; largest: [groups], overwritten.
+inline void round_row(const float* x, int64_t groups, Zero zero_code, const RoundedGroups& to,
+                      int64_t row, int64_t height, float* largest, CoarseRow& coarse) {
+  V broken = zero();
+  for (int64_t g = 0; g < groups; ++g) largest[g] = largest_of_group(x + 32 * g, broken);
+  const bool whole = sum(broken) == 0.0f;
+  if (!whole) mark_broken(x, groups, largest);
+  float squares = 0;
+  for (int64_t g = 0; g < groups; ++g) squares += scale_of(largest[g]) * scale_of(largest[g]);
   const float limit = kCoarse * squares / static_cast<float>(groups);
   coarse.count = 0;
   for (int64_t g = 0; g < groups; ++g) {
-    const bool is_coarse = scales[g] * scales[g] > limit;
+    const bool number = whole || largest[g] == largest[g];
+    const float scale = number ? scale_of(largest[g]) : largest[g];
+    const bool is_coarse = whole && scale * scale > limit;
     float rest[32];
-    put(round_group(x + 32 * g, scales[g], is_coarse ? rest : nullptr), to, g * height + row);
+    put(round_group(x + 32 * g, largest[g], scale, zero_code, is_coarse ? rest : nullptr), to,
+        g * height + row);
     if (!is_coarse) continue;
+    const float left = largest_of_group(rest, broken);
     coarse.groups[coarse.count] = static_cast<int32_t>(g);
-    coarse.terms[coarse.count++] = round_group(rest, group_scale(rest), nullptr);
+    coarse.terms[coarse.count++] = round_group(rest, left, scale_of(left), zero_code, nullptr);
   }
 }
 

@@ -1,12 +1,12 @@
 // Everything that is compiled once per instruction set, and the table of it.
 #pragma once
 
-#include "kernels/kernels.h"
-#include "kernels/math.h"
 #include "kernels/attention.h"
 #include "kernels/embed.h"
 #include "kernels/head.h"
+#include "kernels/kernels.h"
 #include "kernels/linear.h"
+#include "kernels/math.h"
 #include "kernels/norm.h"
 #include "kernels/rope.h"
 

@@ -20,8 +20,8 @@
 
 namespace qd::QD_ISA {
 
-// Which part of the next records a tile asks for while it works: those `bytes` further on, one group
-// in `tiles`, so that all tiles of a pair of blocks together ask for everything, evenly. The
+// Which part of the next records a tile asks for while it works: those `bytes` further on, one
+// group in `tiles`, so that all tiles of a pair of blocks together ask for everything, evenly. The
 // hardware's own prefetching leaves half of the memory bandwidth idle when a group takes long.
 struct Ahead {
   size_t bytes = 0;  // 0: nothing
@@ -34,7 +34,7 @@ struct Ahead {
 inline V load_halves(const uint8_t* p) { return load_half(reinterpret_cast<const uint16_t*>(p)); }
 
 // Sections of a record (docs/weight-layout.md) and how to read a group's scale and minimum.
-// Codes: kCodeBytes per kWidth columns. kZero: subtracted from codes by the start of the sums.
+// Codes: kCodeBytes per kWidth columns. kHasZero: a number is subtracted from each code.
 template <WeightFormat F>
 struct Format {
   static constexpr bool kSixBits = F == WeightFormat::kW6K;
@@ -46,7 +46,7 @@ struct Format {
                                    F == WeightFormat::kW8M || F == WeightFormat::kW8K;
   static constexpr int kWidth = kSixBits ? 16 : 32;
   static constexpr int kCodeBytes = kSixBits ? 192 : kFourBits ? 256 : 512;
-  static constexpr int kZero = kSixBits ? 32 : F == WeightFormat::kW4 ? 8 : 0;
+  static constexpr bool kHasZero = kSixBits || F == WeightFormat::kW4 || F == WeightFormat::kW8;
   static constexpr bool kSigned = F == WeightFormat::kW8;
 
   const uint8_t* codes = nullptr;
@@ -154,18 +154,22 @@ inline void sum_group(const uint8_t* const codes[NB], const int8_t* a, I (&s)[NB
 #endif
 }
 
-// Where the integer sums start: minus the zero of the codes times the sum of the activations.
+// The zero of a format's codes, as the sums of this instruction set need it.
+inline Zero zero_of(WeightFormat format) {
+  switch (format) {
+    case WeightFormat::kW4: return {8, false};
+    case WeightFormat::kW6K: return {32, true};
+    case WeightFormat::kW8: return {kZero8, false};
+    default: return {0, false};
+  }
+}
+
+// Where the integer sums of one group start.
 template <WeightFormat F, int R, int NB>
-inline void start_sums(const int32_t* sums, int part, I (&s)[NB][R]) {
+inline void start_sums(const int32_t* starts, int part, I (&s)[NB][R]) {
   using Fmt = Format<F>;
-  for (int r = 0; r < R; ++r, sums += 2) {
-    I start = whole(0);
-    if constexpr (Fmt::kSigned)
-      start = start8(sums[0] + sums[1]);
-    else if constexpr (Fmt::kSixBits)
-      start = whole(-Fmt::kZero * sums[part]);
-    else if constexpr (Fmt::kZero != 0)
-      start = whole(-Fmt::kZero * (sums[0] + sums[1]));
+  for (int r = 0; r < R; ++r) {
+    const I start = whole(Fmt::kHasZero ? starts[2 * r + part] : 0);
     for (int b = 0; b < NB; ++b) s[b][r] = start;
   }
 }
@@ -184,7 +188,7 @@ inline void add_groups(const Format<F> (&records)[NB], const Ahead& ahead, const
     for (int part = 0; part < kParts; ++part) {
       const int64_t group = g * kParts + part;
       I s[NB][R];
-      start_sums<F, R, NB>(x.sums + 2 * cell, part, s);
+      start_sums<F, R, NB>(x.starts + 2 * cell, part, s);
       const uint8_t* codes[NB];
       for (int b = 0; b < NB; ++b) {
         codes[b] = records[b].group(group);
@@ -207,7 +211,8 @@ inline void add_groups(const Format<F> (&records)[NB], const Ahead& ahead, const
     for (int r = 0; r < R; ++r) sums[b][r] = acc[b][r];
 }
 
-// A tile of R rows (its height) against NB records. out[b][r]: 16 outputs. Second terms come first: to a sum of 0, the zeros of rows without them add nothing.
+// A tile of R rows (its height) against NB records. out[b][r]: 16 outputs. Second terms come first:
+// to a sum of 0, the zeros of rows without them add nothing.
 template <WeightFormat F, int R, int NB>
 inline void tile_rounded(const uint8_t* const records[NB], const Ahead& ahead, int64_t k,
                          const RoundedTile& tile, V (&out)[NB][R]) {
@@ -226,8 +231,8 @@ inline void tile_rounded(const uint8_t* const records[NB], const Ahead& ahead, i
 // The same for dense weights: acc = fma(weight, activation, acc), columns in ascending order.
 // x: [column][R].
 template <WeightFormat F, int R, int NB>
-inline void tile_dense(const uint8_t* const records[NB], const Ahead& ahead, int64_t k, const float* x,
-                       V (&out)[NB][R]) {
+inline void tile_dense(const uint8_t* const records[NB], const Ahead& ahead, int64_t k,
+                       const float* x, V (&out)[NB][R]) {
   constexpr int kBytes = F == WeightFormat::kF32 ? 64 : 32;  // of 16 weights
   V acc[NB][R];
   for (int b = 0; b < NB; ++b)

@@ -14,8 +14,8 @@ struct V {
 };
 
 // Applies an expression of the register number `i` to all four.
-#define QD_LANES(expression) \
-  V result;                  \
+#define QD_LANES(expression)                              \
+  V result;                                               \
   for (int i = 0; i < 4; ++i) result.v[i] = (expression); \
   return result
 

@@ -13,8 +13,8 @@ struct V {
 };
 
 // Applies an expression of the lane number `i` to all lanes.
-#define QD_LANES(expression)                        \
-  V result;                                         \
+#define QD_LANES(expression)                               \
+  V result;                                                \
   for (int i = 0; i < 16; ++i) result.v[i] = (expression); \
   return result
 

@@ -67,12 +67,13 @@ inline constexpr Entry<249, 15, Status*(Info, size_t index, int* is_constant, co
 
 inline constexpr Entry<90, 1, Status*(const KernelContext*, size_t index, const Value**)>
     kContextGetInput{};
-inline constexpr Entry<91, 1, Status*(KernelContext*, size_t index, const int64_t* dims,
-                                      size_t rank, Value**)>
+inline constexpr Entry<
+    91, 1, Status*(KernelContext*, size_t index, const int64_t* dims, size_t rank, Value**)>
     kContextGetOutput{};
 // batches 0: one task per index, handed out as threads become free.
-inline constexpr Entry<274, 17, Status*(const KernelContext*, void (*)(void*, size_t), size_t total,
-                                        size_t batches, void*)>
+inline constexpr Entry<274, 17,
+                       Status*(const KernelContext*, void (*)(void*, size_t), size_t total,
+                               size_t batches, void*)>
     kContextParallelFor{};
 
 inline constexpr Entry<51, 1, Status*(Value*, void**)> kGetTensorMutableData{};

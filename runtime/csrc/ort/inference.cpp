@@ -24,8 +24,8 @@ std::optional<int64_t> Inference::integer(const char* name, std::optional<int64_
   if (!api_.succeeds(kInferGetAttribute, context_, name, &attribute) || !attribute) return fallback;
   int64_t value = 0;
   size_t bytes = 0;
-  const bool read = api_.succeeds(kReadAttribute, attribute, AttributeKind::kInt, &value,
-                                  sizeof value, &bytes);
+  const bool read =
+      api_.succeeds(kReadAttribute, attribute, AttributeKind::kInt, &value, sizeof value, &bytes);
   if (!read || value < 0) return std::nullopt;
   return value;
 }

@@ -65,8 +65,8 @@ const void* Node::checked_data(const Value* value, size_t index, Element type, s
   api_(kGetElementType, holder.info, &found);
   api_(kGetRank, holder.info, &rank);
   if (found != type) {
-    refuse(std::string("input ") + inputs_[index].name + " is " + type_name(found) +
-           ", expected " + type_name(type));
+    refuse(std::string("input ") + inputs_[index].name + " is " + type_name(found) + ", expected " +
+           type_name(type));
   }
   if (rank <= kMaxRank) api_(kGetDimensions, holder.info, dims, rank);
   if (!expected.admits(dims, rank)) refuse_shape(holder.info, index, expected);

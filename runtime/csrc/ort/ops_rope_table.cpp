@@ -28,8 +28,7 @@ class RopeTable {
   }
 
   static void infer(const Inference& inference) {
-    inference.set_output(
-        0, {inference.input(kPositions, 0), 2, inference.input(kFrequencies, 0)});
+    inference.set_output(0, {inference.input(kPositions, 0), 2, inference.input(kFrequencies, 0)});
   }
 
  private:
