@@ -131,6 +131,7 @@ def unpack(data: Bytes, name: str, outputs: int, columns: int) -> Floats:
 def unpack_codes(packed: Bytes, bits: int) -> Bytes:
     """Codes [blocks, groups, bytes] of 4, 6 or 8 bits to one byte each, [blocks, columns, 16]."""
     blocks = len(packed)
+    quads: NDArray[Any]  # of uint8: NumPy's types widen what the values do not
     if bits == 8:
         quads = packed.reshape(blocks, -1, BLOCK, 4)
     elif bits == 4:
@@ -141,7 +142,8 @@ def unpack_codes(packed: Bytes, bits: int) -> Bytes:
         low = np.concatenate([low & 15, low >> 4], axis=2).reshape(blocks, -1, 4, BLOCK, 4)
         high = packed[..., 128:].reshape(blocks, -1, 1, BLOCK, 4)
         quads = low | (high >> np.array([0, 2, 4, 6], np.uint8)[:, None, None] & 3) << 4
-    return np.swapaxes(quads.reshape(blocks, -1, BLOCK, 4), 2, 3).reshape(blocks, -1, BLOCK)
+    codes: Bytes = np.swapaxes(quads.reshape(blocks, -1, BLOCK, 4), 2, 3).reshape(blocks, -1, BLOCK)
+    return codes
 
 
 def _scales(parts: Mapping[str, NDArray[Any]], inner: str, outer: str) -> Floats:
