@@ -11,7 +11,7 @@ from quickdraft import strict_json
 from quickdraft.bundle import is_bundle, read_manifest
 from quickdraft.commands.options import common_options
 from quickdraft.commands.output import facts, human_count, human_size, print_json
-from quickdraft.errors import ModelNotFound
+from quickdraft.errors import BundleError, ModelNotFound
 from quickdraft.manifest import Manifest, Variant
 from quickdraft.models import store
 from quickdraft.models.aliases import ALIASES, Alias
@@ -26,8 +26,7 @@ def show(model: str, as_json: bool) -> None:
     MODEL is a bundle folder, a model of the cache, or an alias. Nothing is fetched, and no file
     but the manifest is read.
     """
-    folders = _bundles(model)
-    manifests = {folder: read_manifest(folder) for folder in folders}
+    manifests = _manifests(_bundles(model))
     alias = ALIASES.get(model)
     if as_json:
         print_json(
@@ -46,6 +45,26 @@ def show(model: str, as_json: bool) -> None:
         words = {**_alias_facts(alias), "size": human_size(alias.size)}
         pages = [facts({**words, "bundle": f"none yet; make it with: quickdraft pull {model}"})]
     click.echo("\n\n".join(pages))
+
+
+def _manifests(folders: list[Path]) -> dict[Path, Manifest]:
+    """The manifests that can be read; of several bundles, one of another version hides none.
+
+    Raises:
+        BundleError: none can be read.
+    """
+    manifests: dict[Path, Manifest] = {}
+    errors: list[BundleError] = []
+    for folder in folders:
+        try:
+            manifests[folder] = read_manifest(folder)
+        except BundleError as error:
+            errors.append(error)
+    if errors and not manifests:
+        raise errors[0]
+    for error in errors:
+        click.echo(f"warning: {error}", err=True)
+    return manifests
 
 
 def _bundles(model: str) -> list[Path]:
