@@ -62,8 +62,8 @@ def _manifests(folders: list[Path]) -> dict[Path, Manifest]:
             errors.append(error)
     if errors and not manifests:
         raise errors[0]
-    for error in errors:
-        click.echo(f"warning: {error}", err=True)
+    for problem in errors:
+        click.echo(f"warning: {problem}", err=True)
     return manifests
 
 
