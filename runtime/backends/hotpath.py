@@ -224,6 +224,7 @@ def session_options(threads: int | None) -> Any:
             f"pip install 'onnxruntime>={'.'.join(map(str, OLDEST_ORT))}'"
         )
     library = native.load()
+    library.isa()  # a wrong QUICKDRAFT_ISA is named here, not among the problems of onnxruntime
     options = ort_session.options(threads)
     # The graph is made of our own ops: there is nothing to optimise, only time to lose.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
