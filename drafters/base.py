@@ -3,52 +3,84 @@
 Rules every drafter keeps, checked by the contract tests:
 
 * It only proposes. Whatever it proposes, the answer stays the target's: a bad drafter costs time.
-* Its state follows the tokens it is told about, never anything else: the same calls give the same
-  proposals.
+* Its state follows what it is told, never anything else: the same calls give the same proposals.
 * It proposes nothing rather than a guess without grounds, and never more than its budget.
 * Siblings of a tree carry different tokens.
+
+A new drafter is one file with a function `open_...(context, options) -> DrafterSource` and one line
+in the registry.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from quickdraft.drafters.distribution import Distribution
 from quickdraft.drafters.tree import Tree
 
-Proposals = Literal["point_mass", "sampled"]
-"""point_mass: proposals are a function of what was observed. sampled: they were drawn, from a
-distribution that the rule of acceptance must know."""
+
+@dataclass(frozen=True)
+class Draft:
+    """A proposal.
+
+    tree: its root is the last token known. grades: one per node, how sure the drafter is of it:
+    an index into its source's `grades` (the root's means nothing). laws: by node, the distribution
+    its children were drawn from without replacement, first drawn first; children of a node without
+    a law are not drawn but chosen. The grade of a drawn node must not depend on which token was
+    drawn, or cutting the tree by grades would change the distribution of the answer.
+    """
+
+    tree: Tree
+    grades: Sequence[int]
+    laws: Mapping[int, Distribution] = field(default_factory=dict)
+
+
+Law = Callable[[NDArray[np.float32], Sequence[int]], Distribution]
+"""What an answer makes of logits, float32 [vocabulary], after the tokens of a conversation:
+temperature, filters, penalties. Does not change the logits."""
 
 
 @dataclass(frozen=True)
 class DraftSettings:
-    """max_ngram: longest n-gram to look up."""
+    """What is particular to one answer.
 
-    max_ngram: int = 3
+    law: how the answer draws its tokens; None if it is greedy. seed: for what a drafter draws.
+    lookup_tokens, max_ngram: prompt_lookup_num_tokens and max_matching_ngram_size of the answer,
+    None where it leaves them to the drafter.
+    """
+
+    law: Law | None = None
+    seed: int = 0
+    lookup_tokens: int | None = None
+    max_ngram: int | None = None
 
 
 @dataclass(frozen=True)
 class Observation:
     """What one step decided.
 
-    tokens: the new tokens of the answer, in order. hidden_states: float32 [len(tokens), hidden]
-    by number of layers passed; row i is the one whose logits chose tokens[i].
+    tokens: the new tokens of the answer, in order. tree: what was verified; path: its accepted
+    nodes, root first, as many as tokens: the row of node path[i] chose tokens[i]. top: int64
+    [n, t], the target's most likely tokens after every node of the tree, best first; None where
+    no source asked for them. hidden_states: float32 [len(tokens), hidden] by number of layers
+    passed; row i is the one whose logits chose tokens[i].
     """
 
     tokens: Sequence[int]
+    tree: Tree
+    path: Sequence[int]
+    top: NDArray[np.int64] | None = None
     hidden_states: Mapping[int, NDArray[np.float32]] = field(default_factory=dict)
 
 
 class Drafter(Protocol):
     """Proposes tokens for one conversation; not shared between conversations."""
-
-    name: str
-    proposals: Proposals
 
     def begin(self, tokens: Sequence[int], settings: DraftSettings) -> None:
         """Start an answer after `tokens`, the whole conversation so far.
@@ -56,19 +88,72 @@ class Drafter(Protocol):
         What it shares with the tokens known before may be kept; the rest is forgotten.
         """
 
-    def propose(self, budget: int) -> Tree | None:
-        """A tree whose root is the last token known, with at most `budget` more nodes; or None."""
+    def propose(self, budget: int) -> Draft | None:
+        """At most `budget` nodes below the root, which is the last token known; or None."""
 
     def observe(self, observation: Observation) -> None:
         """Learn what the step decided."""
 
 
-def is_usable(tree: Tree, root: int, budget: int, vocab_size: int) -> bool:
-    """Whether a proposal can be verified at all: drafters are guests, and may be wrong."""
-    return (
-        1 < len(tree) <= budget + 1
-        and int(tree.tokens[0]) == root
-        and int((tree.parent < 0).sum()) == 1
-        and int(tree.tokens.min()) >= 0
-        and int(tree.tokens.max()) < vocab_size
-    )
+class DraftModel(Protocol):
+    """A loaded model that drafts: what runtime's backends offer (see runtime.backends.base)."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens it knows; the same ones as the target's."""
+
+    @property
+    def context_length(self) -> int:
+        """Most tokens it can hold."""
+
+    def new_cache(self) -> Any:
+        """An empty cache (kvcache.base.KvCache)."""
+
+    def logits(self, tree: Tree, cache: Any, rows: Sequence[int]) -> NDArray[np.float32]:
+        """float32 [len(rows), vocabulary]: logits after these nodes of a tree over the committed
+        cache; its keys and values are staged."""
+
+
+@dataclass(frozen=True)
+class DrafterContext:
+    """What a drafter may know of the target and of where it runs.
+
+    key: tells the target's bundle from any other. store: folder for what is kept between
+    conversations, None to keep nothing. open_model: loads a bundle by name or path as a model that
+    drafts for this target; it raises InputError where the tokenizers differ.
+    """
+
+    vocab_size: int
+    context_length: int
+    key: str = ""
+    store: Path | None = None
+    open_model: Callable[[str], DraftModel] | None = None
+
+
+@dataclass(frozen=True)
+class DrafterSource:
+    """A drafter opened for one loaded target: makes the drafters of its conversations, which may
+    share what they learn.
+
+    grades: per grade of its nodes, the probability to be accepted (given that the parent is) to
+    start from, before anything is measured. top: how many of the target's most likely tokens after
+    every node it wants to observe. costly: proposing takes a good part of a step, so it is asked
+    only where that is expected to pay. nbytes: memory it holds for all conversations together.
+    close: saves and releases; called once.
+    """
+
+    name: str
+    grades: tuple[float, ...]
+    new: Callable[[], Drafter]
+    top: int = 0
+    costly: bool = False
+    nbytes: Callable[[], int] = lambda: 0
+    close: Callable[[], None] = lambda: None
+
+
+Opener = Callable[[DrafterContext, Mapping[str, Any]], DrafterSource]
+"""What the registry names: opens a drafter with its options by name.
+
+Raises:
+    OptionError: an option is unknown or has a bad value.
+"""
