@@ -40,7 +40,7 @@ BACKENDS: Mapping[str, str] = {
     "onnxruntime": "quickdraft.runtime.backends.onnxruntime:OnnxRuntimeBackend",
 }
 DRAFTERS: Mapping[str, str] = {
-    "prompt_lookup": "quickdraft.drafters.prompt_lookup:PromptLookup",
+    "prompt_lookup": "quickdraft.drafters.prompt_lookup:open_prompt_lookup",
 }
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from quickdraft.drafters.base import Drafter
-from quickdraft.drafters.prompt_lookup import common_prefix
+from quickdraft.drafters.conversation import common_prefix
 from quickdraft.errors import InputError
 from quickdraft.kvcache.base import KvCache
 from quickdraft.runtime.backends.base import Backend
