@@ -26,19 +26,31 @@ from quickdraft.drafters.tree import Tree
 
 
 @dataclass(frozen=True)
+class Drawn:
+    """How children of a node came about: the first `count` of them were drawn from `law` without
+    replacement, first drawn first. Any others were chosen, as all are of a node without a law.
+
+    Whether a node is drawn, and whether a drawn one is kept, may depend on what was drawn before
+    it and never on its own token or on what hangs below it, or the distribution of the answer
+    would change. So drawn nodes are cut, if at all, by what was known before the first draw.
+    """
+
+    law: Distribution
+    count: int
+
+
+@dataclass(frozen=True)
 class Draft:
     """A proposal.
 
     tree: its root is the last token known. grades: one per node, how sure the drafter is of it:
-    an index into its source's `grades` (the root's means nothing). laws: by node, the distribution
-    its children were drawn from without replacement, first drawn first; children of a node without
-    a law are not drawn but chosen. The grade of a drawn node must not depend on which token was
-    drawn, or cutting the tree by grades would change the distribution of the answer.
+    an index into its source's `grades` (the root's means nothing); that of a drawn node depends on
+    nothing drawn. laws: by node, how its children were drawn; none where they were chosen.
     """
 
     tree: Tree
     grades: Sequence[int]
-    laws: Mapping[int, Distribution] = field(default_factory=dict)
+    laws: Mapping[int, Drawn] = field(default_factory=dict)
 
 
 Law = Callable[[NDArray[np.float32], Sequence[int]], Distribution]

@@ -2,23 +2,25 @@
 
 A rule walks a tree from its root. At each node it asks for the target's distribution after that
 path, decides the next token, and goes on if the tree holds that token. Every rule decides one token
-more than it accepts. A new rule is one function of the type `Rule` and one line in `RULES`.
+more than it accepts. `greedy` and `sampled` change nothing about the answer; `typical` does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
-from quickdraft.drafters.base import Proposals
+from quickdraft.drafters.base import Drawn
+from quickdraft.drafters.distribution import Distribution
 from quickdraft.drafters.tree import Tree
-from quickdraft.runtime.sampling import Distribution
+from quickdraft.runtime.generation import GenerationConfig
 
 NodeDistribution = Callable[[list[int]], Distribution]
-"""The target's processed distribution after a path of nodes (root first). Asked only where needed;
-penalties see the tokens of the path."""
+"""The target's processed distribution after a path of nodes (root first). Asked only where needed,
+at most once a node and after its parent; penalties see the tokens of the path."""
 
 
 @dataclass(frozen=True)
@@ -30,41 +32,130 @@ class Accepted:
     token: int
 
 
-Rule = Callable[[Tree, NodeDistribution, np.random.Generator], Accepted]
+Rule = Callable[[Tree, Mapping[int, Drawn], NodeDistribution, np.random.Generator], Accepted]
+"""(tree, how children were drawn by node, the target's distributions, random numbers)."""
 
 
-def greedy(tree: Tree, distribution: NodeDistribution, rng: np.random.Generator) -> Accepted:
-    """Accept a node iff it is the most likely token after its parent (rule V1)."""
-    return _walk(tree, lambda path: distribution(path).mode())
+def rule_for(config: GenerationConfig) -> Rule:
+    """The rule an answer asks for."""
+    if not config.do_sample:
+        return greedy  # what `typical` comes to where all probability is on one token
+    if config.acceptance == "typical":
+        threshold, alpha = config.posterior_threshold, config.posterior_alpha
+        return partial(typical, threshold=threshold, alpha=alpha)
+    return sampled
 
 
-def point_mass(tree: Tree, distribution: NodeDistribution, rng: np.random.Generator) -> Accepted:
-    """Accept deterministic proposals with the target's probability of each (rule V3).
-
-    V3 tries the siblings in turn, accepts x with probability p(x), and renormalises p without x on
-    rejection. Drawing from p first and looking whether the tree holds the draw has the same
-    outcome probabilities for any set of siblings, and takes one random number per decided token:
-    so with a seed the answer is, token for token, the one plain decoding draws.
-    """
-    return _walk(tree, lambda path: distribution(path).draw(rng))
-
-
-def _walk(tree: Tree, decide: Callable[[list[int]], int]) -> Accepted:
+def greedy(
+    tree: Tree,
+    laws: Mapping[int, Drawn],
+    distribution: NodeDistribution,
+    rng: np.random.Generator,
+) -> Accepted:
+    """Accept a node iff it is the most likely token after its parent (V1)."""
     path = [0]
     while True:
-        token = decide(path)
-        if path[-1] == len(tree) - 1:  # children come later than their parents
-            return Accepted(path, token)
-        child = next((c for c in tree.children(path[-1]) if tree.tokens[c] == token), None)
+        token = distribution(path).mode()
+        child = _child(tree, path[-1], token)
         if child is None:
             return Accepted(path, token)
         path.append(child)
 
 
-RULES: Mapping[Proposals, Rule] = {"point_mass": point_mass}
-"""The lossless rule for sampled decoding, by how proposals come about."""
+def sampled(
+    tree: Tree,
+    laws: Mapping[int, Drawn],
+    distribution: NodeDistribution,
+    rng: np.random.Generator,
+) -> Accepted:
+    """Decide every token with the target's probability of it, however the tree came about.
+
+    Drawn children are tried in turn by recursive rejection (V4; Jeon et al., arXiv 2402.14160),
+    which for a single one is the rejection rule of chains (V2; Leviathan et al., arXiv
+    2211.17192). What they leave of the distribution is decided by one draw, which is then looked
+    for among the chosen children. This has the same outcome probabilities as trying these in turn
+    (V3), and one random number decides: without drawn children an answer with a seed is, token for
+    token, the one of plain decoding.
+    """
+    path = [0]
+    while True:
+        p = distribution(path)
+        child = None
+        drawn = laws.get(path[-1])
+        if drawn is not None:
+            child, p = _recursive_rejection(tree, path[-1], drawn, p, rng)
+        if child is None:
+            token = p.draw(rng)
+            child = _child(tree, path[-1], token)
+            if child is None:
+                return Accepted(path, token)
+        path.append(child)
 
 
-def rule_for(proposals: Proposals, do_sample: bool) -> Rule:
-    """The lossless rule for these proposals."""
-    return RULES[proposals] if do_sample else greedy
+def typical(
+    tree: Tree,
+    laws: Mapping[int, Drawn],
+    distribution: NodeDistribution,
+    rng: np.random.Generator,
+    *,
+    threshold: float,
+    alpha: float,
+) -> Accepted:
+    """Accept a node iff its probability is above min(threshold, alpha * exp(-entropy)) (V5; Cai et
+    al., Medusa, arXiv 2401.10774). Lossy: tokens that are likely enough come more often than the
+    target says them.
+
+    Takes the longest accepted path, of equally long ones the likeliest, and draws the token after
+    it.
+    """
+    best: tuple[int, float, list[int], Distribution] | None = None
+    open_paths = [([0], 0.0)]
+    while open_paths:  # depth first, so that a path is asked for right after its beginning
+        path, log_probability = open_paths.pop()
+        p = distribution(path)
+        if best is None or (len(path), log_probability) > best[:2]:
+            best = len(path), log_probability, path, p
+        least = min(threshold, alpha * float(np.exp(-_entropy(p))))
+        for child in reversed(tree.children(path[-1])):
+            probability = p.probability(int(tree.tokens[child]))
+            if probability > least:
+                open_paths.append(([*path, child], log_probability + float(np.log(probability))))
+    assert best is not None  # the root was visited  # noqa: S101
+    return Accepted(best[2], best[3].draw(rng))
+
+
+def _recursive_rejection(
+    tree: Tree, node: int, drawn: Drawn, p: Distribution, rng: np.random.Generator
+) -> tuple[int | None, Distribution]:
+    """The drawn child that is accepted, if any, and what the rejected ones leave of `p`."""
+    law = drawn.law.probabilities.copy()
+    for child in tree.children(node)[: drawn.count]:
+        token = int(tree.tokens[child])
+        q = Distribution(drawn.law.ids, law / law.sum())
+        if rng.random() * q.probability(token) < p.probability(token):
+            return child, p
+        p = _residual(p, q)
+        law[np.searchsorted(drawn.law.ids, token)] = 0.0
+    return None, p
+
+
+def _residual(p: Distribution, q: Distribution) -> Distribution:
+    """What is left of `p` where `q` had its chance: max(0, p - q), normalised."""
+    at = np.minimum(np.searchsorted(q.ids, p.ids), len(q.ids) - 1)
+    covered = np.where(q.ids[at] == p.ids, q.probabilities[at], 0.0)
+    left = np.maximum(p.probabilities - covered, 0.0)
+    total = left.sum()
+    # Nothing is left only if p is q up to rounding, and then a rejection is a rounding, too.
+    return Distribution(p.ids, left / total) if total > 0 else p
+
+
+def _child(tree: Tree, node: int, token: int) -> int | None:
+    if node == len(tree) - 1:  # children come later than their parents
+        return None
+    return next((c for c in tree.children(node) if tree.tokens[c] == token), None)
+
+
+def _entropy(p: Distribution) -> float:
+    """In nats."""
+    weights = p.probabilities[p.probabilities > 0]
+    return float(-(weights * np.log(weights)).sum())
