@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import partial
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal, get_args
 
 from quickdraft.errors import OptionError
+
+Acceptance = Literal["exact", "typical"]
 
 MAX_NEW_TOKENS = 1 << 20
 MAX_STOP_STRINGS = 16
@@ -26,6 +28,7 @@ _INTEGERS: Mapping[str, tuple[int, int]] = {
     "no_repeat_ngram_size": (0, 256),
     "seed": (0, (1 << 64) - 1),
     "logprobs": (0, 20),
+    "num_draft_tokens": (0, 64),
     "prompt_lookup_num_tokens": (0, 64),
     "max_matching_ngram_size": (1, 16),
     "prefill_chunk_size": (1, 8_192),
@@ -39,8 +42,15 @@ _FLOATS: Mapping[str, tuple[float, float, bool]] = {  # low, high, whether low i
     "presence_penalty": (-100.0, 100.0, True),
     "frequency_penalty": (-100.0, 100.0, True),
     "max_time": (0.0, 1e7, False),
+    "posterior_threshold": (0.0, 1.0, False),
+    "posterior_alpha": (0.0, 1.0, False),
 }
-_OPTIONAL = ("seed", "max_time", "eos_token_id")
+_OPTIONAL = frozenset(
+    {
+        *("seed", "max_time", "eos_token_id", "num_draft_tokens"),
+        *("prompt_lookup_num_tokens", "max_matching_ngram_size"),
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -59,8 +69,12 @@ class GenerationConfig:
     stop_strings: the answer ends before the first of these. eos_token_id: replaces the model's
     end-of-text tokens; ignore_eos: they do not end the answer.
     max_time: seconds from the call. logprobs: report this many most likely tokens per token.
-    prompt_lookup_num_tokens: longest draft (0 turns drafting off); max_matching_ngram_size:
-    longest n-gram looked up. prefill_chunk_size: prompt tokens per step.
+    num_draft_tokens: tokens drafted per step; None leaves it to the controller, 0 is plain
+    decoding. prompt_lookup_num_tokens: longest draft of prompt lookup (0 turns it off), and
+    max_matching_ngram_size: longest n-gram it looks up; None leaves them to the drafter.
+    acceptance: exact, or typical: lossy, it takes any draft whose probability is above the lower of
+    posterior_threshold and posterior_alpha * exp(-entropy). prefill_chunk_size: prompt tokens
+    per step.
     """
 
     max_new_tokens: int = 512
@@ -81,8 +95,12 @@ class GenerationConfig:
     ignore_eos: bool = False
     max_time: float | None = None
     logprobs: int = 0
-    prompt_lookup_num_tokens: int = 8
-    max_matching_ngram_size: int = 3
+    num_draft_tokens: int | None = None
+    prompt_lookup_num_tokens: int | None = None
+    max_matching_ngram_size: int | None = None
+    acceptance: Acceptance = "exact"
+    posterior_threshold: float = 0.09
+    posterior_alpha: float = 0.3
     prefill_chunk_size: int = 256
 
     def __post_init__(self) -> None:
@@ -95,6 +113,9 @@ class GenerationConfig:
         self._set("eos_token_id", _token_ids)
         if not isinstance(self.ignore_eos, bool):
             raise OptionError(f"ignore_eos is {self.ignore_eos!r}; it must be true or false")
+        if self.acceptance not in get_args(Acceptance):
+            known = " or ".join(get_args(Acceptance))
+            raise OptionError(f"acceptance is {self.acceptance!r}; it must be {known}")
         if self.min_new_tokens > self.max_new_tokens:
             raise OptionError(
                 f"min_new_tokens is {self.min_new_tokens}, more than max_new_tokens "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,11 @@ from quickdraft.drafters.tree import Tree
 from quickdraft.errors import Cancelled, OptionError
 from quickdraft.kvcache.base import KvCache
 from quickdraft.types import Guarantee, ModelSpec
+
+
+Trees = Literal["exact", "rounded", "none"]
+"""What a backend makes of trees with branches. exact: every row has the bits it has in plain
+decoding. rounded: only chains do; a branch differs by rounding. none: it takes chains only."""
 
 
 class CancelToken:
@@ -96,7 +101,7 @@ class Backend(Protocol):
 
     top: how many of the largest logits of a row it offers; 0: it always gives all logits.
     isa: the instruction set of our own kernels, None where another library computes. kv_type: how
-    its caches store keys and values, `f32`, `f16` or `int8`.
+    its caches store keys and values, `f32`, `f16` or `int8`. trees: what it makes of branches.
     """
 
     name: str
@@ -106,6 +111,7 @@ class Backend(Protocol):
     top: int
     isa: str | None
     kv_type: str
+    trees: Trees
 
     def new_cache(self) -> KvCache:
         """An empty cache that fits this backend."""

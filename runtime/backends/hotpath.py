@@ -21,7 +21,7 @@ from quickdraft.kvcache.blocked import KV_TYPES, BlockedCache, check_kv_type
 from quickdraft.manifest import BlocksLayout, StepNames, Variant
 from quickdraft.runtime import native
 from quickdraft.runtime.backends import ort_session
-from quickdraft.runtime.backends.base import CancelToken, StepOutput, TopTokens
+from quickdraft.runtime.backends.base import CancelToken, StepOutput, TopTokens, Trees
 from quickdraft.runtime.backends.step_inputs import ancestors, check_step
 from quickdraft.types import ModelSpec
 
@@ -36,6 +36,7 @@ class HotpathBackend:
     """A Backend over one InferenceSession with our ops, shared by all conversations."""
 
     name = "hotpath"
+    trees: Trees = "exact"
 
     def __init__(
         self,

@@ -22,7 +22,12 @@ from quickdraft.kvcache.base import KvCache
 from quickdraft.kvcache.contiguous import ContiguousCache, align_slots
 from quickdraft.manifest import SlotsLayout, Variant
 from quickdraft.runtime.backends import ort_session
-from quickdraft.runtime.backends.base import CancelToken, StepOutput, refuse_kv_types
+from quickdraft.runtime.backends.base import (
+    CancelToken,
+    StepOutput,
+    Trees,
+    refuse_kv_types,
+)
 from quickdraft.runtime.backends.step_inputs import attention_bias, check_step, positions
 from quickdraft.types import Guarantee, ModelSpec
 
@@ -44,6 +49,7 @@ class OnnxRuntimeBackend:
     top = 0
     isa = None
     kv_type = "f32"
+    trees: Trees = "rounded"
 
     def __init__(
         self,

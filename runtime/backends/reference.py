@@ -21,7 +21,12 @@ from quickdraft.errors import BackendError, BundleError, OptionError
 from quickdraft.kvcache.base import KvCache
 from quickdraft.kvcache.contiguous import ContiguousCache, align_slots
 from quickdraft.manifest import Variant
-from quickdraft.runtime.backends.base import CancelToken, StepOutput, refuse_kv_types
+from quickdraft.runtime.backends.base import (
+    CancelToken,
+    StepOutput,
+    Trees,
+    refuse_kv_types,
+)
 from quickdraft.runtime.backends.step_inputs import attention_bias, check_step, positions
 from quickdraft.types import ModelSpec
 
@@ -64,6 +69,7 @@ class ReferenceBackend:
     top = 0
     isa = None
     kv_type = "f32"
+    trees: Trees = "rounded"
 
     def __init__(
         self,

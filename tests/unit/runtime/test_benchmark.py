@@ -14,7 +14,7 @@ from quickdraft.drafters.tree import Tree
 from quickdraft.errors import OptionError
 from quickdraft.kvcache.base import KvCache
 from quickdraft.kvcache.contiguous import ContiguousCache
-from quickdraft.runtime.backends.base import CancelToken, StepOutput
+from quickdraft.runtime.backends.base import CancelToken, StepOutput, Trees
 from quickdraft.runtime.benchmark import (
     Measurement,
     decode_seconds,
@@ -39,6 +39,7 @@ class CountingBackend:
     top = 0
     isa = None
     kv_type = "f32"
+    trees: Trees = "exact"
 
     def __init__(self) -> None:
         self.steps: list[tuple[int, int, list[int] | None]] = []
