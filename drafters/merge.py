@@ -1,0 +1,252 @@
+"""One tree of the proposals of several drafters, and parts of it.
+
+Plain lists instead of arrays: this runs once a step, on trees of a few dozen nodes, where a call
+into NumPy costs more than the work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from quickdraft.drafters.base import Draft, Drawn
+from quickdraft.drafters.tree import Tree
+
+Rate = Callable[[int, int, int], float]
+"""(drafter, grade, depth): probability that such a node is accepted, given that its parent is."""
+
+_DROPPED = -1
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A tree and what is known of its nodes. Parents come before children, drawn children before
+    chosen ones.
+
+    tokens, parent: as in Tree. likely: estimated probability that a node is accepted given that
+    its parent is (root 1); that of a drawn node does not know who else proposed it. by: per node
+    the drafters that proposed it, each with its grade. laws: by node, how its first children were
+    drawn.
+    """
+
+    tokens: list[int]
+    parent: list[int]
+    likely: list[float]
+    by: list[tuple[tuple[int, int], ...]]
+    laws: Mapping[int, Drawn] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def tree(self) -> Tree:
+        """What a backend verifies."""
+        return Tree(np.array(self.tokens, np.int64), np.array(self.parent, np.int64))
+
+    def drawn(self) -> frozenset[int]:
+        """Nodes that were drawn. They are kept or cut by what was known before the first draw."""
+        if not self.laws:
+            return frozenset()
+        left = {node: law.count for node, law in self.laws.items()}
+        found = []
+        for node, parent in enumerate(self.parent):
+            if left.get(parent, 0):
+                left[parent] -= 1
+                found.append(node)
+        return frozenset(found)
+
+
+def merge(root: int, drafts: Sequence[Draft | None], rate: Rate) -> Merged:
+    """All paths of all drafts, equal beginnings once.
+
+    root: the last token known, the root of every draft. A node is as likely as its surest proposer
+    says, and chosen siblings, of which at most one can be right, share what there is. Drawn
+    children of one draft hold a node for themselves: those of another are left out, with what
+    hangs below them, because a node follows one law.
+    """
+    merged = Merged([root], [-1], [1.0], [()], {})
+    depth = [0]
+    index: dict[tuple[int, int], int] = {}
+    # Drafts with laws first, so that drawn children come first.
+    order = [(d, draft) for d, draft in enumerate(drafts) if draft is not None]
+    if any(draft.laws for _, draft in order):
+        order.sort(key=lambda entry: not entry[1].laws)
+    for d, draft in order:
+        if draft.laws:
+            _add_drawn(merged, depth, index, d, draft, rate)
+        else:
+            _add_chosen(merged, depth, index, d, draft, rate)
+    _share(merged)
+    return merged
+
+
+def _add_chosen(
+    merged: Merged,
+    depth: list[int],
+    index: dict[tuple[int, int], int],
+    drafter: int,
+    draft: Draft,
+    rate: Rate,
+) -> None:
+    tokens, parents, likely, by = merged.tokens, merged.parent, merged.likely, merged.by
+    drawn = merged.drawn()
+    grades = draft.grades
+    where = [0]
+    pairs = zip(draft.tree.tokens.tolist(), draft.tree.parent.tolist(), strict=True)
+    for i, (token, old_parent) in enumerate(pairs):
+        if i == 0:
+            continue
+        parent, grade = where[old_parent], grades[i]
+        key = (parent, token)
+        node = index.get(key)
+        level = depth[parent] + 1
+        sure = rate(drafter, grade, level)
+        if node is None:
+            node = index[key] = len(tokens)
+            tokens.append(token)
+            parents.append(parent)
+            likely.append(sure)
+            by.append(((drafter, grade),))
+            depth.append(level)
+        else:
+            by[node] += ((drafter, grade),)
+            if sure > likely[node] and node not in drawn:
+                likely[node] = sure
+        where.append(node)
+
+
+def _add_drawn(
+    merged: Merged,
+    depth: list[int],
+    index: dict[tuple[int, int], int],
+    drafter: int,
+    draft: Draft,
+    rate: Rate,
+) -> None:
+    """As `_add_chosen`, for a draft that has laws."""
+    tokens, parents = merged.tokens, merged.parent
+    laws: dict[int, Drawn] = merged.laws  # type: ignore[assignment]  # ours until it is returned
+    held = set(parents)  # nodes that have children of other drafts
+    left = {node: law.count for node, law in draft.laws.items()}
+    drawn = merged.drawn()
+    where = [0]
+    pairs = zip(draft.tree.tokens.tolist(), draft.tree.parent.tolist(), strict=True)
+    for i, (token, old_parent) in enumerate(pairs):
+        if i == 0:
+            continue
+        parent, grade = where[old_parent], draft.grades[i]
+        is_drawn = left.get(old_parent, 0) > 0
+        if is_drawn:
+            left[old_parent] -= 1
+        if parent == _DROPPED or (is_drawn and parent in held):
+            where.append(_DROPPED)
+            continue
+        if is_drawn:
+            laws[parent] = draft.laws[old_parent]
+        key = (parent, token)
+        node = index.get(key)
+        level = depth[parent] + 1
+        sure = rate(drafter, grade, level)
+        if node is None:
+            node = index[key] = len(tokens)
+            tokens.append(token)
+            parents.append(parent)
+            merged.likely.append(sure)
+            merged.by.append(((drafter, grade),))
+            depth.append(level)
+        else:
+            merged.by[node] += ((drafter, grade),)
+            if node not in drawn:
+                merged.likely[node] = max(merged.likely[node], sure)
+        where.append(node)
+
+
+def _share(merged: Merged) -> None:
+    """Scale chosen siblings down where they would add up to more than is left for them."""
+    likely, parents = merged.likely, merged.parent
+    total = [0.0] * len(likely)
+    for node in range(1, len(likely)):
+        total[parents[node]] += likely[node]
+    if max(total) <= 1.0:
+        return
+    drawn = merged.drawn()
+    taken = [0.0] * len(likely)
+    for node in drawn:
+        taken[parents[node]] += likely[node]
+    for node in range(1, len(likely)):
+        parent = parents[node]
+        if total[parent] > 1.0 and node not in drawn:
+            chosen = total[parent] - taken[parent]
+            likely[node] *= min(1.0, max(0.0, 1.0 - taken[parent]) / chosen)
+
+
+def cut(merged: Merged, kept: Sequence[int]) -> Merged:
+    """The part of a tree that holds its root and the nodes `kept`, in their order in `merged`.
+
+    Raises:
+        ValueError: a node is kept without its parent, or a drawn one without those drawn before it.
+    """
+    if len(kept) == len(merged) - 1:
+        return merged
+    where = {0: 0, -1: -1}
+    for node in sorted(kept):
+        where[node] = len(where) - 1
+    nodes = list(where)
+    nodes.remove(-1)
+    try:
+        parent = [where[merged.parent[node]] for node in nodes]
+    except KeyError as missing:
+        raise ValueError(f"node {missing} has children that are kept and is not kept") from None
+    laws = _cut_laws(merged, where) if merged.laws else {}
+    return Merged(
+        [merged.tokens[node] for node in nodes],
+        parent,
+        [merged.likely[node] for node in nodes],
+        [merged.by[node] for node in nodes],
+        laws,
+    )
+
+
+def _cut_laws(merged: Merged, where: Mapping[int, int]) -> dict[int, Drawn]:
+    """Laws of the nodes that stay, with as many drawn children as stay."""
+    laws = {}
+    seen: dict[int, list[bool]] = {node: [] for node in merged.laws}
+    for node in sorted(merged.drawn()):
+        seen[merged.parent[node]].append(node in where)
+    for node, stays in seen.items():
+        count = sum(stays)
+        if count != len(stays) and any(stays[count:]):
+            raise ValueError(
+                f"a drawn child of node {node} is kept, and one drawn before it is not"
+            )
+        if count:
+            laws[where[node]] = Drawn(merged.laws[node].law, count)
+    return laws
+
+
+def chain_of(merged: Merged) -> Merged:
+    """The one path that is expected to bring most tokens, for backends that verify chains.
+
+    From a node with a law it follows the first drawn child, whatever the others promise.
+    """
+    parents, likely = merged.parent, merged.likely
+    size = len(likely)
+    worth = [0.0] * size  # expected accepted nodes below
+    following = [_DROPPED] * size
+    drawn = merged.drawn()
+    for node in range(size - 1, 0, -1):
+        parent = parents[node]
+        if node in drawn:
+            # Siblings are met last to first: the first drawn one stays.
+            worth[parent], following[parent] = likely[node] * (1 + worth[node]), node
+        elif parent not in merged.laws:
+            value = likely[node] * (1 + worth[node])
+            if value >= worth[parent]:  # of equals the first
+                worth[parent], following[parent] = value, node
+    path, node = [], following[0]
+    while node != _DROPPED:
+        path.append(node)
+        node = following[node]
+    return cut(merged, path)
