@@ -13,9 +13,9 @@ from typing import Any
 import click
 
 from quickdraft import __version__, registry
-from quickdraft.commands import machine
 from quickdraft.commands.options import common_options
 from quickdraft.commands.output import human_size, print_json, table
+from quickdraft.device_profiles import machine
 from quickdraft.errors import BackendError, MissingExtra
 
 PACKAGES = ("numpy", "tokenizers", "safetensors", "huggingface-hub", "onnxruntime", "onnx-ir")

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import click
 
-from quickdraft.commands import machine
 from quickdraft.commands.options import common_options, whole_numbers
 from quickdraft.commands.output import human_count, human_size, print_json
 from quickdraft.commands.progress import Bars
+from quickdraft.device_profiles import machine
 from quickdraft.registry import EMITTERS
 
 

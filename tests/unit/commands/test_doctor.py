@@ -11,7 +11,8 @@ import pytest
 from tiny.process import call, quickdraft
 
 from quickdraft import __version__
-from quickdraft.commands import doctor, machine
+from quickdraft.commands import doctor
+from quickdraft.device_profiles import machine
 from quickdraft.runtime import native
 
 CPUINFO = """\
