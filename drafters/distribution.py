@@ -32,7 +32,8 @@ class Distribution:
     def probability(self, token: int) -> float:
         """The probability of a token; 0 where it cannot come."""
         at = int(np.searchsorted(self.ids, token))
-        return float(self.probabilities[at]) if self.ids[at : at + 1] == token else 0.0
+        known = at < len(self.ids) and self.ids[at] == token
+        return float(self.probabilities[at]) if known else 0.0
 
     def mode(self) -> int:
         """The most likely token; of equals the lowest id."""

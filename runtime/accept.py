@@ -128,15 +128,24 @@ def _recursive_rejection(
     tree: Tree, node: int, drawn: Drawn, p: Distribution, rng: np.random.Generator
 ) -> tuple[int | None, Distribution]:
     """The drawn child that is accepted, if any, and what the rejected ones leave of `p`."""
-    law = drawn.law.probabilities.copy()
+    law = drawn.law
     for child in tree.children(node)[: drawn.count]:
         token = int(tree.tokens[child])
-        q = Distribution(drawn.law.ids, law / law.sum())
-        if rng.random() * q.probability(token) < p.probability(token):
+        chance = law.probability(token)
+        if chance == 0:
+            continue  # not from this law, so it counts as chosen
+        if rng.random() * chance < p.probability(token):
             return child, p
-        p = _residual(p, q)
-        law[np.searchsorted(drawn.law.ids, token)] = 0.0
+        p = _residual(p, law)
+        law = _without(law, token)
     return None, p
+
+
+def _without(law: Distribution, token: int) -> Distribution:
+    """The law of the next draw; without any probability if all tokens were drawn."""
+    left = np.where(law.ids == token, 0.0, law.probabilities)
+    total = left.sum()
+    return Distribution(law.ids, left / total if total > 0 else left)
 
 
 def _residual(p: Distribution, q: Distribution) -> Distribution:

@@ -11,10 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from tiny.toy_backend import top_tokens
 
-from quickdraft.drafters.tree import Tree
 from quickdraft.errors import BackendError, OptionError
 from quickdraft.runtime import processors
-from quickdraft.runtime.accept import greedy, point_mass
 from quickdraft.runtime.generation import GenerationConfig
 from quickdraft.runtime.sampling import (
     Distribution,
@@ -351,31 +349,3 @@ def test_draws_follow_the_distribution(vocab: int) -> None:
         tv = 0.5 * np.abs(counts / draws - p).sum()
         expected = 0.5 * np.sqrt(2 * p * (1 - p) / (np.pi * draws)).sum()
         assert tv / expected < 1.5
-
-
-def test_point_mass_accepts_with_the_targets_probability() -> None:
-    """S2, against the sequential form of rule V3 enumerated by hand."""
-    law = Distribution(np.arange(4), np.array([0.4, 0.3, 0.2, 0.1]))
-    tree = Tree(np.array([9, 1, 3]), np.array([-1, 0, 0]))
-    rng = np.random.default_rng(0)
-    draws = 20_000
-    seen = {"1": 0, "3": 0, "0": 0, "2": 0}
-    for _ in range(draws):
-        accepted = point_mass(
-            tree, lambda path: law if len(path) == 1 else Distribution.certain(0), rng
-        )
-        first = int(tree.tokens[accepted.path[1]]) if len(accepted.path) > 1 else accepted.token
-        assert (first in (1, 3)) == (len(accepted.path) > 1)
-        seen[str(first)] += 1
-    for token, p in enumerate(law.probabilities):
-        assert abs(seen[str(token)] / draws - p) < 4 * math.sqrt(p * (1 - p) / draws)
-
-
-def test_greedy_takes_the_path_of_the_most_likely_tokens() -> None:
-    tree = Tree(np.array([0, 5, 6, 7, 8]), np.array([-1, 0, 0, 2, 2]))
-    wanted = {(0,): 6, (0, 2): 8, (0, 2, 4): 1}
-    accepted = greedy(
-        tree, lambda path: Distribution.certain(wanted[tuple(path)]), np.random.default_rng()
-    )
-    assert accepted.path == [0, 2, 4]
-    assert accepted.token == 1
