@@ -34,6 +34,10 @@ COMMANDS = {
         "quickdraft.commands.bench_curve:curve",
         "Measure what a step costs by its rows.",
     ),
+    "calibrate": (
+        "quickdraft.commands.calibrate:calibrate",
+        "Measure what a step costs, to plan drafting.",
+    ),
     "doctor": ("quickdraft.commands.doctor:doctor", "Report on this machine and installation."),
 }
 
