@@ -41,6 +41,9 @@ BACKENDS: Mapping[str, str] = {
 }
 DRAFTERS: Mapping[str, str] = {
     "prompt_lookup": "quickdraft.drafters.prompt_lookup:open_prompt_lookup",
+    "ngram_store": "quickdraft.drafters.ngram_store:open_ngram_store",
+    "recycling": "quickdraft.drafters.recycling:open_recycling",
+    "trigram": "quickdraft.drafters.trigram:open_trigram",
 }
 
 

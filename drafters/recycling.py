@@ -1,0 +1,178 @@
+"""Token Recycling: what did the target nearly say after this token, the last time it was asked?
+
+Luo et al. (arXiv 2408.08696). A matrix holds the target's most likely successors of every token,
+as found at its latest verified occurrence, in accepted branches and in rejected ones alike; a draft
+reads a fixed tree of candidate ranks off it. Ours: a tree of tens of nodes instead of eighty, since
+rows cost time on a processor; rows nobody has seen yet hold the pairs of the conversation; and it
+counts how often the best successor of a token stayed the same, which says best whether it will.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quickdraft.drafters.base import (
+    Draft,
+    DrafterContext,
+    DrafterSource,
+    DraftSettings,
+    Observation,
+)
+from quickdraft.drafters.conversation import common_prefix
+from quickdraft.drafters.options import checked
+from quickdraft.drafters.tree import Tree
+
+STREAKS = 3
+"""Classes of a row: its best successor is new, was the same twice, or more often."""
+RANK_RATES = (0.42, 0.14, 0.07, 0.045, 0.03, 0.022, 0.017, 0.014)
+"""How often the target says the successor of each rank: gives the tree its shape."""
+
+
+@dataclass(frozen=True)
+class RecyclingOptions:
+    """candidates: successors kept per token. max_nodes: largest draft."""
+
+    LIMITS: ClassVar[Mapping[str, tuple[int, int]]] = {
+        "candidates": (1, len(RANK_RATES)),
+        "max_nodes": (1, 64),
+    }
+    candidates: int = 6
+    max_nodes: int = 24
+
+
+GRADES = tuple(rate for _ in range(STREAKS) for rate in RANK_RATES)
+
+
+def open_recycling(context: DrafterContext, options: Mapping[str, Any]) -> DrafterSource:
+    """Open the drafter; all conversations share one matrix.
+
+    Raises:
+        OptionError: an option is unknown or has a bad value.
+    """
+    chosen = checked(RecyclingOptions, "recycling", options)
+    matrix = Successors(context.vocab_size, chosen.candidates)
+    return DrafterSource(
+        "recycling",
+        GRADES,
+        lambda: Recycling(matrix, chosen.max_nodes),
+        top=chosen.candidates,
+        nbytes=lambda: matrix.nbytes,
+    )
+
+
+class Successors:
+    """The latest candidates after every token.
+
+    ids: int32 [vocabulary + 1, candidates], best first; unknown ones are `vocabulary`, whose own
+    row knows nothing. streak: uint8 [vocabulary + 1], how often in a row the best one was the same.
+    """
+
+    def __init__(self, vocab_size: int, candidates: int) -> None:
+        self.unknown = vocab_size
+        self.ids = np.full((vocab_size + 1, candidates), vocab_size, np.int32)
+        self.streak = np.zeros(vocab_size + 1, np.uint8)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return self.ids.nbytes + self.streak.nbytes
+
+    def update(
+        self, tokens: NDArray[np.int64], top: NDArray[np.int64], accepted: NDArray[np.int64]
+    ) -> None:
+        """Put rows of top, int64 [n, t], behind tokens, int64 [n]. Of equal tokens the last one
+        wins, or the last one of the accepted rows, which saw the true conversation."""
+        top = top[:, : self.ids.shape[1]]
+        streak = np.minimum(self.streak[tokens] + 1, STREAKS - 1)
+        streak *= self.ids[tokens, 0] == top[:, 0]
+        for rows in (slice(None), accepted):
+            self.streak[tokens[rows]] = streak[rows]
+            self.ids[tokens[rows], : top.shape[1]] = top[rows]
+
+    def seed(self, tokens: Sequence[int]) -> None:
+        """Let rows that know nothing hold the latest successor in a text."""
+        first, second = np.array(tokens[:-1], np.int64), np.array(tokens[1:], np.int64)
+        fresh = self.ids[first, 0] == self.unknown
+        self.ids[first[fresh], 0] = second[fresh]
+
+
+class Recycling:
+    """The drafter of one conversation."""
+
+    def __init__(self, matrix: Successors, max_nodes: int) -> None:
+        self._matrix = matrix
+        self._max_nodes = max_nodes
+        self._tokens: list[int] = []
+
+    def begin(self, tokens: Sequence[int], settings: DraftSettings) -> None:
+        """Seed the matrix with what is new in the conversation."""
+        shared = common_prefix(self._tokens, tokens)
+        self._tokens = list(tokens)
+        self._matrix.seed(tokens[max(shared - 1, 0) :])
+
+    def propose(self, budget: int) -> Draft | None:
+        """The candidates most likely to be said, as a tree of at most `max_nodes` nodes."""
+        if budget < 1:
+            return None
+        matrix = self._matrix
+        shape = _shape(min(budget, self._max_nodes), matrix.ids.shape[1])
+        tokens = np.empty(len(shape.parent), np.int64)
+        tokens[0] = self._tokens[-1]
+        for nodes, parents, ranks in shape.levels:
+            tokens[nodes] = matrix.ids[tokens[parents], ranks]
+        parent = shape.parent
+        grades = shape.rank + len(RANK_RATES) * matrix.streak[tokens[parent]]
+        known = tokens != matrix.unknown
+        if not known.all():
+            if not known[1:].any():
+                return None
+            parent = (np.cumsum(known) - 1)[parent[known]]
+            tokens, grades = tokens[known], grades[known]
+            parent[0] = -1
+        return Draft(Tree(tokens, parent), grades.tolist())
+
+    def observe(self, observation: Observation) -> None:
+        """Keep what the target nearly said after every node, accepted or not."""
+        self._tokens += observation.tokens
+        if observation.top is None:
+            return
+        path = np.array(observation.path, np.int64)
+        self._matrix.update(observation.tree.tokens, observation.top, path)
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """A tree of ranks. levels: nodes of one depth, their parents and their ranks."""
+
+    parent: NDArray[np.int64]
+    rank: NDArray[np.int64]
+    levels: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]]
+
+
+@lru_cache(maxsize=128)
+def _shape(nodes: int, candidates: int) -> _Shape:
+    """The `nodes` likeliest paths of ranks, likeliest first."""
+    parent, rank, depth = [-1], [0], [0]
+    waiting = [(-RANK_RATES[0], 0, 0)]  # minus the likelihood, the parent, the rank
+    while len(parent) <= nodes:
+        negative, above, at = heapq.heappop(waiting)
+        node = len(parent)
+        parent.append(above)
+        rank.append(at)
+        depth.append(depth[above] + 1)
+        heapq.heappush(waiting, (negative * RANK_RATES[0], node, 0))
+        if at + 1 < candidates:
+            heapq.heappush(waiting, (negative / RANK_RATES[at] * RANK_RATES[at + 1], above, at + 1))
+    parents, ranks, depths = (np.array(x, np.int64) for x in (parent, rank, depth))
+    levels = []
+    for level in range(1, int(depths.max()) + 1):
+        at_level = np.flatnonzero(depths == level)
+        levels.append((at_level, parents[at_level], ranks[at_level]))
+    return _Shape(parents, ranks, levels)
