@@ -22,6 +22,7 @@ from harness import write_result
 from transformers import AutoModelForCausalLM
 
 from quickdraft.bundle import open_bundle
+from quickdraft.runtime.drafting import DraftingSetup
 from quickdraft.runtime.model import Model
 
 TOLERANCE = 1e-3
@@ -65,16 +66,14 @@ def main() -> None:
         options.gguf.parent, gguf_file=options.gguf.name, dtype=torch.float32
     ).eval()
     bundle = open_bundle(options.bundle)
-    ours = Model.open(bundle.folder, manifest=bundle.manifest, drafter="none")
-    drafting = Model(
-        ours.backend, bundle.manifest, ours.tokenizer, ours.chat_template, drafter="prompt_lookup"
-    )
+    setup = DraftingSetup("prompt_lookup")
+    ours = Model.open(bundle.folder, manifest=bundle.manifest, drafting=setup)
     tokens, differences, drafts_equal = 0, [], True
     for index, text in enumerate(read_prompts(options.prompts, options.count)):
         limits = {"temperature": 0.0, "max_new_tokens": options.tokens}
         message = [{"role": "user", "content": text}]
-        plain = ours.chat(message, repetition_penalty=1.0, **limits)
-        drafted = drafting.chat(message, repetition_penalty=1.0, **limits)
+        plain = ours.chat(message, repetition_penalty=1.0, num_draft_tokens=0, **limits)
+        drafted = ours.chat(message, repetition_penalty=1.0, **limits)
         drafts_equal &= drafted.token_ids == plain.token_ids
         expected, gaps = reference(theirs, list(plain.prompt_token_ids), options.tokens)
         pairs = list(zip(plain.token_ids, expected, strict=False))

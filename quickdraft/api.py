@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from quickdraft.errors import OptionError
 from quickdraft.types import Progress
 
 if TYPE_CHECKING:
+    from quickdraft.manifest import Manifest
     from quickdraft.runtime.model import Model
 
 DEVICES = ("auto", "cpu")
@@ -20,6 +22,8 @@ def load(
     *,
     device: str = "auto",
     drafter: str = "auto",
+    drafter_options: Mapping[str, Mapping[str, Any]] | None = None,
+    store: bool = True,
     backend: str = "auto",
     threads: int | None = None,
     weights: str | None = None,
@@ -33,8 +37,10 @@ def load(
             print(model.generate("The capital of France is", max_new_tokens=8).text)
 
     path_or_name: a built-in alias, a bundle or checkpoint folder, a `.gguf` file, or `owner/name`
-    (`@revision`, `:file.gguf`) on the Hugging Face hub. device: `auto` or `cpu`. drafter: `auto`,
-    `none` or a name of the registry. backend: `auto` or a name of the registry. weights: `auto`,
+    (`@revision`, `:file.gguf`) on the Hugging Face hub. device: `auto` or `cpu`. drafter: `none`,
+    or names of the registry between commas, where `auto` stands for those that need no model.
+    drafter_options: by name of the drafter, by name of the option. store: whether drafters may
+    keep what they learn for later runs. backend: `auto` or a name of the registry. weights: `auto`,
     `gguf`, `fp32`, `fp16`, `int8` or `int4`. kv_cache: how keys and values are stored, `f32`,
     `f16` or `int8`; None leaves it to the backend. offline: use only what is there. progress:
     called with a stage, what is done of it, and its total (0 if unknown).
@@ -50,8 +56,15 @@ def load(
     from quickdraft.kvcache.blocked import check_kv_type
     from quickdraft.models.formats import default_formats
     from quickdraft.models.resolve import resolve
+    from quickdraft.runtime.drafting import DraftingSetup
     from quickdraft.runtime.model import Model
 
+    def open_bundle(draft: str, draft_backend: str) -> tuple[Path, Manifest]:
+        formats = default_formats(draft_backend)
+        found = resolve(draft, formats=formats, progress=progress, offline=offline)
+        return found.folder, found.manifest
+
+    drafting = DraftingSetup(drafter, drafter_options or {}, store, open_bundle)
     if kv_cache is not None:
         check_kv_type(kv_cache)  # before anything is fetched
     name = str(path_or_name)
@@ -61,10 +74,11 @@ def load(
         bundle.folder,
         manifest=bundle.manifest,
         backend=backend,
-        drafter=drafter,
+        drafting=drafting,
         threads=threads,
         kv_cache=kv_cache,
         name=name,
+        progress=progress,
     )
     # What the user waited for: fetching, exporting and verifying count as well.
     model.load_ms = 1e3 * (time.perf_counter() - started)

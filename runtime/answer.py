@@ -15,6 +15,7 @@ from quickdraft.runtime.plan import Plan
 from quickdraft.runtime.result import Chunk, FinishReason, Result, TokenLogprob
 from quickdraft.runtime.session import Session
 from quickdraft.runtime.text import Detokenizer, StopStrings, Tokenizer
+from quickdraft.types import Guarantee
 
 if TYPE_CHECKING:
     from quickdraft.runtime.model import Model
@@ -112,6 +113,15 @@ class AnswerStream:
         result = self._result(tokens, logprobs, steps, reason, clock, decoder.cached)
         yield Chunk(rest, emission.tokens, entries, reason, result)
 
+    def _guarantee(self, steps: Sequence[StepRecord]) -> Guarantee:
+        """What holds for this answer: a rule that was asked for by name, or a draft that was drawn,
+        takes something away from what the backend promises."""
+        if self._config.acceptance == "typical" and self._config.do_sample:
+            return "lossy"
+        if any(step.drawn for step in steps):
+            return "same_distribution"
+        return self._model.backend.guarantee
+
     def _result(
         self,
         tokens: list[int],
@@ -131,7 +141,7 @@ class AnswerStream:
             model=model.name,
             backend=model.backend.name,
             flavour=model.backend.flavour,
-            guarantee=model.backend.guarantee,
+            guarantee=self._guarantee(steps),
             kv_cache=model.backend.kv_type,
             isa=model.backend.isa,
             degraded=model.degraded,

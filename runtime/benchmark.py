@@ -19,10 +19,9 @@ from numpy.typing import NDArray
 
 from quickdraft.drafters.tree import Tree
 from quickdraft.errors import OptionError
-from quickdraft.registry import DRAFTERS, lookup
 from quickdraft.runtime.backends.base import Backend, CancelToken
+from quickdraft.runtime.drafting import DraftingSetup
 from quickdraft.runtime.model import Model
-from quickdraft.runtime.session import Session
 
 SEED = 20_240_229
 PREFILL_CHUNK = 512
@@ -139,7 +138,8 @@ def measure(
 def measure_text(
     model: Model, prompt: str, count: int, drafter: str, repetitions: int = 5
 ) -> Measurement:
-    """Decode `count` tokens of the greedy answer to a prompt with a drafter, or with "none".
+    """Decode `count` tokens of the greedy answer to a prompt with a drafter, several between
+    commas, "auto" or "none". Nothing learnt is kept, and each repetition starts with nothing.
 
     The clock runs from the first token to the last: the prefill is not in it, drafting is.
 
@@ -153,13 +153,13 @@ def measure_text(
         raise OptionError(f"repetitions is {repetitions}; it must be at least 1")
     results = []
     for _ in range(repetitions + 1):
-        made = None if drafter == "none" else lookup("drafter", DRAFTERS, drafter)()
-        session = Session(model.backend, made)
-        results.append(
-            model.generate(
-                prompt, session=session, temperature=0.0, ignore_eos=True, max_new_tokens=count
-            ).timings
-        )
+        with model.open_drafting(DraftingSetup(drafter, store=False)) as drafting:
+            session = model.session(drafting)
+            results.append(
+                model.generate(
+                    prompt, session=session, temperature=0.0, ignore_eos=True, max_new_tokens=count
+                ).timings
+            )
     timed = results[1:]
     steps = timed[0].steps
     return Measurement(

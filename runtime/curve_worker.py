@@ -97,12 +97,15 @@ def peak_memory() -> int | None:
 def main(folder: str, options: str) -> None:
     """Load the bundle and serve. Libraries may print; answers go elsewhere."""
     from quickdraft.bundle import open_bundle
+    from quickdraft.runtime.drafting import DraftingSetup
     from quickdraft.runtime.model import Model
 
+    plain = DraftingSetup("none")
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     bundle = open_bundle(Path(folder))
-    with Model.open(bundle.folder, manifest=bundle.manifest, **json.loads(options)) as model:
+    chosen = json.loads(options)
+    with Model.open(bundle.folder, manifest=bundle.manifest, drafting=plain, **chosen) as model:
         backend = model.backend
         facts = {"engine": "quickdraft", "backend": backend.name, "flavour": backend.flavour}
         answers.write(json.dumps(facts | {"isa": backend.isa, "kv_cache": backend.kv_type}) + "\n")

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from quickdraft.drafters.base import DraftSettings, Observation, is_usable
+from quickdraft.drafters.base import DraftSettings, Law
+from quickdraft.drafters.distribution import Distribution
 from quickdraft.drafters.tree import Tree
 from quickdraft.errors import Cancelled
 from quickdraft.runtime.accept import NodeDistribution, rule_for
@@ -18,7 +19,6 @@ from quickdraft.runtime.metrics import StepRecord
 from quickdraft.runtime.plan import Emission, Plan
 from quickdraft.runtime.result import FinishReason, TokenLogprob
 from quickdraft.runtime.sampling import (
-    Distribution,
     process,
     process_top,
     token_logprob,
@@ -27,19 +27,18 @@ from quickdraft.runtime.sampling import (
     top_is_tied,
 )
 from quickdraft.runtime.session import Session
+from quickdraft.runtime.speculation import Proposal, Verdict
 
 
 @dataclass(frozen=True)
 class _Verified:
-    """A tree after the target's step, whose logits are its nodes'. offset: staged rows before its
-    root."""
+    """A proposal after the target's step, whose logits are its nodes'. offset: staged rows before
+    its root."""
 
-    tree: Tree
+    proposal: Proposal
     output: StepOutput
     offset: int
     rows: int
-    fallbacks: int
-    draft_s: float
     verify_s: float
 
 
@@ -59,11 +58,10 @@ class Decoder:
         self._session = session
         self._plan = plan
         config = plan.config
-        drafting = session.drafter is not None and config.prompt_lookup_num_tokens > 0
-        self._drafter = session.drafter if drafting else None
-        proposals = self._drafter.proposals if self._drafter else "point_mass"
-        self._rule = rule_for(proposals, config.do_sample)
-        self._rng = np.random.default_rng(config.seed)
+        self._speculation = session.speculation if config.num_draft_tokens != 0 else None
+        self._rule = rule_for(config)
+        self._seeds = np.random.SeedSequence(config.seed)
+        self._rng = np.random.default_rng(self._seeds)
         self._context = np.zeros(0, np.int64)
         self._length = 0
         self._prompt_length = 0
@@ -79,7 +77,7 @@ class Decoder:
                 yield emission
                 if emission.finish_reason is not None:
                     return
-                verified = self._verify(*self._draft())
+                verified = self._verify(self._draft())
         except _Interrupted as interruption:
             yield Emission((), (), None, interruption.reason)
         except Cancelled:
@@ -91,9 +89,30 @@ class Decoder:
         room = min(self._plan.config.max_new_tokens, self._backend.spec.context_length) + 65
         self._context = np.zeros(len(prompt) + room, np.int64)
         self._context[: len(prompt)] = prompt
-        if self._drafter is not None:
-            ngram = self._plan.config.max_matching_ngram_size
-            self._drafter.begin(prompt, DraftSettings(max_ngram=ngram))
+        if self._speculation is not None:
+            nodes = self._plan.config.num_draft_tokens
+            self._speculation.begin(prompt, self._settings(), nodes)
+
+    def _settings(self) -> DraftSettings:
+        """What drafters are told of this answer."""
+        config, law, seed = self._plan.config, None, 0
+        if config.do_sample:
+            law = self._law()
+            # Numbers of its own: a draft that is drawn with those that judge it would be biased.
+            seed = int(self._seeds.spawn(1)[0].generate_state(1, np.uint64)[0])
+        lookup, ngram = config.prompt_lookup_num_tokens, config.max_matching_ngram_size
+        return DraftSettings(law, seed, lookup, ngram)
+
+    def _law(self) -> Law:
+        """How this answer draws a token after any tokens that begin with its prompt."""
+        plan, prompt_length = self._plan, self._prompt_length
+
+        def law(logits: NDArray[np.float32], tokens: Sequence[int]) -> Distribution:
+            context = np.asarray(tokens, np.int64)
+            generated = len(context) - prompt_length
+            return process(logits, context, generated, plan.config, plan.eos_ids)
+
+        return law
 
     def _prefill(self, prompt: Sequence[int]) -> _Verified:
         """Run the prompt in chunks; the last chunk ends with the root of the first tree."""
@@ -106,8 +125,8 @@ class Decoder:
             last = np.array([len(chunk) - 1], np.int64)
             if cache.length + len(chunk) == len(prompt):
                 output = self._step(chunk, last)
-                root, spent = Tree.chain(prompt[-1:]), time.perf_counter() - started
-                return _Verified(root, output, len(chunk) - 1, len(chunk), 0, 0.0, spent)
+                root, spent = Proposal(Tree.chain(prompt[-1:])), time.perf_counter() - started
+                return _Verified(root, output, len(chunk) - 1, len(chunk), spent)
             self._backend.step(chunk, cache, last, self._plan.cancel, full_logits=False)
             cache.commit(range(len(chunk)))
 
@@ -121,58 +140,53 @@ class Decoder:
             output = self._backend.step(tree, cache, rows, plan.cancel)
         return output
 
-    def _draft(self) -> tuple[Tree, int, float]:
-        """The next tree: the last decided token and what the drafter makes of it."""
-        started = time.perf_counter()
+    def _draft(self) -> Proposal:
+        """The next tree: the last decided token, and what drafters make of it."""
         root = int(self._context[self._length - 1])
+        if self._speculation is None:
+            return Proposal(Tree.chain([root]))
         generated = self._length - self._prompt_length
-        config, spec = self._plan.config, self._backend.spec
-        budget = min(
-            config.prompt_lookup_num_tokens,
-            config.max_new_tokens - generated - 1,
-            spec.context_length - self._length,
+        room = min(
+            self._plan.config.max_new_tokens - generated - 1,
+            self._backend.spec.context_length - self._length,
         )
-        tree = self._drafter.propose(budget) if self._drafter is not None and budget > 0 else None
-        fallbacks = 0
-        if tree is not None and not is_usable(tree, root, budget, spec.vocab_size):
-            tree, fallbacks = None, 1
-        return tree or Tree.chain([root]), fallbacks, time.perf_counter() - started
+        return self._speculation.propose(root, room, self._length)
 
-    def _verify(self, tree: Tree, fallbacks: int, draft_s: float) -> _Verified:
+    def _verify(self, proposal: Proposal) -> _Verified:
         self._check_interruption()
         started = time.perf_counter()
-        output = self._step(tree)
+        output = self._step(proposal.tree)
         spent = time.perf_counter() - started
-        return _Verified(tree, output, 0, len(tree), fallbacks, draft_s, spent)
+        return _Verified(proposal, output, 0, len(proposal.tree), spent)
 
     def _decide(self, verified: _Verified) -> Emission:
         """Accept what the target agrees with, cut it where the answer ends, commit the rest."""
         started = time.perf_counter()
-        tree, offset = verified.tree, verified.offset
-        accepted = self._rule(tree, self._distribution(verified), self._rng)
-        tokens, reason = self._cut([*tree.tokens[accepted.path[1:]].tolist(), accepted.token])
+        proposal, offset = verified.proposal, verified.offset
+        tree = proposal.tree
+        accepted = self._rule(tree, proposal.laws, self._distribution(verified), self._rng)
+        decided = [*tree.tokens[accepted.path[1:]].tolist(), accepted.token]
+        tokens, reason = self._cut(decided)
         path = accepted.path[: len(tokens)]
         self._session.cache.commit([*range(offset), *(offset + node for node in path)])
-        self._remember(tokens, verified, path)
+        self._remember(tokens)
+        if self._speculation is not None:
+            states = [offset + node for node in path]
+            verdict = Verdict(tokens, decided, path, verified.output, states, verified.verify_s)
+            self._speculation.observe(proposal, verdict)
         logprobs = []
         if self._plan.config.logprobs:
             pairs = zip(path, tokens, strict=True)
             logprobs = [self._logprob(verified.output, node, token) for node, token in pairs]
-        record = StepRecord(
-            drafted=len(tree) - 1,
-            accepted=min(len(tokens), len(accepted.path) - 1),
-            emitted=len(tokens),
-            rows=verified.rows,
-            draft_s=verified.draft_s,
-            verify_s=verified.verify_s,
-            sample_s=time.perf_counter() - started,
-            fallbacks=verified.fallbacks,
+        nodes = accepted.path[1 : len(tokens) + 1]
+        spent = time.perf_counter() - started
+        return Emission(
+            tuple(tokens), tuple(logprobs), _record(verified, nodes, tokens, spent), reason
         )
-        return Emission(tuple(tokens), tuple(logprobs), record, reason)
 
     def _distribution(self, verified: _Verified) -> NodeDistribution:
         """The target's distribution after a path of nodes; penalties see the path's tokens."""
-        plan, tree = self._plan, verified.tree
+        plan, tree = self._plan, verified.proposal.tree
         logits, top = verified.output.logits, verified.output.top
 
         def distribution(path: list[int]) -> Distribution:
@@ -210,14 +224,10 @@ class Decoder:
                 return decided[:count], "length"
         return decided, None
 
-    def _remember(self, tokens: list[int], verified: _Verified, path: list[int]) -> None:
+    def _remember(self, tokens: list[int]) -> None:
         self._context[self._length : self._length + len(tokens)] = tokens
         self._length += len(tokens)
         self._session.tokens += tokens
-        if self._drafter is not None:
-            rows = [verified.offset + node for node in path]
-            states = verified.output.hidden_states
-            self._drafter.observe(Observation(tokens, {k: v[rows] for k, v in states.items()}))
 
     def _check_interruption(self) -> None:
         plan = self._plan
@@ -225,3 +235,25 @@ class Decoder:
             raise _Interrupted("cancelled")
         if plan.deadline is not None and time.perf_counter() >= plan.deadline:
             raise _Interrupted("time")
+
+
+def _record(
+    verified: _Verified, accepted: list[int], tokens: list[int], sample_s: float
+) -> StepRecord:
+    """Sum up a step. accepted: nodes that became part of the answer."""
+    proposal = verified.proposal
+    return StepRecord(
+        drafted=len(proposal.tree) - 1,
+        accepted=len(accepted),
+        emitted=len(tokens),
+        rows=verified.rows,
+        draft_s=proposal.draft_s,
+        verify_s=verified.verify_s,
+        sample_s=sample_s,
+        fallbacks=proposal.fallbacks,
+        depth=proposal.depth,
+        drawn=proposal.drawn,
+        by_drafter=proposal.counts(accepted),
+        draft_s_by=proposal.draft_s_by,
+        decision=proposal.decision,
+    )

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from quickdraft.drafters.controller import Decision
 
 
 @dataclass(frozen=True)
@@ -12,7 +15,10 @@ class StepRecord:
 
     drafted: tokens proposed. accepted: of these, how many became part of the answer. emitted:
     tokens of the answer this step decided. rows: rows the target computed. Times in seconds.
-    fallbacks: proposals that were dropped because they could not be used.
+    fallbacks: proposals that were dropped because they could not be used. depth: of the deepest
+    node. drawn: proposed tokens that were drawn at random. by_drafter: tokens each proposed,
+    and of these the accepted; what two proposed counts for both. draft_s_by: seconds of each
+    drafter that was asked. decision: why the tree was as large as it was.
     """
 
     drafted: int
@@ -23,6 +29,60 @@ class StepRecord:
     verify_s: float
     sample_s: float
     fallbacks: int = 0
+    depth: int = 0
+    drawn: int = 0
+    by_drafter: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    draft_s_by: Mapping[str, float] = field(default_factory=dict)
+    decision: Decision | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types, times in milliseconds; what `--explain` reports of a step."""
+        plan = self.decision
+        planned: dict[str, Any] = {}
+        if plan is not None:
+            planned = {
+                "asked": list(self.draft_s_by),
+                "offered": plan.offered,
+                "expected_tokens": round(plan.expected_tokens, 3),
+                "expected_ms": round(1e3 * plan.expected_s, 3),
+                "plain_ms": round(1e3 * plan.plain_s, 3),
+                "reason": plan.reason,
+            }
+        return {
+            "drafted": self.drafted,
+            "accepted": self.accepted,
+            "emitted": self.emitted,
+            "depth": self.depth,
+            "draft_ms": round(1e3 * self.draft_s, 3),
+            "verify_ms": round(1e3 * self.verify_s, 3),
+            "sample_ms": round(1e3 * self.sample_s, 3),
+            "fallbacks": self.fallbacks,
+            "drafters": {k: list(v) for k, v in self.by_drafter.items()},
+            **planned,
+        }
+
+
+def drafting_summary(steps: Sequence[StepRecord]) -> dict[str, Any]:
+    """What drafting came to in an answer, as plain JSON types: tokens per step, and by drafter the
+    tokens proposed, those accepted, and milliseconds."""
+    names = dict.fromkeys(name for step in steps for name in (*step.draft_s_by, *step.by_drafter))
+    drafters = {}
+    for name in names:
+        counts = [step.by_drafter.get(name, (0, 0)) for step in steps]
+        drafters[name] = {
+            "drafted": sum(drafted for drafted, _ in counts),
+            "accepted": sum(accepted for _, accepted in counts),
+            "draft_ms": round(1e3 * sum(step.draft_s_by.get(name, 0.0) for step in steps), 3),
+        }
+    after_first = steps[1:]
+    emitted = sum(step.emitted for step in after_first)
+    return {
+        "drafters": drafters,
+        "tokens_per_step": round(emitted / len(after_first), 3) if after_first else 0.0,
+        "draft_ms": round(1e3 * sum(step.draft_s for step in steps), 3),
+        "verify_ms": round(1e3 * sum(step.verify_s for step in after_first), 3),
+        "fallbacks": sum(step.fallbacks for step in steps),
+    }
 
 
 @dataclass(frozen=True)

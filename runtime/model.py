@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, runtime_checkable
 
+from quickdraft.device_profiles.curve import Curve
 from quickdraft.errors import InputError, OptionError, TemplateError
 from quickdraft.manifest import Manifest
-from quickdraft.registry import DRAFTERS, lookup
 from quickdraft.runtime.answer import AnswerStream
 from quickdraft.runtime.backends.base import Backend, CancelToken
 from quickdraft.runtime.backends.opening import open_backend
+from quickdraft.runtime.calibration import curve_for
 from quickdraft.runtime.chat import ChatTemplate, Message
 from quickdraft.runtime.conversation import Conversation
+from quickdraft.runtime.draft_model import BundleOpener
+from quickdraft.runtime.drafting import Drafting, DraftingSetup
 from quickdraft.runtime.generation import GenerationConfig
 from quickdraft.runtime.result import Chunk, Result
 from quickdraft.runtime.session import Session
 from quickdraft.runtime.text import Tokenizer
+from quickdraft.types import Progress
 
 __all__ = ["CancelToken", "Chunk", "Conversation", "Model", "Result", "Session", "TextSink"]
-
-AUTO_DRAFTER = "prompt_lookup"
 
 
 @runtime_checkable
@@ -51,11 +54,12 @@ class Model:
         tokenizer: Tokenizer,
         chat_template: ChatTemplate | None = None,
         *,
-        drafter: str = "auto",
+        drafting: Drafting | None = None,
         name: str = "",
         degraded: str | None = None,
     ) -> None:
-        """degraded: why a better variant of the bundle does not run here, None if none would."""
+        """drafting: opened for this backend, and closed with the model; None decodes plainly.
+        degraded: why a better variant of the bundle does not run here, None if none would."""
         self.backend = backend
         self.manifest = manifest
         self.spec = manifest.model
@@ -65,9 +69,9 @@ class Model:
         self.name = name or manifest.source.name
         self.degraded = degraded
         self.load_ms = 0.0
-        self.drafter = AUTO_DRAFTER if drafter == "auto" else drafter
-        if self.drafter != "none":
-            lookup("drafter", DRAFTERS, self.drafter)  # an unknown name fails now, not later
+        self.curve: Curve | None = None
+        self.open_bundle: BundleOpener | None = None
+        self.drafting = drafting or Drafting((), backend)
 
     @classmethod
     def open(
@@ -76,20 +80,23 @@ class Model:
         *,
         manifest: Manifest,
         backend: str = "auto",
-        drafter: str = "auto",
+        drafting: DraftingSetup | None = None,
         threads: int | None = None,
         kv_cache: str | None = None,
         name: str = "",
+        progress: Progress | None = None,
     ) -> Model:
         """Load a verified bundle.
 
         backend: a name of the registry; "auto" takes hotpath where the bundle has that flavour,
-        then onnxruntime for a portable ONNX variant, else the reference. drafter: a name of the
-        registry, "auto" or "none". kv_cache: how keys and values are stored, f32, f16 or int8;
-        None leaves it to the backend.
+        then onnxruntime for a portable ONNX variant, else the reference. drafting: which drafters
+        work for it; None are all that need no model. kv_cache: how keys and values are stored, f32,
+        f16 or int8; None leaves it to the backend. progress: told of measuring what a step costs,
+        where that is not known yet.
 
         Raises:
-            OptionError: an unknown backend, drafter or kv_cache, or a bad number of threads.
+            OptionError: an unknown backend or kv_cache, a bad number of threads, or a bad option of
+                a drafter.
             BundleError, TokenizerError, TemplateError: a part of the bundle cannot be used.
             MissingExtra: the backend needs a package that is not installed.
         """
@@ -109,10 +116,14 @@ class Model:
                 manifest,
                 tokenizer,
                 template,
-                drafter=drafter,
                 name=name,
                 degraded=opened.degraded,
             )
+            setup = drafting or DraftingSetup()
+            model.open_bundle = setup.open_bundle
+            if setup.names:
+                model.curve = curve_for(model.backend, manifest, threads, progress=progress)
+            model.drafting = model.open_drafting(setup)
         except BaseException:
             opened.backend.close()
             raise
@@ -131,13 +142,35 @@ class Model:
         self.close()
 
     def close(self) -> None:
-        """Release the model. Answers still running fail with BackendError."""
-        self.backend.close()
+        """Save what drafters keep, and release the model. Answers still running fail with
+        BackendError."""
+        try:
+            self.drafting.close()
+        finally:
+            self.backend.close()
 
-    def session(self) -> Session:
-        """A new conversation state: what is asked in it again is not computed again."""
-        drafter = None if self.drafter == "none" else lookup("drafter", DRAFTERS, self.drafter)()
-        return Session(self.backend, drafter)
+    @property
+    def drafter(self) -> str:
+        """The names of its drafters, or none."""
+        return ", ".join(self.drafting.names) or "none"
+
+    def open_drafting(self, setup: DraftingSetup) -> Drafting:
+        """Open other drafters for this model, to be closed by the caller; see `session`.
+
+        Raises:
+            OptionError: an option of a drafter is unknown or has a bad value.
+            InputError: a draft model cannot be used for this one.
+        """
+        if setup.open_bundle is None:
+            setup = replace(setup, open_bundle=self.open_bundle)
+        return Drafting.open(setup, self.backend, self.manifest, self.tokenizer, self.curve)
+
+    def session(self, drafting: Drafting | None = None) -> Session:
+        """A new conversation state: what is asked in it again is not computed again.
+
+        drafting: other drafters of this model than its own.
+        """
+        return Session(self.backend, drafting or self.drafting)
 
     def conversation(self, system: str | None = None) -> Conversation:
         """A chat that remembers its turns and computes only what is new in each."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from quickdraft.runtime.metrics import StepRecord, Timings
+from quickdraft.runtime.metrics import StepRecord, Timings, drafting_summary
 from quickdraft.types import Guarantee
 
 FinishReason = Literal["stop", "length", "cancelled", "time"]
@@ -30,8 +30,8 @@ class TokenLogprob:
 @dataclass(frozen=True)
 class Result:
     """An answer. token_ids hold an end-of-text token that ended it; text does not, and ends
-    before a stop string. logprobs is None unless asked for. guarantee: how speculation relates
-    to plain decoding here. kv_cache: how keys and values are stored. isa: instruction set of our
+    before a stop string. logprobs is None unless asked for. guarantee: how this answer relates
+    to that of plain decoding. kv_cache: how keys and values are stored. isa: instruction set of our
     kernels, None where others compute. degraded: why not the best variant of the bundle runs."""
 
     text: str
@@ -63,6 +63,7 @@ class Result:
             "isa": self.isa,
             "degraded": self.degraded,
             "timings": self.timings.to_dict(),
+            "drafting": drafting_summary(self.steps),
         }
         if self.logprobs is not None:
             answer["logprobs"] = [entry.to_dict() for entry in self.logprobs]

@@ -6,11 +6,12 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from quickdraft.drafters.base import Drafter
 from quickdraft.drafters.conversation import common_prefix
 from quickdraft.errors import InputError
 from quickdraft.kvcache.base import KvCache
 from quickdraft.runtime.backends.base import Backend
+from quickdraft.runtime.drafting import Drafting
+from quickdraft.runtime.speculation import Speculation
 
 
 class Session:
@@ -18,13 +19,14 @@ class Session:
 
     One answer at a time. Sessions of one model may run in different threads.
     backend: the one that fills the cache; keys and values mean nothing to another.
-    tokens: all tokens known; the cache holds the first `cache.length` of them.
+    tokens: all tokens known; the cache holds the first `cache.length` of them. speculation: its
+    drafters, None to decode plainly.
     """
 
-    def __init__(self, backend: Backend, drafter: Drafter | None = None) -> None:
+    def __init__(self, backend: Backend, drafting: Drafting | None = None) -> None:
         self.backend = backend
         self.cache: KvCache = backend.new_cache()
-        self.drafter = drafter
+        self.speculation = Speculation(drafting) if drafting and drafting.sources else None
         self.tokens: list[int] = []
         self._lock = threading.Lock()
 

@@ -116,6 +116,17 @@ class Tokenizer:
         text: str = self._special.decode(list(ids), skip_special_tokens=skip_special)
         return text
 
+    def difference(self, other: Tokenizer) -> str | None:
+        """What keeps two tokenizers from giving every token the same text; None if nothing does."""
+        own = self._special.get_vocab(with_added_tokens=True)
+        theirs = other._special.get_vocab(with_added_tokens=True)
+        if own == theirs:
+            return None
+        if len(own) != len(theirs):
+            return f"its tokenizer has {len(theirs)} tokens, not {len(own)}"
+        text, token = min((own.items() - theirs.items()), key=lambda entry: entry[1])
+        return f"its tokenizer has {theirs.get(text, 'no token')} for {text!r}, not {token}"
+
     def check_length(self, text: str, context_length: int) -> None:
         """Refuse a text that cannot fit a context, before spending time on it.
 

@@ -15,7 +15,6 @@ from quickdraft.errors import Cancelled, OptionError
 from quickdraft.kvcache.base import KvCache
 from quickdraft.types import Guarantee, ModelSpec
 
-
 Trees = Literal["exact", "rounded", "none"]
 """What a backend makes of trees with branches. exact: every row has the bits it has in plain
 decoding. rounded: only chains do; a branch differs by rounding. none: it takes chains only."""

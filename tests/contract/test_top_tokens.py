@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny.answers import DRAFTER_FACTORIES, OPTIONS, VOCAB, decode, prompts
+from tiny.answers import FACTORIES, OPTIONS, VOCAB, decode, prompts
 from tiny.toy_backend import ToyBackend, hashed, toy_spec
 
 from quickdraft.runtime.engine import Decoder
@@ -15,7 +15,7 @@ from quickdraft.runtime.plan import Emission, Plan
 from quickdraft.runtime.session import Session
 
 
-@pytest.mark.parametrize("name", [None, "prompt_lookup", "random", "oracle_trees"])
+@pytest.mark.parametrize("name", [None, "prompt_lookup", "random", "several"])
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "+".join(o) or "plain")
 @settings(max_examples=6, deadline=None)
 @given(prompt=prompts, seed=st.integers(0, 99), top=st.integers(1, VOCAB), ties=st.booleans())
@@ -28,8 +28,8 @@ def test_an_answer_does_not_depend_on_which_logits_the_backend_gives(
     config = GenerationConfig(max_new_tokens=30, logprobs=3, **options)
 
     def answer(top: int) -> tuple[list[int], list[Emission]]:
-        drafter = DRAFTER_FACTORIES[name](logits, seed) if name else None
-        return decode(logits, prompt, config, drafter, top, eos_ids=(2,))
+        sources = FACTORIES[name](logits, seed) if name else []
+        return decode(logits, prompt, config, sources, top, eos_ids=(2,))
 
     expected, slow = answer(0)
     tokens, emissions = answer(top)

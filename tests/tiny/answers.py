@@ -3,41 +3,106 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
+import numpy as np
 from hypothesis import strategies as st
 from tiny.toy_backend import (
+    DrawnDrafter,
     LogitsOf,
+    Propose,
     ToyBackend,
-    ToyDrafter,
     adversary,
+    hashed,
     oracle,
     oracle_trees,
     random_trees,
+    toy_source,
     toy_spec,
 )
 
-from quickdraft.drafters.base import Drafter
+from quickdraft.device_profiles.curve import Curve
+from quickdraft.drafters.base import DrafterContext, DrafterSource, DraftModel
 from quickdraft.drafters.tree import Tree
 from quickdraft.registry import DRAFTERS, lookup
+from quickdraft.runtime.draft_model import BackendDraftModel
+from quickdraft.runtime.drafting import Drafting
 from quickdraft.runtime.engine import Decoder
 from quickdraft.runtime.generation import GenerationConfig
 from quickdraft.runtime.plan import Emission, Plan
 from quickdraft.runtime.session import Session
 
 VOCAB = 16
+CONTEXT = 96
 
-Factory = Callable[[LogitsOf, int], Drafter]
+FLAT = Curve((1, 2, 4, 8, 16, 32), (1.0, 1.02, 1.05, 1.1, 1.2, 1.6))
+"""Drafting pays nearly always."""
+STEEP = Curve((1, 2, 4, 8), (1.0, 1.8, 3.4, 6.6))
+"""Drafting pays nearly never."""
 
-DRAFTER_FACTORIES: dict[str, Factory] = {
-    name: lambda logits, seed, name=name: lookup("drafter", DRAFTERS, name)() for name in DRAFTERS
-} | {
-    "random": lambda logits, seed: ToyDrafter(random_trees(seed, VOCAB)),
-    "adversary": lambda logits, seed: ToyDrafter(adversary(logits)),
-    "oracle": lambda logits, seed: ToyDrafter(oracle(logits)),
-    "oracle_trees": lambda logits, seed: ToyDrafter(oracle_trees(logits, seed)),
-    "nonsense": lambda logits, seed: ToyDrafter(
-        lambda tokens, budget: Tree.chain([tokens[-1], *[10**9] * (budget + len(tokens) % 3)])
-    ),
+NEEDED = {"small_model": {"model": "toy"}}
+"""Options without which a drafter cannot be opened."""
+
+
+def open_source(
+    name: str, logits: LogitsOf, vocab: int = VOCAB, **options: object
+) -> DrafterSource:
+    """A drafter of the registry for a toy model; its draft model says something similar."""
+
+    def open_model(name: str, backend: str = "auto") -> DraftModel:
+        noise = hashed(vocab, markov=0.0, scale=1.5)
+        similar = lambda tokens: logits(tokens) + noise(tokens)  # noqa: E731
+        return BackendDraftModel(ToyBackend(similar, toy_spec(vocab, CONTEXT)), vocab)
+
+    context = DrafterContext(vocab, CONTEXT, open_model=open_model)
+    source: DrafterSource = lookup("drafter", DRAFTERS, name)(
+        context, {**NEEDED.get(name, {}), **options}
+    )
+    return source
+
+
+def nonsense(tokens: list[int], budget: int) -> Tree | None:
+    """Tokens that do not exist, and too many of them."""
+    return Tree.chain([tokens[-1], *[10**9] * (budget + len(tokens) % 3)])
+
+
+Factory = Callable[[LogitsOf, int], list[DrafterSource]]
+
+
+def _toy(propose: Callable[[LogitsOf, int], Propose]) -> Factory:
+    return lambda logits, seed: [toy_source(propose(logits, seed))]
+
+
+def _registered(name: str) -> Factory:
+    return lambda logits, seed: [open_source(name, logits)]
+
+
+def _several(logits: LogitsOf, seed: int) -> list[DrafterSource]:
+    return [
+        toy_source(random_trees(seed, VOCAB), name="random"),
+        toy_source(adversary(logits), name="adversary"),
+        toy_source(oracle_trees(logits, seed), name="oracle_trees"),
+        toy_source(nonsense, name="nonsense"),
+        open_source("prompt_lookup", logits),
+    ]
+
+
+def drawn_source(seed: int = 0, width: int = 2, vocab: int = VOCAB) -> DrafterSource:
+    """Draws from a law that has little to do with the target's."""
+    law = hashed(vocab, markov=1.0, scale=0.7 + 0.1 * (seed % 5))
+    return toy_source(name="drawn", drafter=partial(DrawnDrafter, law, width))
+
+
+FACTORIES: dict[str, Factory] = {name: _registered(name) for name in DRAFTERS} | {
+    "random": _toy(lambda logits, seed: random_trees(seed, VOCAB)),
+    "adversary": _toy(lambda logits, seed: adversary(logits)),
+    "oracle": _toy(lambda logits, seed: oracle(logits)),
+    "oracle_trees": _toy(oracle_trees),
+    "nonsense": _toy(lambda logits, seed: nonsense),
+    "several": _several,
+    "all": lambda logits, seed: [open_source(name, logits) for name in DRAFTERS],
+    "drawn": lambda logits, seed: [drawn_source(seed)],
+    "drawn and chosen": lambda logits, seed: [*_several(logits, seed), drawn_source(seed, 3)],
 }
 
 prompts = st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=30)
@@ -47,12 +112,14 @@ def decode(
     logits: LogitsOf,
     prompt: Sequence[int],
     config: GenerationConfig,
-    drafter: Drafter | None = None,
+    sources: Sequence[DrafterSource] = (),
     top: int = 0,
+    curve: Curve | None = None,
     **plan: object,
 ) -> tuple[list[int], list[Emission]]:
-    backend = ToyBackend(logits, toy_spec(VOCAB, 96), top)
-    session = Session(backend, drafter)
+    """An answer, and what its steps gave."""
+    backend = ToyBackend(logits, toy_spec(VOCAB, CONTEXT), top)
+    session = Session(backend, Drafting(sources, backend, curve))
     emissions = list(Decoder(backend, session, Plan(config, **plan)).run(prompt))
     tokens = [token for emission in emissions for token in emission.tokens]
     assert session.tokens == [*prompt, *tokens]
@@ -70,4 +137,43 @@ OPTIONS: list[dict[str, object]] = [
     {"temperature": 0.8, "seed": 5},
     {"temperature": 1.5, "seed": 6, "top_k": 0, "top_p": 0.8, "repetition_penalty": 1.2},
     {"temperature": 1.0, "seed": 7, "top_k": 5, "min_p": 0.05, "typical_p": 0.9},
+    {"temperature": 0.9, "seed": 8, "no_repeat_ngram_size": 2, "min_new_tokens": 10},
 ]
+
+
+def joint_law(
+    logits: LogitsOf, prompt: list[int], config: GenerationConfig, vocab: int
+) -> np.ndarray:
+    """Of three tokens, by definition: softmax of penalised, tempered logits, cut to the nucleus."""
+
+    def law(answer: tuple[int, ...]) -> np.ndarray:
+        seen = {*prompt, *answer}
+        row = logits((*prompt, *answer)).astype(np.float64)
+        for token in seen:
+            penalty = config.repetition_penalty
+            row[token] = row[token] * penalty if row[token] < 0 else row[token] / penalty
+        p = np.exp(row / config.temperature)
+        p /= p.sum()
+        order = sorted(range(vocab), key=lambda t: -p[t])
+        mass, kept = 0.0, np.zeros(vocab)
+        for token in order:
+            if mass >= config.top_p:
+                break
+            kept[token] = p[token]
+            mass += p[token]
+        return kept / kept.sum()
+
+    joint = np.zeros((vocab,) * 3)
+    first = law(())
+    for a in range(vocab):
+        second = law((a,))
+        for b in range(vocab):
+            joint[a, b] = first[a] * second[b] * law((a, b))
+    return joint.ravel()
+
+
+def tv_ratio(counts: np.ndarray, p: np.ndarray) -> float:
+    """Total variation over what it is expected to be for an exact sampler."""
+    n = counts.sum()
+    tv = 0.5 * np.abs(counts / n - p).sum()
+    return float(tv / (0.5 * np.sqrt(2 * p * (1 - p) / (np.pi * n)).sum()))

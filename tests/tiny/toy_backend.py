@@ -8,16 +8,24 @@ with them the answer.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from quickdraft.drafters.base import DraftSettings, Observation
+from quickdraft.drafters.base import (
+    Draft,
+    Drafter,
+    DrafterSource,
+    DraftSettings,
+    Drawn,
+    Observation,
+)
+from quickdraft.drafters.distribution import Distribution
 from quickdraft.drafters.tree import Tree
 from quickdraft.errors import BackendError
 from quickdraft.kvcache.contiguous import ContiguousCache
-from quickdraft.runtime.backends.base import CancelToken, StepOutput, TopTokens
+from quickdraft.runtime.backends.base import CancelToken, StepOutput, TopTokens, Trees
 from quickdraft.types import ModelSpec
 
 LogitsOf = Callable[[tuple[int, ...]], NDArray[np.float32]]
@@ -79,6 +87,7 @@ class ToyBackend:
     guarantee = "bit_identical"
     isa = None
     kv_type = "f32"
+    trees: Trees = "exact"
 
     def __init__(self, logits_of: LogitsOf, spec: ModelSpec | None = None, top: int = 0) -> None:
         self.logits_of = logits_of
@@ -142,32 +151,80 @@ class ToyBackend:
         return tuple(int(token) for token in seen[0][:, 0])
 
 
+Propose = Callable[[list[int], int], Tree | None]
+
+
 class ToyDrafter:
     """A drafter from a function of the tokens so far and a budget; may propose nonsense."""
 
-    name = "toy"
-    proposals = "point_mass"
-
-    def __init__(self, propose: Callable[[list[int], int], Tree | None]) -> None:
+    def __init__(self, propose: Propose) -> None:
         self.tokens: list[int] = []
         self._propose = propose
 
     def begin(self, tokens: Sequence[int], settings: DraftSettings) -> None:
         self.tokens = list(tokens)
 
-    def propose(self, budget: int) -> Tree | None:
-        return self._propose(self.tokens, budget)
+    def propose(self, budget: int) -> Draft | None:
+        tree = self._propose(self.tokens, budget)
+        # Grades that come and go, so that trees are cut here and there.
+        return None if tree is None else Draft(tree, [token % 3 for token in tree.tokens.tolist()])
 
     def observe(self, observation: Observation) -> None:
         # Row i of the hidden states must be the row whose logits chose token i: the one before it.
         told = observation.hidden_states[1]
-        assert len(told) == len(observation.tokens)
+        assert len(told) == len(observation.tokens) == len(observation.path)
+        chose = observation.tree.tokens[list(observation.path)]
+        assert chose.tolist() == [self.tokens[-1], *observation.tokens[:-1]]
         for row, token in zip(told, observation.tokens, strict=True):
             assert row[:2].tolist() == [self.tokens[-1], len(self.tokens) - 1]
             self.tokens.append(token)
 
 
-def oracle(logits_of: LogitsOf) -> Callable[[list[int], int], Tree | None]:
+class DrawnDrafter(ToyDrafter):
+    """Draws `width` children of the root and one of each of these from a law of its own."""
+
+    def __init__(self, logits_of: LogitsOf, width: int) -> None:
+        super().__init__(lambda tokens, budget: None)
+        self._logits_of = logits_of
+        self._width = width
+        self._rng = np.random.default_rng(0)
+
+    def begin(self, tokens: Sequence[int], settings: DraftSettings) -> None:
+        super().begin(tokens, settings)
+        self._rng = np.random.default_rng(settings.seed)
+
+    def propose(self, budget: int) -> Draft | None:
+        token, parent, laws = [self.tokens[-1]], [-1], {}
+        width = min(self._width, budget)
+        for node in range(1 + width):
+            count = min(width if node == 0 else 1, budget + 1 - len(token))
+            if not count:
+                continue
+            said = self.tokens if node == 0 else [*self.tokens, token[node]]
+            weights = np.exp(self._logits_of(tuple(said)).astype(np.float64))
+            law = Distribution(np.arange(len(weights)), weights / weights.sum())
+            drawn = self._rng.choice(len(weights), count, replace=False, p=law.probabilities)
+            token += drawn.tolist()
+            parent += [node] * count
+            laws[node] = Drawn(law, count)
+        tree = Tree(np.array(token), np.array(parent))
+        return Draft(tree, [0] * len(token), laws) if len(token) > 1 else None
+
+
+def toy_source(
+    propose: Propose | None = None,
+    *,
+    name: str = "toy",
+    drafter: Callable[[], Drafter] | None = None,
+) -> DrafterSource:
+    """The source of toy drafters."""
+    if drafter is None:
+        assert propose is not None
+        drafter = partial(ToyDrafter, propose)
+    return DrafterSource(name, (0.3, 0.6, 0.9), drafter)
+
+
+def oracle(logits_of: LogitsOf) -> Propose:
     """Always right under greedy decoding."""
 
     def propose(tokens: list[int], budget: int) -> Tree | None:
@@ -179,7 +236,7 @@ def oracle(logits_of: LogitsOf) -> Callable[[list[int], int], Tree | None]:
     return propose
 
 
-def adversary(logits_of: LogitsOf) -> Callable[[list[int], int], Tree | None]:
+def adversary(logits_of: LogitsOf) -> Propose:
     """Right for some tokens, then wrong; wrong tokens are the least likely ones."""
 
     def propose(tokens: list[int], budget: int) -> Tree | None:
@@ -193,7 +250,7 @@ def adversary(logits_of: LogitsOf) -> Callable[[list[int], int], Tree | None]:
     return propose
 
 
-def random_trees(seed: int, vocab_size: int) -> Callable[[list[int], int], Tree | None]:
+def random_trees(seed: int, vocab_size: int) -> Propose:
     """Random trees whose siblings differ."""
 
     def propose(tokens: list[int], budget: int) -> Tree | None:
@@ -210,7 +267,7 @@ def random_trees(seed: int, vocab_size: int) -> Callable[[list[int], int], Tree 
     return propose
 
 
-def oracle_trees(logits_of: LogitsOf, seed: int) -> Callable[[list[int], int], Tree | None]:
+def oracle_trees(logits_of: LogitsOf, seed: int) -> Propose:
     """Trees that hold the right path among wrong branches, in a random order of nodes."""
 
     def propose(tokens: list[int], budget: int) -> Tree | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from tiny.toy_backend import LogitsOf, ToyBackend, hashed, toy_spec
@@ -10,6 +11,7 @@ from tokenizers import Tokenizer as Library
 
 from quickdraft.manifest import Manifest, SourceEntry, TokenizerEntry
 from quickdraft.runtime.chat import ChatTemplate
+from quickdraft.runtime.drafting import Drafting, DraftingSetup
 from quickdraft.runtime.model import Model
 from quickdraft.runtime.text import Tokenizer
 
@@ -64,13 +66,18 @@ def toy_model(
     *,
     context_length: int = 256,
     drafter: str = "auto",
+    options: Mapping[str, Mapping[str, Any]] | None = None,
     template: str | None = CHATML,
     **generation: Any,
 ) -> Model:
     manifest = toy_manifest(context_length, **generation)
     backend = ToyBackend(logits_of or hashed(VOCAB), manifest.model)
     chat = ChatTemplate(template) if template is not None else None
-    return Model(backend, manifest, byte_tokenizer(), chat, drafter=drafter)
+    tokenizer = byte_tokenizer()
+    drafting = Drafting.open(
+        DraftingSetup(drafter, options or {}, store=False), backend, manifest, tokenizer
+    )
+    return Model(backend, manifest, tokenizer, chat, drafting=drafting)
 
 
 def bytes_of(text: str) -> list[int]:

@@ -31,16 +31,28 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 def test_load_resolves_and_opens(tmp_path: Path, opened: list[dict[str, Any]]) -> None:
     folder = tmp_path / "bundle"
     write_tiny_bundle(folder)
-    quickdraft.load(folder, drafter="none", backend="reference", threads=2, kv_cache="int8")
+    options = {"prompt_lookup": {"max_ngram": 3}}
+    quickdraft.load(
+        folder,
+        drafter="prompt_lookup",
+        drafter_options=options,
+        store=False,
+        backend="reference",
+        threads=2,
+        kv_cache="int8",
+    )
+    setup = opened[0].pop("drafting")
+    assert (setup.names, setup.options, setup.store) == (("prompt_lookup",), options, False)
+    assert setup.open_bundle(str(folder), "auto") == (folder, tiny_manifest())
     assert opened == [
         {
             "folder": folder,
             "manifest": tiny_manifest(),
             "backend": "reference",
-            "drafter": "none",
             "threads": 2,
             "kv_cache": "int8",
             "name": str(folder),
+            "progress": None,
         }
     ]
 
@@ -63,6 +75,25 @@ def test_load_ms_counts_resolving(
 def test_unknown_devices_are_refused_with_the_list(device: str, cache: Path) -> None:
     with pytest.raises(OptionError, match="available: auto, cpu"):
         quickdraft.load("smollm2-135m", device=device)
+    assert not cache.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"drafter": "prompt_lokup"}, "did you mean 'prompt_lookup'"),
+        ({"drafter": "prompt_lookup,prompt_lookup"}, "names 'prompt_lookup' twice"),
+        ({"drafter": "none,prompt_lookup"}, "unknown drafter 'none'"),
+        ({"drafter": ""}, "unknown drafter ''"),
+        ({"drafter_options": {"prompt_lokup": {}}}, "did you mean 'prompt_lookup'"),
+        ({"drafter": "none", "drafter_options": {"prompt_lookup": {}}}, "add prompt_lookup to it"),
+    ],
+)
+def test_unusable_drafters_are_refused_before_anything_is_fetched(
+    options: dict[str, Any], says: str, cache: Path
+) -> None:
+    with pytest.raises(OptionError, match=says):
+        quickdraft.load("smollm2-135m", **options)
     assert not cache.exists()
 
 

@@ -26,7 +26,11 @@ BAD: list[tuple[str, object]] = [
     *(("seed", v) for v in (-1, 2**70, 0.5)),
     *(("logprobs", v) for v in (-1, 21, True)),
     *(("prompt_lookup_num_tokens", v) for v in (-1, 65, 10**6)),
+    *(("num_draft_tokens", v) for v in (-1, 65, 1.5, "many")),
     *(("max_matching_ngram_size", v) for v in (0, 17)),
+    *(("acceptance", v) for v in ("judge", "", 1, None)),
+    *(("posterior_threshold", v) for v in (0, 1.1, math.nan)),
+    *(("posterior_alpha", v) for v in (0, -1, 2, "high")),
     *(("prefill_chunk_size", v) for v in (0, 10**6)),
     *(("max_time", v) for v in (0, -1, math.nan, math.inf)),
     *(("stop_strings", v) for v in ("", [""], ["x"] * 17, ["x"] * 10_000, "x" * 257, [3], 3)),
@@ -54,7 +58,10 @@ def test_bad_values_are_refused_by_name(name: str, value: object) -> None:
         ("logprobs", 20),
         ("stop_strings", ["é" * 128] * 16),
         ("logit_bias", dict.fromkeys(range(1024), 0.5)),
+        ("num_draft_tokens", 0),
+        ("num_draft_tokens", None),
         ("prompt_lookup_num_tokens", 0),
+        ("acceptance", "typical"),
     ],
 )
 def test_values_at_the_limit_are_taken(name: str, value: object) -> None:

@@ -50,7 +50,7 @@ def test_the_json_object_is_the_documented_one() -> None:
     printed = json.loads(json.dumps(saying("Hi").generate("Hi").to_dict()))
     assert list(printed) == [
         *("text", "token_ids", "finish_reason", "model", "backend", "flavour", "guarantee"),
-        *("kv_cache", "isa", "degraded", "timings"),
+        *("kv_cache", "isa", "degraded", "timings", "drafting"),
     ]
     assert list(printed["timings"]) == [
         *("load_ms", "ttft_ms", "prompt_n", "prompt_ms", "cached_n", "predicted_n"),
@@ -89,7 +89,7 @@ def test_stop_strings_cut_drafted_and_plain_answers_alike(seed: int, stop: str) 
     word = "".join(rng.choice(list("abcd"), 5))
     said = (word * 12)[: int(rng.integers(10, 60))]
     plain = saying(said, drafter="none").generate("Hi", stop_strings=[stop])
-    drafted = saying(said).generate("Hi", stop_strings=[stop], prompt_lookup_num_tokens=6)
+    drafted = saying(said).generate("Hi", stop_strings=[stop], num_draft_tokens=6)
     assert drafted.text == plain.text == said.split(stop)[0]
     assert drafted.token_ids == plain.token_ids
     assert drafted.finish_reason == plain.finish_reason == "stop"

@@ -1,0 +1,167 @@
+"""The drafters of a loaded model: which ones, opened once, shared by its conversations."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from quickdraft.device_profiles.curve import Curve
+from quickdraft.drafters.acceptance import AcceptanceTable
+from quickdraft.drafters.base import DrafterContext, DrafterSource, DraftModel
+from quickdraft.drafters.controller import Controller
+from quickdraft.errors import OptionError
+from quickdraft.hashes import cache_root
+from quickdraft.manifest import Manifest
+from quickdraft.registry import DRAFTERS, lookup
+from quickdraft.runtime.backends.base import Backend
+from quickdraft.runtime.draft_model import BundleOpener, open_draft_model
+from quickdraft.runtime.text import Tokenizer
+
+AUTO = ("prompt_lookup", "ngram_store", "recycling", "trigram")
+"""The drafters without a model: together they cost a few percent of a step."""
+
+NO_STORE = "QUICKDRAFT_NO_STORE"
+
+
+@dataclass(frozen=True)
+class DraftingSetup:
+    """What somebody wants drafted how.
+
+    drafter: `none`, or names of the registry between commas; `auto` stands for those without a
+    model. options: by name of the drafter, by name of the option. store: whether drafters may keep
+    what they learn for later runs (never with QUICKDRAFT_NO_STORE=1). open_bundle: finds the
+    bundles of draft models.
+
+    Raises:
+        OptionError: a name is unknown or comes twice, or an option is for a drafter not asked for.
+    """
+
+    drafter: str = "auto"
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    store: bool = True
+    open_bundle: BundleOpener | None = None
+
+    def __post_init__(self) -> None:
+        names = self.names
+        for name in names:
+            lookup("drafter", DRAFTERS, name)
+            if names.count(name) > 1:
+                raise OptionError(f"drafter is {self.drafter!r}, which names {name!r} twice")
+        for name in self.options:
+            if name not in names:
+                lookup("drafter", DRAFTERS, name)
+                raise OptionError(
+                    f"there is an option of the drafter {name!r}, and drafter is {self.drafter!r}; "
+                    f"add {name} to it, or leave the option out"
+                )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The drafters, in order."""
+        if self.drafter == "none":
+            return ()
+        names: list[str] = []
+        for name in self.drafter.split(","):
+            known = [auto for auto in AUTO if auto in DRAFTERS]
+            names += known if name.strip() == "auto" else [name.strip()]
+        return tuple(names)
+
+
+class Drafting:
+    """Opened drafters, and what is learnt about them, for one target.
+
+    lock: held while anything that conversations share is used.
+    """
+
+    def __init__(
+        self, sources: Sequence[DrafterSource], backend: Backend, curve: Curve | None = None
+    ) -> None:
+        """curve: what a step of the target costs; None where nothing is planned."""
+        self.sources = tuple(sources)
+        self.names = tuple(source.name for source in sources)
+        self.spec = backend.spec
+        self.curve = curve
+        self.chains_only = backend.trees != "exact"
+        self.top = max((source.top for source in sources), default=0)
+        table = AcceptanceTable([source.grades for source in sources])
+        self.controller = Controller(curve, self.sources, table)
+        self.lock = threading.Lock()
+        self._closing = ExitStack()
+        for source in sources:
+            self._closing.callback(source.close)
+
+    @classmethod
+    def open(
+        cls,
+        setup: DraftingSetup,
+        backend: Backend,
+        manifest: Manifest,
+        tokenizer: Tokenizer,
+        curve: Curve | None = None,
+    ) -> Drafting:
+        """Open the drafters of a setup for a loaded target.
+
+        Raises:
+            OptionError: an option of a drafter is unknown or has a bad value.
+            InputError: a draft model cannot be used for this target.
+        """
+        key = bundle_key(manifest)
+        with ExitStack() as stack:
+
+            def open_model(name: str, backend: str = "auto") -> DraftModel:
+                model = open_draft_model(name, backend, setup.open_bundle, manifest, tokenizer)
+                stack.callback(model.close)
+                return model
+
+            context = DrafterContext(
+                vocab_size=backend.spec.vocab_size,
+                context_length=backend.spec.context_length,
+                key=key,
+                store=store_folder(key) if setup.store else None,
+                open_model=open_model,
+            )
+            sources = []
+            for name in setup.names:
+                opener = lookup("drafter", DRAFTERS, name)
+                source = opener(context, setup.options.get(name, {}))
+                stack.callback(source.close)
+                sources.append(source)
+            made = cls(sources, backend, curve)
+            made._closing = stack.pop_all()
+        return made
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that drafters hold for all conversations together."""
+        return sum(source.nbytes() for source in self.sources)
+
+    def __enter__(self) -> Drafting:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Save what drafters keep, and release them. Calling twice is harmless."""
+        with self.lock:
+            self._closing.close()
+
+
+def bundle_key(manifest: Manifest) -> str:
+    """Tells a bundle from any other: a hash of the hashes of its files."""
+    entries = sorted(f"{name} {entry.sha256}" for name, entry in manifest.files.items())
+    told = "\n".join([manifest.source.fingerprint, *entries])
+    return hashlib.sha256(told.encode()).hexdigest()[:32]
+
+
+def store_folder(key: str) -> Path | None:
+    """Where drafters keep what they learn about a bundle; None if they may not."""
+    if os.environ.get(NO_STORE, "") not in ("", "0"):
+        return None
+    return cache_root() / "drafting" / key

@@ -1,0 +1,224 @@
+"""What one conversation drafts: its drafters are asked, their trees merged and cut, and told what
+was decided."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quickdraft.drafters.base import Draft, DrafterSource, DraftSettings, Drawn, Observation
+from quickdraft.drafters.controller import Decision
+from quickdraft.drafters.merge import Merged, chain_of, cut, merge
+from quickdraft.drafters.tree import Tree
+from quickdraft.errors import BackendError
+from quickdraft.runtime.backends.base import StepOutput
+from quickdraft.runtime.drafting import Drafting
+from quickdraft.runtime.sampling import largest
+
+UNPLANNED_NODES = 8
+"""Nodes per step where nothing is known of what a step costs."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What a step verifies. Times in seconds.
+
+    merged: of `tree`; None for plain decoding. offered: all that was proposed, before the cut.
+    fallbacks: drafts that could not be used. draft_s: all of drafting; draft_s_by: by drafter.
+    names: of all drafters, in order.
+    """
+
+    tree: Tree
+    merged: Merged | None = None
+    offered: Merged | None = None
+    decision: Decision | None = None
+    fallbacks: int = 0
+    draft_s: float = 0.0
+    draft_s_by: Mapping[str, float] = field(default_factory=dict)
+    names: tuple[str, ...] = ()
+
+    @property
+    def laws(self) -> Mapping[int, Drawn]:
+        """How children were drawn, by node."""
+        return self.merged.laws if self.merged is not None else {}
+
+    @property
+    def drawn(self) -> int:
+        """Nodes that were drawn."""
+        return len(self.merged.drawn()) if self.laws and self.merged is not None else 0
+
+    @property
+    def depth(self) -> int:
+        """Of the deepest node."""
+        return int(self.tree.depth.max()) if len(self.tree) > 1 else 0
+
+    def counts(self, accepted: Sequence[int]) -> Mapping[str, tuple[int, int]]:
+        """By drafter, nodes it proposed and those of them that are among `accepted`."""
+        if self.merged is None:
+            return {}
+        drafted = [0] * len(self.names)
+        right = [0] * len(self.names)
+        for node, by in enumerate(self.merged.by):
+            for drafter, _ in by:
+                drafted[drafter] += 1
+                right[drafter] += node in accepted
+        counts = zip(self.names, drafted, right, strict=True)
+        return {name: (made, good) for name, made, good in counts if made}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a step made of a proposal.
+
+    tokens: that became part of the answer; decided: these and what followed where the answer
+    ended. path: accepted nodes, root first, as many as tokens. rows: of `output`'s logits for the
+    nodes of the tree. states: rows of its hidden states for the path. verify_s: seconds.
+    """
+
+    tokens: Sequence[int]
+    decided: Sequence[int]
+    path: Sequence[int]
+    output: StepOutput
+    states: Sequence[int]
+    verify_s: float
+
+
+class Speculation:
+    """The drafters of one conversation. Changes when tokens come, never which."""
+
+    def __init__(self, drafting: Drafting) -> None:
+        self.drafting = drafting
+        with drafting.lock:
+            self._drafters = [source.new() for source in drafting.sources]
+        self._nodes: int | None = None
+        self._failed: set[int] = set()
+
+    def begin(self, tokens: Sequence[int], settings: DraftSettings, nodes: int | None) -> None:
+        """Start an answer after `tokens`. nodes: to draft per step, None if that is planned."""
+        self._nodes = nodes
+        if nodes is None and self.drafting.curve is None:
+            self._nodes = UNPLANNED_NODES
+        with self.drafting.lock:
+            for drafter in self._drafters:
+                drafter.begin(tokens, settings)
+
+    def propose(self, root: int, room: int, context_length: int) -> Proposal:
+        """The next tree: what the drafters make of the tokens so far, cut to what pays.
+
+        root: the last token known. room: most nodes that make sense. context_length: tokens known.
+        """
+        started = time.perf_counter()
+        shared = self.drafting
+        controller = shared.controller
+        planned = self._nodes is None
+        room = room if self._nodes is None else min(self._nodes, room)
+        with shared.lock:
+            asked = controller.ask(room) if planned else range(len(self._drafters))
+        drafts: list[Draft | None] = [None] * len(self._drafters)
+        spent: dict[str, float] = {}
+        fallbacks = 0
+        for index in asked:
+            before = time.perf_counter()
+            draft = self._ask(index, room) if room > 0 else None
+            if draft is not None and not is_usable(
+                draft, shared.sources[index], root, room, shared.spec.vocab_size
+            ):
+                draft = None
+                fallbacks += 1
+            drafts[index] = draft
+            spent[shared.names[index]] = time.perf_counter() - before
+        with shared.lock:
+            offered = merge(root, drafts, controller.table.rate)
+            if shared.chains_only and len(offered) > 2:
+                offered = chain_of(offered)
+            if planned:
+                decision = controller.choose(offered, room, context_length)
+            else:
+                decision = controller.fixed(offered, room)
+        # All drawn nodes or none: which of them are kept must not depend on what was drawn.
+        kept = sorted({*decision.nodes, *offered.drawn()}) if offered.laws else decision.nodes
+        merged = cut(offered, kept)
+        tree = merged.tree if len(merged) > 1 else Tree.chain([root])
+        seconds = time.perf_counter() - started
+        names = shared.names
+        return Proposal(tree, merged, offered, decision, fallbacks, seconds, spent, names)
+
+    def _ask(self, index: int, budget: int) -> Draft | None:
+        """One drafter's draft. Costly ones run a model of their own and are asked without lock."""
+        if index in self._failed:
+            return None
+        source = self.drafting.sources[index]
+        try:
+            if source.costly:
+                return self._drafters[index].propose(budget)
+            with self.drafting.lock:
+                return self._drafters[index].propose(budget)
+        except BackendError as error:
+            self._failed.add(index)
+            _log.warning("the drafter %r failed and rests: %s", source.name, error)
+            return None
+
+    def observe(self, proposal: Proposal, verdict: Verdict) -> None:
+        """Tell drafters and controller what was decided."""
+        shared = self.drafting
+        top = top_ids(verdict.output, shared.top) if shared.top else None
+        states = {k: v[list(verdict.states)] for k, v in verdict.output.hidden_states.items()}
+        observation = Observation(verdict.tokens, proposal.tree, verdict.path, top, states)
+        with shared.lock:
+            for drafter in self._drafters:
+                drafter.observe(observation)
+            if proposal.offered is not None and proposal.decision is not None:
+                shared.controller.learn(
+                    proposal.offered,
+                    verdict.decided,
+                    proposal.decision,
+                    verdict.verify_s,
+                    proposal.draft_s_by,
+                )
+
+
+def is_usable(draft: Draft, source: DrafterSource, root: int, budget: int, vocab_size: int) -> bool:
+    """Whether a draft can be verified as it is."""
+    tokens, parents = draft.tree.tokens.tolist(), draft.tree.parent.tolist()
+    size, grades = len(tokens), draft.grades
+    return (
+        1 < size <= budget + 1
+        and tokens[0] == root
+        and min(tokens) >= 0
+        and max(tokens) < vocab_size
+        and parents.count(-1) == 1
+        and len(grades) == size
+        and min(grades[1:]) >= 0
+        and max(grades[1:]) < len(source.grades)
+        and all(_is_drawable(drawn, node, tokens, parents) for node, drawn in draft.laws.items())
+    )
+
+
+def _is_drawable(drawn: Drawn, node: int, tokens: list[int], parents: list[int]) -> bool:
+    """Whether the drawn children of a node can have come from its law."""
+    children = [token for token, parent in zip(tokens, parents, strict=True) if parent == node]
+    first = children[: drawn.count]
+    return (
+        1 <= drawn.count <= len(children)
+        and len(set(first)) == len(first)
+        and all(drawn.law.probability(token) > 0 for token in first)
+    )
+
+
+def top_ids(output: StepOutput, count: int) -> NDArray[np.int64]:
+    """The most likely tokens of every row, best first: int64 [rows, count], or fewer columns where
+    the backend has fewer and no logits were asked for."""
+    if output.top is not None and (count <= output.top.ids.shape[1] or not len(output.logits)):
+        return output.top.ids[:, :count]
+    found = np.empty((len(output.logits), min(count, output.logits.shape[1])), np.int64)
+    for row, logits in zip(found, output.logits, strict=True):
+        ids = largest(logits, len(row))
+        row[:] = ids[np.argsort(-logits[ids], kind="stable")][: len(row)]
+    return found
