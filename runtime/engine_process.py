@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import signal
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -90,8 +92,10 @@ class EngineProcess:
         return BackendError(f"{self.name} ended with exit code {code}:\n{words}")
 
     def close(self) -> None:
-        """End the process, whatever it does at the moment."""
+        """End the process and those it started, whatever they do at the moment."""
         with contextlib.suppress(OSError):
+            if os.name == "posix" and self._process.poll() is None:
+                os.killpg(self._process.pid, signal.SIGKILL)
             self._process.kill()
         self._process.communicate()
         self._errors.close()

@@ -13,9 +13,10 @@ import click
 
 from quickdraft.commands.options import common_options, loading_options, whole_numbers
 from quickdraft.commands.output import print_json
+from quickdraft.commands.peers import STEPPING, PeerChoice, peer_commands, peer_options
 from quickdraft.commands.progress import Bars
 from quickdraft.errors import MissingExtra, OptionError
-from quickdraft.hashes import cache_root, storage_error, write_atomically
+from quickdraft.hashes import storage_error, write_atomically
 
 if TYPE_CHECKING:
     from quickdraft.bundle import Bundle
@@ -25,11 +26,6 @@ OURS = "quickdraft"
 DEFAULT_THREADS = 2
 
 Commands = dict[str, list[str]]
-
-
-def _names(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str, ...]:
-    """A click callback: `a,b` as names, in order, without repeats."""
-    return tuple(dict.fromkeys(part.strip() for part in value.split(",") if part.strip()))
 
 
 @click.command("bench curve")
@@ -47,18 +43,7 @@ def _names(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str,
     metavar="N,...", help="Lengths of the prompts; empty for none.",
 )  # fmt: skip
 @click.option("--rounds", default=5, show_default=True, type=int)
-@click.option(
-    "--peers", default="", callback=_names, metavar="NAME,...",
-    help="Engines measured beside ours: llama.cpp, onnxruntime-genai, openvino-genai.",
-)  # fmt: skip
-@click.option(
-    "--peers-dir", type=click.Path(path_type=Path, file_okay=False), envvar="QUICKDRAFT_PEERS",
-    help="Where bench/peers/install.py put them.  [default: peers in the cache]",
-)  # fmt: skip
-@click.option(
-    "--checkpoint", type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="The .gguf file a bundle was exported from, for --peers.",
-)  # fmt: skip
+@peer_options(STEPPING)
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path, dir_okay=False),
     help="Also write the result here, as JSON.",
@@ -72,6 +57,7 @@ def curve(
     model: str,
     out: Path | None,
     plot: Path | None,
+    peers: PeerChoice,
     loading: dict[str, Any],
     as_json: bool,
     **tests: Any,
@@ -100,7 +86,7 @@ def curve(
         formats = default_formats(loading.get("backend", "auto"))
         bundle = resolve(model, formats=formats, progress=bars, **opened)
         plan.check(bundle.manifest.model.context_length)
-        commands = _commands(model, bundle, loading, bars, **_of_peers(tests))
+        commands = _commands(model, bundle, loading, peers, bars)
     samples, facts, interrupted = _measure(commands, plan, bundle, as_json)
     result = document(model, bundle, plan, samples, facts, interrupted)
     if out is not None:
@@ -123,46 +109,14 @@ def _check_plot(plot: Path) -> None:
         raise MissingExtra("matplotlib", "bench")
 
 
-def _of_peers(tests: dict[str, Any]) -> dict[str, Any]:
-    return {name: tests[name] for name in ("peers", "peers_dir", "checkpoint")}
-
-
 def _commands(
-    model: str,
-    bundle: Bundle,
-    loading: dict[str, Any],
-    bars: Bars,
-    *,
-    peers: tuple[str, ...],
-    peers_dir: Path | None,
-    checkpoint: Path | None,
+    model: str, bundle: Bundle, loading: dict[str, Any], peers: PeerChoice, bars: Bars
 ) -> Commands:
-    """The command line of every engine by name, ours first; converts models for the others."""
-    from quickdraft.commands.peers import find_peers, peer_model
-    from quickdraft.models.resolve import find_checkpoint, fingerprint
-
+    """The command line of every engine by name, ours first."""
     given = {name: loading[name] for name in ("backend", "threads", "kv_cache") if name in loading}
     worker = [sys.executable, "-m", "quickdraft.runtime.curve_worker"]
-    commands: Commands = {OURS: [*worker, str(bundle.folder), json.dumps(given)]}
-    if not peers:
-        return commands
-    folder = peers_dir or cache_root() / "peers"
-    found = find_peers(peers, folder)
-    file = checkpoint or find_checkpoint(model, progress=bars, offline=bool(loading.get("offline")))
-    if file is None or file.suffix.lower() != ".gguf":
-        raise OptionError(
-            f"--peers are measured on the .gguf file of a model, and {model} is none; name the "
-            "one it was exported from with --checkpoint"
-        )
-    identity = fingerprint(file)
-    if identity != bundle.manifest.source.fingerprint:
-        raise OptionError(f"--checkpoint: {model} was not exported from {file}")
-    for number, peer in enumerate(found):
-        bars("convert", number, len(found))
-        opened = peer_model(peer, file, identity, folder)
-        commands[peer.name] = [*peer.command, str(opened), str(given["threads"]), *peer.setting]
-    bars("convert", len(found), len(found))
-    return commands
+    ours = {OURS: [*worker, str(bundle.folder), json.dumps(given)]}
+    return ours | peer_commands(model, bundle, peers, loading, bars)
 
 
 def _measure(

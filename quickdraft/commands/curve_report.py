@@ -3,16 +3,9 @@
 from __future__ import annotations
 
 import io
-import platform
-import subprocess
-import sys
-from datetime import UTC, datetime
-from importlib import metadata
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quickdraft import __version__
-from quickdraft.commands import machine
+from quickdraft.commands.circumstances import circumstances, name_only
 from quickdraft.commands.output import table
 from quickdraft.commands.weight_bytes import step_bytes, variant_bytes
 
@@ -23,7 +16,6 @@ if TYPE_CHECKING:
     from quickdraft.runtime.curve import CurvePlan, Point, Samples
 
 OURS = "quickdraft"
-_PACKAGES = ("numpy", "onnxruntime", "tokenizers")
 
 
 def document(
@@ -39,18 +31,7 @@ def document(
 
     variant = variant_for(bundle.manifest, facts[OURS]["backend"])
     return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "version": __version__,
-        "commit": _commit(),
-        "command": _command(),
-        "machine": {
-            "processor": machine.cpu_name(),
-            "features": machine.cpu_features(),
-            "physical_cores": machine.physical_cores(),
-            "processors": machine.usable_processors(),
-            "system": platform.platform(),
-        },
-        "versions": {"python": platform.python_version()} | _versions(),
+        **circumstances(),
         "weights": variant.weight_format,
         "weights_bytes": variant_bytes(bundle.manifest, variant),
         "step_bytes": step_bytes(bundle.folder, bundle.manifest, variant),
@@ -59,7 +40,7 @@ def document(
         "interrupted": interrupted,
         "curves": [
             {
-                "model": _name_only(model),
+                "model": name_only(model),
                 "context": context,
                 "bandwidth_gbs": round(max(samples.bandwidths), 1),
                 "engines": {
@@ -88,42 +69,6 @@ def _figures(name: str, context: int, plan: CurvePlan, samples: Samples) -> dict
         "rss_mb": None if peak is None else round(peak / 1e6, 1),
         "kv_bytes": samples.kv_bytes[name, context],
     }
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in _PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def _commit() -> str | None:
-    """The commit of the checkout that this runs from, marked if files differ from it."""
-    root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
-        return None
-    try:
-        return subprocess.run(
-            ["git", "-C", str(root), "describe", "--always", "--dirty=+changes", "--abbrev=12"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        ).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def _command() -> str:
-    """The command line; folders are private to a machine, and names are enough."""
-    return " ".join(["quickdraft", *map(_name_only, sys.argv[1:])])
-
-
-def _name_only(argument: str) -> str:
-    return Path(argument).name if Path(argument).is_absolute() else argument
 
 
 def render(result: dict[str, Any]) -> str:

@@ -11,15 +11,30 @@ can be measured in several, as if it were several engines.
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import click
 
 from quickdraft.errors import BackendError, InputError, OptionError
+from quickdraft.hashes import cache_root
 
-PEERS = ("llama.cpp", "onnxruntime-genai", "openvino-genai")
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from quickdraft.bundle import Bundle
+    from quickdraft.types import Progress
+
+    Command = Callable[..., Any]
+
+STEPPING = ("llama.cpp", "onnxruntime-genai", "openvino-genai")
+"""Engines that can be measured step by step."""
+GENERATING = (*STEPPING, "transformers")
+"""Engines that can be asked for whole answers."""
 _SHOWN_LINES = 5
 _FINGERPRINT_DIGITS = 12
 
@@ -46,20 +61,106 @@ class Peer:
         return [self.name.partition("+")[2]] if "+" in self.name else []
 
 
-def find_peers(names: tuple[str, ...], folder: Path) -> list[Peer]:
+@dataclass(frozen=True)
+class PeerChoice:
+    """What was asked for. known: engines the command can measure. folder: where they are
+    installed. checkpoint: the .gguf file of the model, None to find it by the model's name."""
+
+    names: tuple[str, ...]
+    known: tuple[str, ...]
+    folder: Path
+    checkpoint: Path | None
+
+
+def peer_options(known: tuple[str, ...]) -> Callable[[Command], Command]:
+    """`--peers`, `--peers-dir` and `--checkpoint`, gathered in the parameter `peers`."""
+
+    def decorate(command: Command) -> Command:
+        @functools.wraps(command)
+        def gather(
+            *args: Any,
+            peers: tuple[str, ...],
+            peers_dir: Path | None,
+            checkpoint: Path | None,
+            **params: Any,
+        ) -> Any:
+            chosen = PeerChoice(peers, known, peers_dir or cache_root() / "peers", checkpoint)
+            return command(*args, peers=chosen, **params)
+
+        wrapped = click.option(
+            "--checkpoint", type=click.Path(path_type=Path, exists=True, dir_okay=False),
+            help="The .gguf file a bundle was exported from, for --peers.",
+        )(gather)  # fmt: skip
+        wrapped = click.option(
+            "--peers-dir", type=click.Path(path_type=Path, file_okay=False),
+            envvar="QUICKDRAFT_PEERS",
+            help="Where bench/peers/install.py put them.  [default: peers in the cache]",
+        )(wrapped)  # fmt: skip
+        return click.option(
+            "--peers", default="", callback=name_list, metavar="NAME,...",
+            help=f"Engines measured beside ours: {', '.join(known)}.",
+        )(wrapped)  # fmt: skip
+
+    return decorate
+
+
+def peer_commands(
+    model: str, bundle: Bundle, chosen: PeerChoice, loading: Mapping[str, Any], progress: Progress
+) -> dict[str, list[str]]:
+    """The command line of every peer by name; converts the model for those that need it.
+
+    loading: options of the model, `threads` among them.
+
+    Raises:
+        OptionError: a peer is unknown or not installed, or the model's .gguf file is not known.
+        InputError, BackendError: as `find_peers` and `peer_model`.
+    """
+    from quickdraft.models.resolve import find_checkpoint, fingerprint
+
+    found = find_peers(chosen)
+    if not found:
+        return {}
+    offline = bool(loading.get("offline"))
+    file = chosen.checkpoint or find_checkpoint(model, progress=progress, offline=offline)
+    if file is None or file.suffix.lower() != ".gguf":
+        raise OptionError(
+            f"--peers are measured on the .gguf file of a model, and {model} is none; name the "
+            "one it was exported from with --checkpoint"
+        )
+    identity = fingerprint(file)
+    if identity != bundle.manifest.source.fingerprint:
+        raise OptionError(f"--checkpoint: {model} was not exported from {file}")
+    commands = {}
+    for number, peer in enumerate(found):
+        progress("convert", number, len(found))
+        opened = peer_model(peer, file, identity, chosen.folder)
+        threads = str(loading["threads"])
+        commands[peer.name] = [*peer.command, str(opened), threads, *peer.setting]
+    progress("convert", len(found), len(found))
+    return commands
+
+
+def name_list(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str, ...]:
+    """A click callback: `a,b` as names, in order, without repeats."""
+    return tuple(dict.fromkeys(part.strip() for part in value.split(",") if part.strip()))
+
+
+def find_peers(chosen: PeerChoice) -> list[Peer]:
     """The peers of these names, in order.
 
     Raises:
         OptionError: one is unknown, or is not installed.
         InputError: its description cannot be read.
     """
-    return [_find(name, folder) for name in names]
+    return [_find(name, chosen) for name in chosen.names]
 
 
-def _find(name: str, folder: Path) -> Peer:
-    engine = name.partition("+")[0]
-    if engine not in PEERS:
-        raise OptionError(f"--peers: there is no peer {name!r}; available: {', '.join(PEERS)}")
+def _find(name: str, chosen: PeerChoice) -> Peer:
+    engine, folder = name.partition("+")[0], chosen.folder
+    if engine not in chosen.known:
+        raise OptionError(
+            f"--peers: there is no peer {name!r}; available: {', '.join(chosen.known)}"
+        )
     file = folder / f"{engine}.json"
     if not file.is_file():
         raise OptionError(
