@@ -1,12 +1,14 @@
 """Convert a GGUF file to what a peer opens, with the tools its makers publish for that.
 
-    PYTHON convert.py {onnxruntime-genai,openvino-genai} FILE.gguf FOLDER [--decoder PYTHON]
+    PYTHON convert.py {onnxruntime-genai,openvino-genai,transformers} FILE.gguf FOLDER
+        [--decoder PYTHON]
 
 PYTHON is the interpreter of the peer's environment. transformers, in the environment of --decoder,
 decodes the blocks of the file to float32 (in the folder `huggingface` beside FOLDER, kept for the
 other peers), and the peer's own tool quantises them to 4 bits:
 onnxruntime-genai's builder with blocks of 32 and accuracy level 4 (int8 products), optimum-intel
-with symmetric groups of 128, or of 64 where 128 does not divide the widths.
+with symmetric groups of 128, or of 64 where 128 does not divide the widths. transformers takes
+the decoded folder as it is.
 
 Both tools make graphs that compute the logits of every row. A prefill needs one row, so the graph
 is given an input `output_rows` int64 [m]: the rows whose logits are wanted. Nothing else changes.
@@ -94,10 +96,20 @@ def to_openvino(checkpoint: Path, folder: Path) -> None:
     ov.save_model(model, folder / "rows.xml", compress_to_fp16=False)
 
 
+def to_transformers(checkpoint: Path, folder: Path) -> None:
+    """The checkpoint itself, under a second name where the file system has such."""
+    for file in checkpoint.iterdir():
+        try:
+            (folder / file.name).hardlink_to(file)
+        except OSError:
+            shutil.copyfile(file, folder / file.name)
+
+
 CONVERTERS: dict[str, Callable[[Path, Path], None]] = {
     "huggingface": to_huggingface,
     "onnxruntime-genai": to_onnx,
     "openvino-genai": to_openvino,
+    "transformers": to_transformers,
 }
 
 

@@ -1,11 +1,13 @@
 """Install engines to compare with, each in an environment of its own.
 
-    python bench/peers/install.py llama.cpp onnxruntime-genai openvino-genai [--dir DIR]
+    python bench/peers/install.py llama.cpp onnxruntime-genai openvino-genai transformers
+        [--dir DIR]
 
 DIR/NAME becomes a virtual environment with the engine and what converts models for it, and
-DIR/NAME.json tells `quickdraft bench curve --peers NAME` how to run it. DIR is the folder `peers`
+DIR/NAME.json tells `quickdraft bench ... --peers NAME` how to run it. DIR is the folder `peers`
 of quickdraft's cache unless given; give the same to `--peers-dir` then. llama.cpp is compiled for
-this processor, which takes minutes and a C++ compiler. What is there already is brought up to date.
+this processor, once as a library and once as the server that has its speculative decoding, which
+takes many minutes and a C++ compiler. What is there already is brought up to date.
 """
 
 from __future__ import annotations
@@ -13,7 +15,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
+import tarfile
+import tempfile
 import venv
 from pathlib import Path
 
@@ -23,10 +28,11 @@ HERE = Path(__file__).resolve().parent
 # torch comes first, alone: with it in place nothing asks for one with the libraries of a GPU.
 TORCH = ["torch==2.13.0"]
 DECODER = "gguf-decoder"
+LLAMA_CPP = "llama-cpp-python==0.3.36"
 STEPS: dict[str, tuple[list[str], ...]] = {
     # transformers 5 keeps the blocks of a GGUF file and cannot save them; GenAI's builder needs it.
     DECODER: (TORCH, ["transformers==4.57.6", "gguf==0.19.0", "accelerate==1.15.0"]),
-    "llama.cpp": (["numpy", "llama-cpp-python==0.3.36"],),
+    "llama.cpp": (["numpy", LLAMA_CPP, "cmake", "ninja"],),
     "onnxruntime-genai": (
         TORCH,
         ["onnxruntime-genai==0.18.0", "onnxruntime==1.32.0", "onnx==1.23.2", "onnx-ir==1.1.0"],
@@ -39,13 +45,24 @@ STEPS: dict[str, tuple[list[str], ...]] = {
         # Its dependencies are the lines above; its own choice of torch is gigabytes.
         ["--no-deps", "optimum-intel==2.2.0", "optimum==2.3.0", "optimum-onnx==0.1.0"],
     ),
+    "transformers": (TORCH, ["transformers==4.57.6"]),
 }
 SCRIPTS = {
     "llama.cpp": "llama_cpp_peer.py",
     "onnxruntime-genai": "onnxruntime_genai_peer.py",
     "openvino-genai": "openvino_genai_peer.py",
+    "transformers": "transformers_peer.py",
 }
-CONVERTED = ("onnxruntime-genai", "openvino-genai")
+CONVERTED = ("onnxruntime-genai", "openvino-genai", "transformers")
+# Without pages to show, encryption and everything else that a benchmark of text does not touch.
+SERVER_OPTIONS = {
+    "CMAKE_BUILD_TYPE": "Release",
+    "BUILD_SHARED_LIBS": "OFF",
+    "LLAMA_BUILD_TESTS": "OFF",
+    "LLAMA_BUILD_EXAMPLES": "OFF",
+    "LLAMA_USE_PREBUILT_UI": "OFF",
+    "LLAMA_OPENSSL": "OFF",
+}
 
 
 def python_of(name: str, folder: Path) -> Path:
@@ -61,6 +78,30 @@ def install(name: str, folder: Path) -> None:
         venv.create(folder / name, with_pip=True)
     for packages in STEPS[name]:
         subprocess.run([python, "-m", "pip", "install", "--quiet", *packages], check=True)
+
+
+def build_server(folder: Path) -> None:
+    """Build llama-server beside the interpreter, of the sources that the package was made of."""
+    python = python_of("llama.cpp", folder)
+    built = python.with_name("llama-server.exe" if os.name == "nt" else "llama-server")
+    if built.exists():
+        return
+    programs = {"cmake": str(python.with_name("cmake")), "ninja": str(python.with_name("ninja"))}
+    with tempfile.TemporaryDirectory() as place:
+        work = Path(place)
+        download = [str(python), "-m", "pip", "download", "--quiet", "--no-deps"]
+        source = ["--no-binary", ":all:", "--dest", place, LLAMA_CPP]
+        subprocess.run([*download, *source], check=True)
+        with tarfile.open(next(work.glob("llama_cpp_python-*.tar.gz"))) as archive:
+            archive.extractall(work, filter="data")
+        tree = next(work.glob("llama_cpp_python-*/vendor/llama.cpp"))
+        options = SERVER_OPTIONS | {"CMAKE_MAKE_PROGRAM": programs["ninja"]}
+        given = [f"-D{name}={value}" for name, value in options.items()]
+        make = [programs["cmake"], "-S", str(tree), "-B", str(work / "build"), "-G", "Ninja"]
+        subprocess.run([*make, *given], check=True, stdout=subprocess.DEVNULL)
+        build = [programs["cmake"], "--build", str(work / "build"), "--target", "llama-server"]
+        subprocess.run(build, check=True)
+        shutil.copy2(work / "build" / "bin" / built.name, built)
 
 
 def describe(name: str, folder: Path) -> None:
@@ -86,6 +127,8 @@ def main() -> None:
         install(DECODER, folder)
     for name in options.peers:
         install(name, folder)
+        if name == "llama.cpp":
+            build_server(folder)
         describe(name, folder)
 
 

@@ -1,17 +1,22 @@
 """llama.cpp (package llama-cpp-python) as a peer process: MODEL is a .gguf file.
 
-The setting (third argument) is about flash attention: auto, the default, on or off.
+The setting (third argument) is about flash attention: auto, the default, on or off; or it is
+draft=FILE.gguf, a smaller model for the mode `draft`. Other modes of `generate`: plain;
+prompt-lookup, the drafts of llama-cpp-python, verified through the C interface; and those of
+llama_server.py.
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import llama_cpp
 import numpy as np
+from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
+from llama_server import Servers
 from numpy.typing import NDArray
 from serve import curve_handlers, serve
 
@@ -122,6 +127,39 @@ def decode(engine: LlamaCpp, request: dict[str, Any]) -> dict[str, Any]:
     return {"prefill_s": first - started, "decode_s": time.perf_counter() - first}
 
 
+Propose = Callable[[list[int]], Sequence[int]]
+
+
+def generate(engine: LlamaCpp, request: dict[str, Any], propose: Propose) -> dict[str, Any]:
+    """Greedy tokens after a prompt, drafts verified in one step each."""
+    prompt, count = request["prompt"], request["tokens"]
+    context = engine.context(PREFILL, len(prompt) + count + STEP_ROWS)
+    memory = llama_cpp.llama_get_memory(context)
+    started = time.perf_counter()
+    tokens = [*prompt, int(engine.run(context, prompt)[0].argmax())]
+    first = time.perf_counter()
+    while len(tokens) < len(prompt) + count:
+        draft = [int(token) for token in propose(tokens)][: len(prompt) + count - len(tokens) - 1]
+        place = len(tokens) - 1
+        logits = engine.decode(context, [tokens[-1], *draft], place, every=True)
+        for row, guess in enumerate([*draft, None]):
+            tokens.append(int(logits[row].argmax()))
+            if tokens[-1] != guess:
+                break
+        llama_cpp.llama_memory_seq_rm(memory, 0, len(tokens) - 1, -1)
+    return {
+        "ids": tokens[len(prompt) :],
+        "prefill_s": first - started,
+        "decode_s": time.perf_counter() - first,
+        "decoded": count - 1,
+    }
+
+
+def lookup(tokens: list[int]) -> Sequence[int]:
+    """What llama-cpp-python drafts, with its defaults."""
+    return LlamaPromptLookupDecoding()(np.array(tokens, np.intc))
+
+
 def score(engine: LlamaCpp, request: dict[str, Any]) -> dict[str, Any]:
     """Log-probabilities of the tokens of a window."""
     tokens = request["tokens"]
@@ -137,18 +175,29 @@ def score(engine: LlamaCpp, request: dict[str, Any]) -> dict[str, Any]:
     return {"logprobs": logprobs}
 
 
-def main(path: str, threads: int, flash_attention: str = "auto") -> None:
+def main(path: str, threads: int, setting: str = "auto") -> None:
     """Load the file and serve."""
+    drafting, _, draft_model = setting.partition("=")
+    flash_attention = "auto" if drafting == "draft" else setting
     engine = LlamaCpp(path, threads, flash_attention)
+    servers = Servers(path, threads, draft_model or None)
+    own: dict[str, Propose] = {"plain": lambda tokens: (), "prompt-lookup": lookup}
+
+    def generate_in_mode(request: dict[str, Any]) -> dict[str, Any]:
+        mode = request["mode"]
+        return generate(engine, request, own[mode]) if mode in own else servers.generate(request)
+
     facts = {
         "engine": "llama.cpp",
         "threads": threads,
         "versions": {"llama-cpp-python": llama_cpp.__version__},
         "setting": f"float16 cache, flash attention {flash_attention}, batch {BATCH}",
+        "modes": [*own, *servers.modes],
     }
     handlers = {
         "decode": lambda request: decode(engine, request),
         "score": lambda request: score(engine, request),
+        "generate": generate_in_mode,
     }
     serve(facts, handlers | curve_handlers(engine))
 

@@ -24,6 +24,12 @@ from serve import curve_handlers, peak_memory, serve
 STEP_ROWS = 64
 CHUNK = 512
 PREFILL = 0
+# Options of speculation by mode. It drafts 4 tokens unless told otherwise.
+MODES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "ngram": {"ngram_size": 3},
+    "ngram-adaptive": {"ngram_size": 3, "max_draft_tokens": 8, "min_adaptive_k": 2},
+}
 
 
 class Cache:
@@ -124,9 +130,11 @@ class GenAi:
         self._model = og.Model(config)
         self._generators: dict[int, Any] = {}
 
-    def _generator(self, most: int, least: int = 0) -> Any:
+    def _generator(self, most: int, least: int = 0, **speculative: Any) -> Any:
         params = og.GeneratorParams(self._model)
         params.set_search_options(do_sample=False, max_length=most, min_length=least)
+        if speculative:
+            params.set_speculative_options(**speculative)
         return og.Generator(self._model, params)
 
     def one_row(self, history: Sequence[int], token: int, repeats: int) -> list[float]:
@@ -147,15 +155,26 @@ class GenAi:
 
     def decode(self, request: dict[str, Any]) -> dict[str, Any]:
         """Greedy tokens after a prompt, timed."""
-        total = len(request["prompt"]) + request["tokens"]
-        generator = self._generator(total, total)
+        return self.generate(request | {"mode": "plain"})
+
+    def generate(self, request: dict[str, Any]) -> dict[str, Any]:
+        """See serve.py. It hands out drafted tokens one by one, too."""
+        prompt, count = request["prompt"], request["tokens"]
+        total = len(prompt) + count
+        generator = self._generator(total, total, **MODES[request["mode"]])
         started = time.perf_counter()
-        generator.append_tokens(request["prompt"])
+        generator.append_tokens(prompt)
         generator.generate_next_token()
         first = time.perf_counter()
-        for _ in range(request["tokens"] - 1):
+        for _ in range(count - 1):
             generator.generate_next_token()
-        return {"prefill_s": first - started, "decode_s": time.perf_counter() - first}
+        finished = time.perf_counter()
+        return {
+            "ids": generator.get_sequence(0)[len(prompt) :].tolist(),
+            "prefill_s": first - started,
+            "decode_s": finished - first,
+            "decoded": count - 1,
+        }
 
 
 class Either:
@@ -170,6 +189,10 @@ class Either:
     def decode(self, request: dict[str, Any]) -> dict[str, Any]:
         """See serve.py."""
         return self._genai().decode(request)
+
+    def generate(self, request: dict[str, Any]) -> dict[str, Any]:
+        """See serve.py."""
+        return self._genai().generate(request)
 
     def open(self, request: dict[str, Any]) -> dict[str, Any]:
         """See serve.py."""
@@ -198,9 +221,11 @@ def main(folder: str, threads: int) -> None:
         "threads": threads,
         "versions": {"onnxruntime-genai": og.__version__, "onnxruntime": ort.__version__},
         "setting": "int4 in blocks of 32, accuracy level 4, one row: the better of GenAI and ORT",
+        "modes": list(MODES),
     }
     handlers = {
         "decode": either.decode,
+        "generate": either.generate,
         "open": either.open,
         "step": either.step,
         "prefill": either.prefill,

@@ -2,14 +2,15 @@
 
 The setting (third argument) is how keys and values are stored: u8, the default, f16 or f32.
 
-OpenVINO GenAI runs the same stateful graph but offers no step of several rows, so the graph is run
-by OpenVINO itself, with the settings GenAI gives it.
+OpenVINO GenAI runs the same stateful graph but offers no step of several rows, so for steps the
+graph is run by OpenVINO itself, with the settings GenAI gives it. Whole answers are GenAI's own.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +18,21 @@ import numpy as np
 import openvino as ov
 import openvino_genai
 from numpy.typing import NDArray
-from serve import curve_handlers, serve
+from serve import Handler, curve_handlers, serve
 
 CHUNK = 1024
 LENGTH_AXIS = 2
+# Options of an answer by mode; prompt lookup takes both (these are the ones of its documentation).
+MODES: dict[str, dict[str, int]] = {
+    "plain": {},
+    "prompt-lookup": {"num_assistant_tokens": 5, "max_ngram_size": 3},
+}
 
 
 class OpenVino:
     """One compiled model; every cache is the state of an infer request of its own."""
 
-    def __init__(self, folder: Path, threads: int, kv_precision: str) -> None:
-        setting = {
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_NUM_THREADS": threads,
-            "KV_CACHE_PRECISION": kv_precision,
-        }
+    def __init__(self, folder: Path, setting: dict[str, Any]) -> None:
         self._model = ov.Core().compile_model(folder / "rows.xml", "CPU", setting)
         self._inputs = {name for value in self._model.inputs for name in value.names}
         self._requests: dict[int, Any] = {}
@@ -87,15 +88,61 @@ class OpenVino:
         self._fill(self._requests[0], tokens)
 
 
+class GenAi:
+    """GenAI's pipelines, one per mode, each loaded when it is needed first."""
+
+    def __init__(self, folder: Path, setting: dict[str, Any]) -> None:
+        self._folder = folder
+        self._setting = setting
+        self._pipelines: dict[str, Any] = {}
+
+    def _pipeline(self, mode: str) -> Any:
+        if mode not in self._pipelines:
+            drafting = {"prompt_lookup": True} if MODES[mode] else {}
+            setting = self._setting | drafting
+            self._pipelines[mode] = openvino_genai.LLMPipeline(str(self._folder), "CPU", **setting)
+        return self._pipelines[mode]
+
+    def generate(self, request: dict[str, Any]) -> dict[str, Any]:
+        """See serve.py."""
+        mode, count = request["mode"], request["tokens"]
+        options = {"max_new_tokens": count, "ignore_eos": True, "do_sample": False}
+        config = openvino_genai.GenerationConfig(**options, **MODES[mode])
+        config.apply_chat_template = False
+        prompt = np.array([request["prompt"]], np.int64)
+        inputs = openvino_genai.TokenizedInputs(ov.Tensor(prompt), ov.Tensor(np.ones_like(prompt)))
+        result = self._pipeline(mode).generate(inputs, config)
+        metrics = result.perf_metrics
+        prefill_s = metrics.get_ttft().mean / 1e3
+        ids = [int(token) for token in result.tokens[0]]
+        return {
+            "ids": ids,
+            "prefill_s": prefill_s,
+            "decode_s": metrics.get_generate_duration().mean / 1e3 - prefill_s,
+            "decoded": len(ids) - 1,
+        }
+
+
 def main(folder: str, threads: int, kv_precision: str = "u8") -> None:
-    """Load the folder and serve."""
+    """Load the folder when it is needed, and serve."""
+    setting = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": threads,
+        "KV_CACHE_PRECISION": kv_precision,
+    }
+    stepper = cache(lambda: curve_handlers(OpenVino(Path(folder), setting)))
     facts = {
         "engine": "openvino-genai",
         "threads": threads,
         "versions": {"openvino": ov.__version__, "openvino-genai": openvino_genai.__version__},
         "setting": f"LATENCY, {kv_precision} cache, prefill in chunks of {CHUNK}",
+        "modes": list(MODES),
     }
-    serve(facts, curve_handlers(OpenVino(Path(folder), threads, kv_precision)))
+    steps: dict[str, Handler] = {
+        name: lambda request: stepper()[request["op"]](request)
+        for name in ("open", "step", "prefill", "memory")
+    }
+    serve(facts, steps | {"generate": GenAi(Path(folder), setting).generate})
 
 
 if __name__ == "__main__":

@@ -8,13 +8,17 @@ The first line a peer prints is {"ready": true, ...facts about itself}. Requests
     {"op": "step", "context": n, "tokens": [ids], "repeats": k}     {"ms": [k times]}
     {"op": "prefill", "tokens": [ids]}                  {"ms": time}
     {"op": "memory"}                                    {"peak_bytes"}
+    {"op": "generate", "prompt": [ids], "tokens": n, "mode": name}
+                                            {"ids", "prefill_s", "decode_s", "decoded"}
 
 `decode`: prefill ends with the first token decided; decode_s covers the n - 1 tokens after it,
 greedy. `score`: natural logs of tokens 1.. given the ones before. The others are asked by
 `quickdraft bench curve`: `open` keeps a cache of n tokens; `step` times steps of those tokens over
 it, the logits of all rows computed, nothing committed, after one step that is not timed; `prefill`
 times a prompt from an empty cache, the logits of its last row computed. kv_bytes and peak_bytes are
-null where they are not known.
+null where they are not known. `generate` is asked by `quickdraft bench speculation`: n tokens after
+a prompt, greedy, end-of-text tokens included, in one of the modes that the facts name ("modes":
+[...], "plain" among them). decode_s covers `decoded` tokens: those after the first step.
 
 Peers live in environments of their own, so this file uses the standard library only.
 """
