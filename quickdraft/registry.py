@@ -44,6 +44,7 @@ DRAFTERS: Mapping[str, str] = {
     "ngram_store": "quickdraft.drafters.ngram_store:open_ngram_store",
     "recycling": "quickdraft.drafters.recycling:open_recycling",
     "trigram": "quickdraft.drafters.trigram:open_trigram",
+    "small_model": "quickdraft.drafters.small_model:open_small_model",
 }
 
 

@@ -1,0 +1,280 @@
+"""A small model guesses what a large one will say.
+
+Leviathan et al., "Fast Inference from Transformers via Speculative Decoding" (arXiv 2211.17192).
+Any bundle with the target's tokenizer drafts. For greedy answers it proposes its likeliest path, or
+a tree of likely paths (as Li et al., EAGLE-2, arXiv 2406.16858, choose theirs); where answers are
+drawn at random it draws, too: a path, or a tree without replacement (see quickdraft.drafters.rsd).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, ClassVar
+from weakref import WeakSet
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quickdraft.drafters.base import (
+    Draft,
+    DrafterContext,
+    DrafterSource,
+    DraftModel,
+    DraftSettings,
+    Observation,
+)
+from quickdraft.drafters.distribution import Distribution
+from quickdraft.drafters.options import checked
+from quickdraft.drafters.reader import Logits, Reader
+from quickdraft.drafters.rsd import DrawnTree, LawsAfter, constant_branching, stochastic_beams
+from quickdraft.drafters.tree import Tree
+from quickdraft.errors import OptionError
+
+_SURE = (0.05, 0.15, 0.3, 0.45, 0.6, 0.75, 0.85, 0.92, 0.97)
+_PEAK = (0.35, 0.65, 0.9)
+_CHOSEN_RATES = (0.03, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.88, 0.94, 0.98)
+_DRAWN_RATES = ((0.5, 0.6, 0.75, 0.9), (0.2, 0.2, 0.15, 0.05), (0.1, 0.1, 0.05, 0.03))
+GRADES = (*_CHOSEN_RATES, *chain.from_iterable(_DRAWN_RATES))
+"""Of chosen nodes, by the probability the draft model gives them (`_SURE`). Then of drawn ones, by
+their place among their siblings and, within that, by the largest probability after the last token
+known (`_PEAK`)."""
+
+_UNLIKELY = float(np.log(1e-3))
+"""Tokens that much less likely than the likeliest one are no branches."""
+
+
+@dataclass(frozen=True)
+class SmallModelOptions:
+    """model: name or path of the bundle that drafts.
+
+    method: of greedy answers `chain` is the likeliest path and anything else a tree of likely
+    ones; of sampled answers `chain`, `rsd_c` and `rsd_s` are drawn and `tree` is chosen. depth: of
+    the deepest node. width: most children of a node, and most nodes of a level. nodes: most nodes
+    drawn. stop_below: a path ends where its probability falls below this.
+    """
+
+    LIMITS: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "method": ("auto", "chain", "tree", "rsd_c", "rsd_s"),
+        "depth": (1, 32),
+        "width": (1, 8),
+        "nodes": (1, 32),
+        "stop_below": (0.0, 1.0),
+    }
+    model: str
+    method: str = "auto"
+    depth: int = 8
+    width: int = 3
+    nodes: int = 6
+    stop_below: float = 0.3
+
+    def of_answer(self, is_drawn: bool) -> str:
+        """The method of answers that are drawn at random, or not."""
+        if self.method == "auto":
+            return "chain"
+        return "tree" if self.method.startswith("rsd") and not is_drawn else self.method
+
+
+def open_small_model(context: DrafterContext, options: Mapping[str, Any]) -> DrafterSource:
+    """Load the model that drafts. Every conversation has a cache of its own.
+
+    Raises:
+        OptionError: an option is unknown, missing or has a bad value, or models cannot be loaded.
+        InputError: the model is not found, or its tokenizer is another one.
+    """
+    chosen = checked(SmallModelOptions, "small_model", options)
+    if context.open_model is None:
+        raise OptionError("drafter small_model loads a model, which cannot be done here")
+    model = context.open_model(chosen.model)
+    caches: WeakSet[Any] = WeakSet()
+
+    def new() -> SmallModel:
+        drafter = SmallModel(model, chosen, context.vocab_size)
+        caches.add(drafter.reader.cache)
+        return drafter
+
+    return DrafterSource(
+        "small_model",
+        GRADES,
+        new,
+        costly=True,
+        nbytes=lambda: sum(cache.nbytes for cache in list(caches)),
+    )
+
+
+class SmallModel:
+    """The drafter of one conversation. A model that fails raises BackendError from `propose`."""
+
+    def __init__(self, model: DraftModel, options: SmallModelOptions, vocab_size: int) -> None:
+        self.reader = Reader(model)
+        self._options = options
+        self._vocab_size = vocab_size
+        self._settings = DraftSettings()
+        self._rng = np.random.default_rng(0)
+
+    def begin(self, tokens: Sequence[int], settings: DraftSettings) -> None:
+        """Follow the conversation; the model reads it when it is first asked."""
+        self._settings = settings
+        self._rng = np.random.default_rng(settings.seed)
+        self.reader.begin(tokens)
+
+    def observe(self, observation: Observation) -> None:
+        """Follow the conversation."""
+        self.reader.hear(observation.tokens)
+
+    def propose(self, budget: int) -> Draft | None:
+        """A path or a tree, by the method; None where the model is not sure of anything, or the
+        conversation is too long for it.
+
+        Raises:
+            BackendError: the model failed.
+        """
+        room = self.reader.room
+        budget = min(budget, room + 1)
+        if budget < 1:
+            return None
+        logits = self.reader.catch_up()
+        method = self._options.of_answer(self._settings.law is not None)
+        if method == "tree":
+            draft = self._likely_tree(logits, budget, room)
+        elif self._settings.law is None:
+            draft = self._likely_path(logits, budget)
+        else:
+            draft = self._drawn(logits, method, min(budget, self._options.nodes))
+        return draft if len(draft.tree) > 1 else None
+
+    def _likely_path(self, logits: Logits, budget: int) -> Draft:
+        """The likeliest token, then the likeliest after that."""
+        tokens, grades, path = [self.reader.tokens[-1]], [0], 1.0
+        budget = min(budget, self._options.depth)
+        while True:
+            token, probability = _likeliest(logits)
+            path *= probability
+            if path < self._options.stop_below:
+                break
+            tokens.append(token)
+            grades.append(bisect_right(_SURE, probability))
+            if len(tokens) > budget:
+                break
+            logits = self.reader.guess(token)
+        return Draft(Tree.chain(tokens), grades)
+
+    def _likely_tree(self, logits: Logits, budget: int, room: int) -> Draft:
+        """The `budget` likeliest paths of those that grow level by level from the likeliest nodes
+        of the last one, in one step a level."""
+        options = self._options
+        tokens, parent, paths, grades = [self.reader.tokens[-1]], [-1], [1.0], [0]
+        level, rows = [0], logits[None]
+        depth = min(options.depth, budget, 1 + room // options.width)
+        for below in range(depth - 1, -1, -1):
+            start = len(tokens)
+            for node, row in zip(level, rows, strict=True):
+                for token, probability in self._likely(row, self._path(tokens, parent, node)):
+                    path = paths[node] * probability
+                    if path < options.stop_below:
+                        break
+                    tokens.append(token)
+                    parent.append(node)
+                    paths.append(path)
+                    grades.append(bisect_right(_SURE, probability))
+            new = sorted(range(start, len(tokens)), key=lambda node: -paths[node])
+            level = new[: options.width]
+            worst = sorted(paths, reverse=True)[budget] if len(paths) > budget else 0.0
+            level = [node for node in level if paths[node] > worst]
+            if not level or not below:
+                break
+            rows = self.reader.branch(tokens, parent, level)
+        kept = sorted(sorted(range(len(tokens)), key=lambda node: -paths[node])[: budget + 1])
+        new_index = {node: i for i, node in enumerate(kept)}
+        tree = Tree(
+            np.array([tokens[node] for node in kept], np.int64),
+            np.array([new_index.get(parent[node], -1) for node in kept], np.int64),
+        )
+        return Draft(tree, [grades[node] for node in kept])
+
+    def _drawn(self, logits: Logits, method: str, budget: int) -> Draft:
+        """Tokens drawn from the laws of the draft model."""
+        options, root = self._options, self.reader.tokens[-1]
+        first = self._law(logits, [])
+        laws = self._laws_after(first, method == "chain")
+        depth, width = min(options.depth, budget), min(options.width, budget)
+        if method == "chain":
+            drawn = constant_branching(root, laws, [1] * depth, self._rng)
+        elif method == "rsd_c":
+            # Branches at the root, where they are reached most often.
+            levels = min(depth, budget // width)
+            drawn = constant_branching(root, laws, [width] + [1] * (levels - 1), self._rng)
+        else:
+            levels = min(depth, budget // width)
+            drawn = stochastic_beams(root, laws, width, levels, self._rng)
+        peak = bisect_right(_PEAK, float(first.probabilities.max()))
+        ranks = [min(rank, len(_DRAWN_RATES) - 1) for rank in drawn.ranks]
+        grades = [len(_CHOSEN_RATES) + rank * len(_DRAWN_RATES[0]) + peak for rank in ranks]
+        return Draft(drawn.tree, grades, drawn.laws)
+
+    def _laws_after(self, first: Distribution, is_chain: bool) -> LawsAfter:
+        """The draft model's laws. A path ends where what was drawn is unlikely to be reached: that
+        is decided before the next draw."""
+        paths = {0: 1.0}
+
+        def laws_after(drawn: DrawnTree, nodes: Sequence[int]) -> list[Distribution | None]:
+            tokens, parent = drawn.tokens, drawn.parent
+            if nodes[0] == 0:
+                laws = [first]
+            else:
+                for node in nodes:
+                    chance = drawn.laws[parent[node]].law.probability(tokens[node])
+                    paths[node] = paths[parent[node]] * chance
+                if is_chain:
+                    rows = self.reader.guess(tokens[-1])[None]
+                else:
+                    rows = self.reader.branch(tokens, parent, nodes)
+                after = [self._path(tokens, parent, node) for node in nodes]
+                laws = [self._law(*pair) for pair in zip(rows, after, strict=True)]
+            return [
+                law if paths[node] >= self._options.stop_below else None
+                for node, law in zip(nodes, laws, strict=True)
+            ]
+
+        return laws_after
+
+    def _path(self, tokens: Sequence[int], parent: Sequence[int], node: int) -> list[int]:
+        """The guessed tokens up to a node."""
+        path = []
+        while node > 0:
+            path.append(tokens[node])
+            node = parent[node]
+        return path[::-1]
+
+    def _law(self, logits: Logits, path: Sequence[int]) -> Distribution:
+        """What the answer would draw from, were the draft model the target."""
+        law = self._settings.law
+        assert law is not None  # only answers that are drawn come here  # noqa: S101
+        return law(logits, [*self.reader.tokens, *path])
+
+    def _likely(self, logits: Logits, path: Sequence[int]) -> list[tuple[int, float]]:
+        """The `width` likeliest tokens with their probabilities, best first."""
+        if self._settings.law is not None:
+            law = self._law(logits, path)
+            ids, weights = law.ids, law.probabilities
+            total = 1.0
+        else:
+            best = float(logits.max())
+            ids = np.flatnonzero(logits >= best + _UNLIKELY)
+            weights = np.exp(logits[ids].astype(np.float64) - best)
+            total = _total(logits, best)
+        order = np.argsort(-weights, kind="stable")[: self._options.width]
+        return list(zip(ids[order].tolist(), (weights[order] / total).tolist(), strict=True))
+
+
+def _likeliest(logits: Logits) -> tuple[int, float]:
+    """The likeliest token and its probability."""
+    token = int(np.argmax(logits))
+    return token, 1.0 / _total(logits, float(logits[token]))
+
+
+def _total(logits: NDArray[np.float32], best: float) -> float:
+    """The sum of the probabilities over that of the best."""
+    return float(np.exp(logits - np.float32(best)).sum())
