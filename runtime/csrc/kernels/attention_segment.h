@@ -11,6 +11,7 @@
 
 #include "kernels/attention_cache.h"
 #include "kernels/math.h"
+#include "kernels/prefetch.h"
 
 namespace qd::QD_ISA {
 
@@ -210,10 +211,25 @@ class TileAttention {
     return all;
   }
 
+  // A head's keys and values lie in pieces too short for the hardware to foresee the next one, so
+  // those of these positions are asked for while earlier ones are multiplied.
+  void ask_keys(int64_t begin, int64_t end) const {
+    for (int64_t p = begin; p < end; p += 16)
+      prefetch_bytes(cache_.key_groups((start_ + p) / 16, head_).first,
+                     static_cast<size_t>(16 * sizes_.dim) * sizeof(Stored));
+  }
+  void ask_values(int64_t begin, int64_t end) const {
+    for (int64_t p = begin; p < end; ++p)
+      prefetch_bytes(cache_.value_rows(start_ + p, head_).first,
+                     static_cast<size_t>(sizes_.dim) * sizeof(Stored));
+  }
+
   void score_prefix() {
     const Span all = prefix_of(0, queries_);
     for (int64_t p = all.low / 16 * 16; p < all.prefix; p = (p / kPositions + 1) * kPositions) {
       const int64_t end = smaller((p / kPositions + 1) * kPositions, round_up16(all.prefix));
+      ask_keys(end, smaller(end + kPositions, round_up16(all.prefix)));
+      ask_values(p, smaller(end, all.prefix));
       const KeyGroups<Stored> keys = cache_.key_groups((start_ + p) / 16, head_);
       if (widen_)
         score_block(widen_keys(keys, (end - p) / 16, space_.keys), p, end);

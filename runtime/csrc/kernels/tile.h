@@ -9,14 +9,8 @@
 #include <cstdint>
 
 #include "kernels/kernels.h"
+#include "kernels/prefetch.h"
 #include "kernels/rounded.h"
-
-#if defined(__GNUC__) || defined(__clang__)
-#define QD_PREFETCH(p) __builtin_prefetch(p)
-#else
-#include <xmmintrin.h>
-#define QD_PREFETCH(p) _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0)
-#endif
 
 namespace qd::QD_ISA {
 
