@@ -34,6 +34,10 @@ COMMANDS = {
         "quickdraft.commands.bench_curve:curve",
         "Measure what a step costs by its rows.",
     ),
+    "bench speculation": (
+        "quickdraft.commands.bench_speculation:speculation",
+        "Measure what drafting gains, by kinds of text.",
+    ),
     "calibrate": (
         "quickdraft.commands.calibrate:calibrate",
         "Measure what a step costs, to plan drafting.",

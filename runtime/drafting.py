@@ -35,8 +35,8 @@ class DraftingSetup:
 
     drafter: `none`, or names of the registry between commas; `auto` stands for those without a
     model. options: by name of the drafter, by name of the option. store: whether drafters may keep
-    what they learn for later runs (never with QUICKDRAFT_NO_STORE=1). open_bundle: finds the
-    bundles of draft models.
+    what they learn for later runs (never with QUICKDRAFT_NO_STORE=1), or the folder for it, where
+    it is not the user's. open_bundle: finds the bundles of draft models.
 
     Raises:
         OptionError: a name is unknown or comes twice, or an option is for a drafter not asked for.
@@ -44,7 +44,7 @@ class DraftingSetup:
 
     drafter: str = "auto"
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    store: bool = True
+    store: bool | Path = True
     open_bundle: BundleOpener | None = None
 
     def __post_init__(self) -> None:
@@ -68,8 +68,7 @@ class DraftingSetup:
             return ()
         names: list[str] = []
         for name in self.drafter.split(","):
-            known = [auto for auto in AUTO if auto in DRAFTERS]
-            names += known if name.strip() == "auto" else [name.strip()]
+            names += AUTO if name.strip() == "auto" else (name.strip(),)
         return tuple(names)
 
 
@@ -123,7 +122,7 @@ class Drafting:
                 vocab_size=backend.spec.vocab_size,
                 context_length=backend.spec.context_length,
                 key=key,
-                store=store_folder(key) if setup.store else None,
+                store=store_folder(key, setup.store),
                 open_model=open_model,
             )
             sources = []
@@ -160,8 +159,9 @@ def bundle_key(manifest: Manifest) -> str:
     return hashlib.sha256(told.encode()).hexdigest()[:32]
 
 
-def store_folder(key: str) -> Path | None:
-    """Where drafters keep what they learn about a bundle; None if they may not."""
-    if os.environ.get(NO_STORE, "") not in ("", "0"):
+def store_folder(key: str, store: bool | Path = True) -> Path | None:
+    """Where drafters keep what they learn about a bundle; None if they may not. store: see
+    DraftingSetup."""
+    if not store or os.environ.get(NO_STORE, "") not in ("", "0"):
         return None
-    return cache_root() / "drafting" / key
+    return store if isinstance(store, Path) else cache_root() / "drafting" / key

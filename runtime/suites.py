@@ -191,7 +191,7 @@ def _edit(folder: Path) -> list[Item]:
     functions = {name: _functions(code) for name, code in programs.items()}
     items: list[Item] = []
     for asked in (_rename, _hints, _docstring):
-        found = []
+        found: list[Item] = []
         for name in list(functions):
             change = asked(functions[name]) if functions[name] else None
             if change is not None and len(found) < EDITS_OF_A_KIND:

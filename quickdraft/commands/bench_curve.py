@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import ExitStack
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +14,7 @@ from quickdraft.commands.options import common_options, loading_options, whole_n
 from quickdraft.commands.output import print_json
 from quickdraft.commands.peers import STEPPING, PeerChoice, peer_commands, peer_options
 from quickdraft.commands.progress import Bars
-from quickdraft.errors import MissingExtra, OptionError
-from quickdraft.hashes import storage_error, write_atomically
+from quickdraft.commands.result_files import check_plot, write_document, write_file
 
 if TYPE_CHECKING:
     from quickdraft.bundle import Bundle
@@ -74,8 +72,7 @@ def curve(
     from quickdraft.models.resolve import resolve
     from quickdraft.runtime.curve import CurvePlan
 
-    if plot is not None:
-        _check_plot(plot)
+    check_plot(plot)
     if "kv_cache" in loading:
         check_kv_type(loading["kv_cache"])
     threads = loading.setdefault("threads", DEFAULT_THREADS)
@@ -90,23 +87,15 @@ def curve(
     samples, facts, interrupted = _measure(commands, plan, bundle, as_json)
     result = document(model, bundle, plan, samples, facts, interrupted)
     if out is not None:
-        text = json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-        _write(out, text.encode())
+        write_document(out, result)
     if as_json:
         print_json(result)
     else:
         click.echo(render(result))
     if plot is not None:
-        _write(plot, draw(result))
+        write_file(plot, draw(result))
     if interrupted:
         raise click.Abort
-
-
-def _check_plot(plot: Path) -> None:
-    if plot.suffix.lower() != ".png":
-        raise OptionError(f"--plot: {plot} does not end in .png")
-    if find_spec("matplotlib") is None:
-        raise MissingExtra("matplotlib", "bench")
 
 
 def _commands(
@@ -116,7 +105,7 @@ def _commands(
     given = {name: loading[name] for name in ("backend", "threads", "kv_cache") if name in loading}
     worker = [sys.executable, "-m", "quickdraft.runtime.curve_worker"]
     ours = {OURS: [*worker, str(bundle.folder), json.dumps(given)]}
-    return ours | peer_commands(model, bundle, peers, loading, bars)
+    return ours | peer_commands(model, bundle.manifest, peers, loading, bars)
 
 
 def _measure(
@@ -147,10 +136,3 @@ def _measure(
                     raise
                 return samples, facts, True
     return samples, facts, False
-
-
-def _write(file: Path, data: bytes) -> None:
-    try:
-        write_atomically(file, data)
-    except OSError as error:
-        raise storage_error(error, str(file)) from error

@@ -26,7 +26,7 @@ from quickdraft.hashes import cache_root
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from quickdraft.bundle import Bundle
+    from quickdraft.manifest import Manifest
     from quickdraft.types import Progress
 
     Command = Callable[..., Any]
@@ -105,11 +105,15 @@ def peer_options(known: tuple[str, ...]) -> Callable[[Command], Command]:
 
 
 def peer_commands(
-    model: str, bundle: Bundle, chosen: PeerChoice, loading: Mapping[str, Any], progress: Progress
+    model: str,
+    manifest: Manifest,
+    chosen: PeerChoice,
+    loading: Mapping[str, Any],
+    progress: Progress,
 ) -> dict[str, list[str]]:
     """The command line of every peer by name; converts the model for those that need it.
 
-    loading: options of the model, `threads` among them.
+    manifest: of the model's bundle. loading: options of the model, `threads` among them.
 
     Raises:
         OptionError: a peer is unknown or not installed, or the model's .gguf file is not known.
@@ -128,7 +132,7 @@ def peer_commands(
             "one it was exported from with --checkpoint"
         )
     identity = fingerprint(file)
-    if identity != bundle.manifest.source.fingerprint:
+    if identity != manifest.source.fingerprint:
         raise OptionError(f"--checkpoint: {model} was not exported from {file}")
     commands = {}
     for number, peer in enumerate(found):

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from tiny.process import call
 
-from quickdraft.commands import bench_curve
+from quickdraft.commands import bench_curve, result_files
 from quickdraft.commands.curve_report import render
 
 FAKE = Path(__file__).parents[2] / "tiny" / "fake_peer.py"
@@ -121,7 +121,7 @@ def test_plot(tiny_bundle: Path, tmp_path: Path) -> None:
 def test_without_matplotlib_nothing_is_measured(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bench_curve, "find_spec", lambda name: None)
+    monkeypatch.setattr(result_files, "find_spec", lambda name: None)
     monkeypatch.setattr(bench_curve, "_measure", lambda *_: pytest.fail("measured"))
     done = call("bench", "curve", tiny_bundle, *SMALL, "--plot", tmp_path / "curve.png")
     assert done.returncode == 2
