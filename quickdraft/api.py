@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,11 +60,7 @@ def load(
     from quickdraft.runtime.drafting import DraftingSetup
     from quickdraft.runtime.model import Model
 
-    def open_bundle(draft: str, draft_backend: str) -> tuple[Path, Manifest]:
-        formats = default_formats(draft_backend)
-        found = resolve(draft, formats=formats, progress=progress, offline=offline)
-        return found.folder, found.manifest
-
+    open_bundle = partial(_open_bundle, progress=progress, offline=offline)
     drafting = DraftingSetup(drafter, drafter_options or {}, store, open_bundle)
     if kv_cache is not None:
         check_kv_type(kv_cache)  # before anything is fetched
@@ -83,3 +80,15 @@ def load(
     # What the user waited for: fetching, exporting and verifying count as well.
     model.load_ms = 1e3 * (time.perf_counter() - started)
     return model
+
+
+def _open_bundle(
+    name: str, backend: str, *, progress: Progress | None, offline: bool
+) -> tuple[Path, Manifest]:
+    """The bundle of a draft model."""
+    from quickdraft.models.formats import default_formats
+    from quickdraft.models.resolve import resolve
+
+    formats = default_formats(backend)
+    found = resolve(name, formats=formats, progress=progress, offline=offline)
+    return found.folder, found.manifest

@@ -91,7 +91,12 @@ def bench(
     if not total:
         raise OptionError("there is nothing to measure; give --prompts, --decode or --drafter")
     rows: list[dict[str, Any]] = []
-    with open_model(model, **loading) as loaded, Bars(quiet=as_json, transient=True) as bars:
+    # What a step costs is measured where a plan will need it.
+    drafting = {"drafter": "auto" if drafters else "none", "store": False}
+    with (
+        open_model(model, **loading, **drafting) as loaded,
+        Bars(quiet=as_json, transient=True) as bars,
+    ):
         runs = chain(
             measure(loaded.backend, **tests),
             (measure_text(loaded, prompt, decoded, name, repetitions) for name in drafters),

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 @click.argument("model")
 @click.option("--system", help="System message.")
 @click.option("-v", "--verbose", is_flag=True, help="Print times and rates after each answer.")
+@click.option("--explain", is_flag=True, help="Print why each step drafted what it did.")
 @generation_options
 @loading_options()
 @common_options
@@ -31,6 +32,7 @@ def chat(
     model: str,
     system: str | None,
     verbose: bool,
+    explain: bool,
     generation: dict[str, Any],
     loading: dict[str, Any],
     as_json: bool,
@@ -42,7 +44,7 @@ def chat(
     """
     import platformdirs
 
-    from quickdraft.commands.dialogue import Dialogue
+    from quickdraft.commands.dialogue import Dialogue, Reports
     from quickdraft.commands.progress import open_model
     from quickdraft.runtime.generation import GenerationConfig
 
@@ -52,16 +54,17 @@ def chat(
     if system is not None:
         check_text("system message", system)
     with open_model(model, **loading) as loaded:
-        dialogue = Dialogue(loaded, system, generation, as_json)
+        reports = Reports(as_json, verbose, explain)
+        dialogue = Dialogue(loaded, system, generation, reports)
         reader = LineReader()
         if reader.interactive:
             click.echo(dim(f"{loaded.name}: /help for help, /bye to leave"), err=True)
         with history(platformdirs.user_state_path("quickdraft") / "chat_history"):
-            code = _talk(dialogue, reader, verbose, as_json)
+            code = _talk(dialogue, reader, as_json)
     raise click.exceptions.Exit(code)
 
 
-def _talk(dialogue: Dialogue, reader: LineReader, verbose: bool, as_json: bool) -> int:
+def _talk(dialogue: Dialogue, reader: LineReader, as_json: bool) -> int:
     """Take turns until there are none; the exit code."""
     failure = 0
     while True:
@@ -72,7 +75,7 @@ def _talk(dialogue: Dialogue, reader: LineReader, verbose: bool, as_json: bool) 
             if text.startswith("/") and not literal:
                 dialogue.command(text)
             elif text:
-                dialogue.answer(text, verbose)
+                dialogue.answer(text)
         except EOFError:
             if reader.interactive:
                 click.echo(err=True)

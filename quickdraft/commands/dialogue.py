@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
 import click
 
+from quickdraft.commands.explain import explain as steps_table
 from quickdraft.commands.interrupt import stop_on_interrupt
 from quickdraft.commands.output import dim, facts, human_count, is_terminal, print_json
-from quickdraft.commands.run import show_stream, statistics
+from quickdraft.commands.run import as_object, show_stream, statistics
 from quickdraft.errors import InputError, OptionError, TemplateError
 from quickdraft.runtime.model import Model, Result
 
@@ -26,11 +28,20 @@ HELP = '''\
 Ctrl-C stops an answer.'''
 
 
+@dataclass(frozen=True)
+class Reports:
+    """What is told of an answer: an object instead of its text, times and rates, its steps."""
+
+    as_json: bool = False
+    verbose: bool = False
+    explain: bool = False
+
+
 class Dialogue:
     """A conversation with its options. Every method prints what it has to say."""
 
     def __init__(
-        self, model: Model, system: str | None, generation: Mapping[str, Any], as_json: bool
+        self, model: Model, system: str | None, generation: Mapping[str, Any], reports: Reports
     ) -> None:
         if model.chat_template is None:
             raise TemplateError(
@@ -41,7 +52,7 @@ class Dialogue:
         self._config = model.generation_config.replace(**generation)
         self._config.check_vocabulary(model.spec.vocab_size)
         self._conversation = model.conversation(system)
-        self._as_json = as_json
+        self._reports = reports
         self._last: Result | None = None
         self._commands: dict[str, Callable[[str], None]] = {
             "/set": self._set,
@@ -50,7 +61,7 @@ class Dialogue:
             "/help": self._help,
         }
 
-    def answer(self, text: str, verbose: bool) -> None:
+    def answer(self, text: str) -> None:
         """Ask the model and print its answer as it comes. Ctrl-C ends the answer only.
 
         Raises:
@@ -58,9 +69,9 @@ class Dialogue:
         """
         with stop_on_interrupt() as cancel:
             chunks = self._conversation.stream(text, self._config, cancel=cancel)
-            self._last = show_stream(chunks, quiet=self._as_json)
-        if self._as_json:
-            print_json(self._last.to_dict())
+            self._last = show_stream(chunks, quiet=self._reports.as_json)
+        if self._reports.as_json:
+            print_json(as_object(self._last, self._reports.explain))
         elif self._last.finish_reason == "cancelled":
             click.echo(dim("(stopped)"), err=True)
         elif self._last.finish_reason == "length" and is_terminal(sys.stderr):
@@ -69,7 +80,9 @@ class Dialogue:
             if self._last.timings.predicted_n < limit:
                 reason = "the context is full; /clear starts anew"
             click.echo(dim(f"(cut off: {reason})"), err=True)
-        if verbose:
+        if self._reports.explain and not self._reports.as_json:
+            click.echo(dim(steps_table(self._last)), err=True)
+        if self._reports.verbose:
             click.echo(dim(statistics(self._last)), err=True)
 
     def command(self, line: str) -> None:
@@ -118,7 +131,7 @@ class Dialogue:
             raise OptionError(f"/show knows {', '.join(views)}; not {rest!r}")
         for name in [rest] if rest else views:
             content = views[name]()
-            if self._as_json:
+            if self._reports.as_json:
                 print_json({name: content})
             elif isinstance(content, list):
                 for message in content:

@@ -40,13 +40,28 @@ GENERATION: tuple[tuple[str, tuple[str, ...], Any, str], ...] = (
     ),
     ("logprobs", ("--logprobs",), int, "Report this many likeliest tokens per token (--json)."),
     ("max_time", ("--max-time",), float, "Most seconds of an answer."),
+    ("num_draft_tokens", ("--draft-tokens",), int, "Draft N tokens a step, instead of planning."),
 )
 _REPEATED = frozenset({"logit_bias", "stop_strings"})
 _METAVARS = {"logit_bias": "ID=VALUE"}
 
 # Parameter of quickdraft.load, names on the command line, attributes of the option.
 LOADING: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
-    ("drafter", "--drafter", {"help": "auto, none, or the name of a drafter."}),
+    ("drafter", "--drafter", {"help": "auto, none, or drafters: NAME[,NAME]."}),
+    (
+        "drafter_options",
+        "--drafter-option",
+        {
+            "multiple": True,
+            "metavar": "NAME.KEY=VALUE",
+            "help": "Set an option of a drafter. Repeatable.",
+        },
+    ),
+    (
+        "no_store",
+        "--no-store",
+        {"is_flag": True, "help": "Keep nothing that drafters learn."},
+    ),
     ("backend", "--backend", {"help": "auto, or the name of a backend."}),
     ("weights", "--weights", {"help": "Weight format: auto, gguf, fp32, fp16, int8 or int4."}),
     (
@@ -122,7 +137,11 @@ def loading_options(*names: str) -> Callable[[Command], Command]:
         @functools.wraps(command)
         def gather(*args: Any, **params: Any) -> Any:
             values = {name: params.pop(name) for name, *_ in chosen}
-            loading = {name: v for name, v in values.items() if v is not None and v is not False}
+            loading = {name: v for name, v in values.items() if v not in (None, False, ())}
+            if loading.pop("no_store", False):
+                loading["store"] = False
+            if "drafter_options" in loading:
+                loading["drafter_options"] = _drafter_options(loading["drafter_options"])
             _check_threads(loading.get("threads"))
             return command(*args, loading=loading, **params)
 
@@ -132,6 +151,24 @@ def loading_options(*names: str) -> Callable[[Command], Command]:
         return wrapped
 
     return decorate
+
+
+def _drafter_options(settings: tuple[str, ...]) -> dict[str, dict[str, str]]:
+    """`NAME.KEY=VALUE` settings by drafter and option; what there is, the drafters know."""
+    options: dict[str, dict[str, str]] = {}
+    for setting in settings:
+        place, equals, value = setting.partition("=")
+        name, _, key = place.partition(".")
+        if not (name and key and equals):
+            raise OptionError(
+                f"--drafter-option: {setting!r} is not NAME.KEY=VALUE, such as "
+                "prompt_lookup.max_tokens=16"
+            )
+        chosen = options.setdefault(name, {})
+        if key in chosen:
+            raise OptionError(f"--drafter-option sets {place} twice")
+        chosen[key] = check_text("drafter option", value)
+    return options
 
 
 def _check_threads(threads: int | None) -> None:

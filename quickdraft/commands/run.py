@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from quickdraft.commands.explain import explain as steps_table
 from quickdraft.commands.options import (
     check_text,
     common_options,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 @click.option("--system", help="System message.")
 @click.option("--raw", is_flag=True, help="Continue the prompt as it is, without chat template.")
 @click.option("-v", "--verbose", is_flag=True, help="Print times and rates on standard error.")
+@click.option("--explain", is_flag=True, help="Print why each step drafted what it did.")
 @generation_options
 @loading_options()
 @common_options
@@ -37,6 +39,7 @@ def run(
     system: str | None,
     raw: bool,
     verbose: bool,
+    explain: bool,
     generation: dict[str, Any],
     loading: dict[str, Any],
     as_json: bool,
@@ -62,7 +65,9 @@ def run(
         plain = raw or loaded.chat_template is None
         result = _answer(loaded, text if plain else messages, generation, quiet=as_json)
     if as_json:
-        print_json(result.to_dict())
+        print_json(as_object(result, explain))
+    elif explain:
+        click.echo(dim(steps_table(result)), err=True)
     if verbose:
         click.echo(dim(statistics(result)), err=True)
     if result.finish_reason == "cancelled":
@@ -119,12 +124,23 @@ def show_stream(chunks: Iterator[Chunk], quiet: bool) -> Result:
     return result
 
 
+def as_object(result: Result, explain: bool) -> dict[str, Any]:
+    """An answer as `--json` prints it; `--explain` adds its steps."""
+    steps = {"steps": [step.to_dict() for step in result.steps]} if explain else {}
+    return {**result.to_dict(), **steps}
+
+
 def statistics(result: Result) -> str:
     """Times and rates of an answer, for people."""
+    from quickdraft.runtime.metrics import drafting_summary
+
     t = result.timings
     prompt_rate = 1e3 * t.prompt_n / t.prompt_ms if t.prompt_ms else 0.0
     reused = f", {t.cached_n} reused" if t.cached_n else ""
     share = f" ({t.draft_n_accepted / t.draft_n:.0%})" if t.draft_n else ""
+    found = drafting_summary(result.steps)["drafters"].items()
+    by = ", ".join(f"{name} {d['accepted']} of {d['drafted']}" for name, d in found if d["drafted"])
+    share += f": {by}" if by else ""
     isa = f" on {result.isa}" if result.isa else ""
     per_step = f", {(t.predicted_n - 1) / t.steps:.2f} tokens per step" if t.steps else ""
     return "\n".join(

@@ -12,6 +12,7 @@ from quickdraft.errors import BackendError, BundleError, OptionError
 from quickdraft.manifest import Manifest, SlotsLayout, StepNames, Variant
 from quickdraft.runtime.backends import hotpath, opening
 from quickdraft.runtime.backends.opening import open_backend
+from quickdraft.runtime.drafting import DraftingSetup
 from quickdraft.runtime.model import Model
 
 
@@ -21,6 +22,7 @@ class Recorder:
     name = "recorder"
     flavour = "portable"
     guarantee = "bit_identical"
+    trees = "exact"
     closed = False
 
     def __init__(
@@ -154,7 +156,9 @@ def test_a_model_is_opened_from_a_folder(tmp_path: Path) -> None:
     (tmp_path / "template").write_text("{{ bos_token }}", encoding="utf-8")
     bundle = manifest(variant("onnx"))
     entry = replace(bundle.tokenizer, chat_template="template", special_tokens={"bos_token": "<s>"})
-    with Model.open(tmp_path, manifest=replace(bundle, tokenizer=entry), name="tiny") as model:
+    bundle = replace(bundle, tokenizer=entry)
+    plain = DraftingSetup("none")
+    with Model.open(tmp_path, manifest=bundle, name="tiny", drafting=plain) as model:
         assert model.name == "tiny"
         assert model.load_ms > 0
         assert model.tokenize_chat([{"role": "user", "content": "x"}]) == [entry.bos_token_id]
