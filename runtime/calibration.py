@@ -173,9 +173,12 @@ def calibrate(
     if measured.steady:
         path = save_curve(device, bundle, measured.curve)
     else:
-        _log.warning(
+        # What nobody asked for is nothing to complain about.
+        level = logging.INFO if plan is SHORT else logging.WARNING
+        _log.log(
+            level,
             "the machine is busy: the measured cost of a step is uncertain, and not kept; run "
-            "`quickdraft calibrate` when it is idle"
+            "`quickdraft calibrate` when it is idle",
         )
     return Calibrated(measured.curve, device, bundle, path)
 

@@ -137,7 +137,8 @@ def loading_options(*names: str) -> Callable[[Command], Command]:
         @functools.wraps(command)
         def gather(*args: Any, **params: Any) -> Any:
             values = {name: params.pop(name) for name, *_ in chosen}
-            loading = {name: v for name, v in values.items() if v not in (None, False, ())}
+            given = {k: v for k, v in values.items() if v is not None and v is not False}
+            loading = {name: value for name, value in given.items() if value != ()}
             if loading.pop("no_store", False):
                 loading["store"] = False
             if "drafter_options" in loading:

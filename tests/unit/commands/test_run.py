@@ -41,6 +41,7 @@ OPTIONS: list[tuple[list[str], dict[str, Any]]] = [
     (["--seed", "11"], {"seed": 11}),
     (["--stop", "a", "--stop", "b c"], {"stop_strings": ("a", "b c")}),
     (["--logprobs", "2", "--json"], {"logprobs": 2}),
+    (["--draft-tokens", "3"], {"num_draft_tokens": 3}),
     (["--max-time", "9.5"], {"max_time": 9.5}),
     (["--ignore-eos"], {"ignore_eos": True}),
     ([], {}),

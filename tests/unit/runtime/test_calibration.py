@@ -132,7 +132,7 @@ def test_a_busy_machine_leaves_no_curve_behind(
     manifest = read_manifest(bundle)
     monkeypatch.setattr("quickdraft.runtime.calibration.STEADY", 0.0)
     backend = open_backend(bundle, manifest, "auto", 1).backend
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.INFO):
         done = calibrate(backend, manifest, 1)
     assert done.path is None
     assert "busy" in caplog.text
