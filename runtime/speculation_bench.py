@@ -228,7 +228,7 @@ def _converse(
     for number in range(max(len(item.turns), 1)):
         ids = _prompt(model, item, number + 1, texts)
         longest = max(longest, len(ids))
-        config = plan.config.replace(seed=SEED + number)
+        config = plan.config.replace(seed=SEED + number, **item.options)
         for name in _rotated([*sessions], turn_order):
             options = config.replace(**plan.settings[name])
             result = model.generate(ids, options, session=sessions[name])
@@ -237,7 +237,8 @@ def _converse(
                 texts.append(result.text)
         count = len(answers[PLAIN][-1].ids)
         for name in _rotated([*peers], turn_order):
-            answers[name].append(_asked(peers[name], ids, count))
+            ask = None if item.options else peers[name]
+            answers[name].append(_asked(ask, ids, count))
     return {name: tuple(turns) for name, turns in answers.items()}, longest
 
 
@@ -260,9 +261,10 @@ def _decoded(result: Result) -> Decoded:
     )
 
 
-def _asked(ask: Ask, ids: Sequence[int], count: int) -> Decoded:
-    """A peer decodes as many tokens as we did, wherever it would have ended."""
-    if count < 2:
+def _asked(ask: Ask | None, ids: Sequence[int], count: int) -> Decoded:
+    """A peer decodes as many tokens as we did, wherever it would have ended; nothing where it is
+    not to be asked, or there is nothing to be timed."""
+    if ask is None or count < 2:
         return Decoded((), 0, 0.0, 0.0)
     told = ask(ids, count)
     return Decoded(

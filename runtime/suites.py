@@ -1,8 +1,10 @@
 """Prompts to measure speculation on: benchmark questions from a data folder, by category.
 
 The data are other people's and do not come with quickdraft: docs/speculation.md says which files a
-folder holds. A suite is always the same prompts in the same order, spread over its file; `edit`
-(code to be given back with a small change) and `random` are made here.
+folder holds. A suite is always the same prompts in the same order, spread over its file. `edit`
+(code to be given back with a small change), `random` and `noise` are made here: the first answers
+prompts of random tokens, which models often do with loops; the second has random tokens for answers
+as well, which nobody can draft.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import gzip
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,16 +35,19 @@ class Item:
     """A prompt. name: the same in every run. turns: what the user says, one answer after each.
 
     random_tokens: instead of turns, a prompt of this many tokens drawn at random; 0 for none.
+    options: how it is answered, where that is part of it (see GenerationConfig).
     """
 
     name: str
     turns: tuple[str, ...] = ()
     random_tokens: int = 0
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 SPEC_BENCH = ("multi-turn", "translation", "summarisation", "qa", "math", "rag")
 """The columns of Spec-Bench's own reports."""
 CODE = ("humaneval", "mbpp")
+MADE_UP = ("random", "noise")
 
 
 def load_suites(
@@ -50,7 +55,7 @@ def load_suites(
 ) -> dict[str, tuple[Item, ...]]:
     """`count` prompts (all, where a suite has fewer) of every category named, in that order.
 
-    data: the folder; QUICKDRAFT_DATA if it is not given. `random` needs none.
+    data: the folder; QUICKDRAFT_DATA if it is not given. `random` and `noise` need none.
 
     Raises:
         OptionError: an unknown category, no prompt asked for, or no folder.
@@ -64,10 +69,10 @@ def load_suites(
     folder = data or (Path(os.environ[VARIABLE]) if os.environ.get(VARIABLE) else None)
     suites = {}
     for name in dict.fromkeys(names):
-        if folder is None and name != "random":
+        if folder is None and name not in MADE_UP:
             raise OptionError(
                 f"the prompts of {name} are read from a data folder; name one with --data or "
-                f"{VARIABLE}, or measure --categories random, which needs none"
+                f"{VARIABLE}, or measure --categories {','.join(MADE_UP)}, which need none"
             )
         suites[name] = spread(_read_suite(name, folder or Path()), count)
     return suites
@@ -249,6 +254,14 @@ def _random(folder: Path) -> list[Item]:
     return [Item(f"random/{n}", random_tokens=RANDOM_TOKENS) for n in range(RANDOM_PROMPTS)]
 
 
+def _noise(folder: Path) -> list[Item]:
+    """Every token of the vocabulary is about as likely as any other."""
+    drawn = {"temperature": 100.0, "top_k": 0, "top_p": 1.0, "ignore_eos": True}
+    return [
+        replace(item, name=f"noise/{n}", options=drawn) for n, item in enumerate(_random(folder))
+    ]
+
+
 SUITES: Mapping[str, Callable[[Path], list[Item]]] = {
     **{column: _spec_bench(column) for column in SPEC_BENCH},
     "humaneval": _humaneval,
@@ -258,4 +271,5 @@ SUITES: Mapping[str, Callable[[Path], list[Item]]] = {
     "chat": _chat,
     "edit": _edit,
     "random": _random,
+    "noise": _noise,
 }

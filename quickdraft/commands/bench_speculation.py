@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 ALL_CATEGORIES = (
     "multi-turn,translation,summarisation,qa,math,rag,humaneval,mbpp,gsm8k,multi-lexsum,chat,edit,"
-    "random"
+    "random,noise"
 )
 SWEPT = (2, 4, 8, 16)
 """Fixed numbers of drafted tokens; plain decoding, which is 0, is measured in any case."""
@@ -98,6 +98,8 @@ def speculation(
     from quickdraft.runtime.speculation_bench import Samples, measure_speculation
 
     check_plot(plot)
+    if peers.names and tests["temperature"]:
+        raise OptionError("--peers take the likeliest tokens; leave --temperature at 0 beside them")
     threads = loading.setdefault("threads", DEFAULT_THREADS)
     plan = _plan(tests)
     loaded, setup = _load(model, loading)

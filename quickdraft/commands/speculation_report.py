@@ -59,7 +59,8 @@ def document(measured: Measured, plan: SpeculationPlan, samples: Samples) -> dic
         "categories": categories,
         "groups": groups(categories),
         "peers": {
-            peer: {name: speed(name, samples, peer) for name in known} for peer in measured.peers
+            peer: {name: tps for name in known if (tps := speed(name, samples, peer))}
+            for peer in measured.peers
         },
         "facts": {name: dict(told) for name, told in measured.peers.items()},
     }
@@ -231,9 +232,10 @@ def _peers(result: Mapping[str, Any]) -> str:
     peers = result["peers"]
     rows = [["category", *peers, "ours", "to best"]]
     for name, found in result["categories"].items():
-        speeds = [peer[name] for peer in peers.values()]
-        cells = [f"{tps:.1f}" for tps in [*speeds, found["spec_tps"]]]
-        rows.append([name, *cells, _shown(_ratio(found["spec_tps"], max(speeds)))])
+        speeds = [peer.get(name) for peer in peers.values()]
+        cells = [_shown(tps, ".1f") for tps in [*speeds, found["spec_tps"]]]
+        best = max((tps for tps in speeds if tps), default=0.0)
+        rows.append([name, *cells, _shown(_ratio(found["spec_tps"], best))])
     return table(rows, frozenset(range(1, len(rows[0]))))
 
 
@@ -263,7 +265,9 @@ def draw(result: Mapping[str, Any]) -> bytes:
         modes = [
             speeds for name, speeds in result["peers"].items() if name.startswith(f"{engine}/")
         ]
-        bars[f"{engine}, best mode"] = [max(mode[name] for mode in modes) for name in categories]
+        bars[f"{engine}, best mode"] = [
+            max(mode.get(name, 0.0) for mode in modes) for name in categories
+        ]
     figure = Figure(figsize=(max(6.0, 1.3 * len(categories)), 4), layout="constrained")
     axes = figure.add_subplot()
     width = 0.8 / len(bars)

@@ -2,7 +2,7 @@
 
     python fake_peer.py BEHAVIOUR MODEL THREADS [SETTING]
 
-BEHAVIOUR: `answers`; `dies` at its first step; `babbles` instead of answering it.
+BEHAVIOUR: `answers`; `dies` at its first step or answer; `babbles` instead of answering it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import Any
 
 
 def main(behaviour: str, model: str, threads: str, *setting: str) -> None:
-    print(json.dumps({"threads": int(threads), "setting": setting}), flush=True)
+    facts = {"threads": int(threads), "setting": setting, "modes": ["plain", "ngram"]}
+    print(json.dumps(facts), flush=True)
     for line in sys.stdin:
         print(json.dumps(answer(behaviour, json.loads(line))), flush=True)
 
@@ -23,11 +24,17 @@ def answer(behaviour: str, request: dict[str, Any]) -> object:
         return {"kv_bytes": None}
     if request["op"] == "memory":
         return {"peak_bytes": 5_000_000}
+    if behaviour == "dies":
+        sys.exit("out of ideas")
+    if request["op"] == "generate":
+        count, seconds = request["tokens"], {"plain": 0.02, "ngram": 0.01}[request["mode"]]
+        decoded = count - 1
+        ids = request["prompt"][:1] * count
+        times = {"prefill_s": 0.5, "decode_s": seconds * decoded}
+        return {"ids": ids, "decoded": decoded, **times}
     ms = len(request["tokens"]) / 1000
     if request["op"] == "prefill":
         return {"ms": ms}
-    if behaviour == "dies":
-        sys.exit("out of ideas")
     return 7 if behaviour == "babbles" else {"ms": [ms + 1, ms, ms + 2]}
 
 
