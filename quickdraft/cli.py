@@ -42,6 +42,10 @@ COMMANDS = {
         "quickdraft.commands.calibrate:calibrate",
         "Measure what a step costs, to plan drafting.",
     ),
+    "verify": (
+        "quickdraft.commands.verify:verify",
+        "Compare drafted answers with plain ones.",
+    ),
     "doctor": ("quickdraft.commands.doctor:doctor", "Report on this machine and installation."),
 }
 

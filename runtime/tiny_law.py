@@ -1,9 +1,9 @@
 """A model of a few words whose law is known exactly, and how far what was drawn is from a law.
 
-What drafting draws for a real vocabulary cannot be compared with its law: there are too many
-outcomes. For four words and three tokens there are 64. Statistic S1: total variation between the
-counts and the law, over what it is expected to be for exact draws; near 1 for these, and growing
-with the number of draws for any others.
+What drafting draws from a real vocabulary cannot be compared with its law: there are too many
+outcomes. For four words and four tokens there are 256. The statistic is the total variation between
+counts and law over its mean for exact draws: near 1 for these, and growing with the number of
+draws for any others.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from quickdraft.drafters.tree import Tree
 from quickdraft.kvcache.base import KvCache
 from quickdraft.kvcache.contiguous import ContiguousCache
-from quickdraft.runtime.backends.base import Backend, CancelToken, StepOutput
+from quickdraft.runtime.backends.base import Backend, CancelToken, StepOutput, Trees
 from quickdraft.runtime.generation import GenerationConfig
 from quickdraft.runtime.sampling import process
 from quickdraft.types import Guarantee, ModelSpec
@@ -38,7 +38,7 @@ class TinyModel:
     name = "tiny"
     flavour = "portable"
     guarantee: Guarantee = "bit_identical"
-    trees = "exact"
+    trees: Trees = "exact"
     top = 0
     isa: str | None = None
     kv_type = "f32"
@@ -137,6 +137,16 @@ def variation_ratio(counts: dict[tuple[int, ...], int], law: Law) -> float:
     found = sum(abs(counts.get(outcome, 0) - draws * p) for outcome, p in law.items())
     expected = sum(mean_deviation(draws, p) for p in law.values())
     return found / expected if expected else 1.0
+
+
+def ratio_limit(draws: int, law: Law) -> float:
+    """What the ratio of exact draws stays below: five standard deviations above 1.
+
+    Taking counts for independent and normal, |X - mean| has the variance (1 - 2 / pi) var(X).
+    """
+    variance = (1.0 - 2.0 / math.pi) * sum(draws * p * (1.0 - p) for p in law.values())
+    expected = sum(mean_deviation(draws, p) for p in law.values())
+    return 1.0 + 5.0 * math.sqrt(variance) / expected if expected else 1.0
 
 
 def mean_deviation(draws: int, p: float) -> float:

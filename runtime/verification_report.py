@@ -14,9 +14,6 @@ from quickdraft.types import Guarantee
 ROUNDING = 0.05
 """Nats by which log-probabilities may differ where rows depend on the rows beside them."""
 
-LIMIT = 1.5
-"""Of the total variation over its mean for exact draws; a wrong rule gives several times that."""
-
 
 @dataclass(frozen=True)
 class Difference:
@@ -54,7 +51,8 @@ class LawCheck:
     """How often each beginning of an answer came, against how often it should.
 
     what: what was drawn from, and how. draws: answers. drafted, accepted: tokens while drawing
-    them: a drafter that proposed nothing has not been tested. ratio: see `variation_ratio`.
+    them: a drafter that proposed nothing has not been tested. ratio: how far the counts are from
+    the law, over the mean of exact draws; these stay below limit.
     """
 
     what: str
@@ -63,7 +61,7 @@ class LawCheck:
     accepted: int
     ratio: float
 
-    limit: float = LIMIT
+    limit: float
 
     @property
     def holds(self) -> bool:
@@ -73,21 +71,23 @@ class LawCheck:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; a ratio that is infinite becomes null."""
         ratio = round(self.ratio, 4) if math.isfinite(self.ratio) else None
-        return {**asdict(self), "ratio": ratio, "holds": self.holds}
+        return {**asdict(self), "ratio": ratio, "limit": round(self.limit, 4), "holds": self.holds}
 
 
 @dataclass
 class DrafterReport:
     """What came of one drafter, or of several at once.
 
-    answers: how many were compared. tokens, steps, drafted, accepted: of the greedy ones, as the
-    drafter is used. fallbacks: proposals that could not be used, of all.
+    answers, verified: answers that were compared, and drafted tokens in them. tokens, steps,
+    drafted, accepted: of the greedy ones, drafted as they are by default. fallbacks: proposals that
+    could not be used.
     """
 
     name: str
     differences: list[Difference] = field(default_factory=list)
     laws: list[LawCheck] = field(default_factory=list)
     answers: int = 0
+    verified: int = 0
     tokens: int = 0
     steps: int = 0
     drafted: int = 0
@@ -135,6 +135,7 @@ class DrafterReport:
             "bits_identical": self.bits_identical,
             "holds": self.holds,
             "answers": self.answers,
+            "verified": self.verified,
             "fallbacks": self.fallbacks,
             "laws": [law.to_dict() for law in self.laws],
         }

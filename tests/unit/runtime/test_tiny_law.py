@@ -17,6 +17,7 @@ from quickdraft.runtime.tiny_law import (
     TinyModel,
     law_of,
     mean_deviation,
+    ratio_limit,
     variation_ratio,
 )
 
@@ -91,13 +92,15 @@ def test_exact_draws_have_a_ratio_of_about_one(draws: int) -> None:
     law = law_of(TinyModel(), PROMPT, 3, GenerationConfig(temperature=1.1, top_k=0))
     ratios = [variation_ratio(counted(law, draws, seed), law) for seed in range(200)]
     assert np.mean(ratios) == pytest.approx(1, abs=0.05)
-    assert max(ratios) < 1.5
+    assert max(ratios) < ratio_limit(draws, law) < 1.7
+    assert ratio_limit(draws, law) == pytest.approx(1 + 5 * np.std(ratios), abs=0.1)
 
 
 def test_other_draws_have_a_larger_one() -> None:
     config = GenerationConfig(temperature=1.1, top_k=0)
     law = law_of(TinyModel(), PROMPT, 3, config)
     warmer = law_of(TinyModel(), PROMPT, 3, config.replace(temperature=1.4))
-    assert variation_ratio(counted(warmer, 4000, 0), law) > 1.5
+    assert variation_ratio(counted(warmer, 4000, 0), law) > ratio_limit(4000, law)
     assert variation_ratio(Counter({(9, 9, 9): 1, **counted(law, 4000, 0)}), law) == math.inf
-    assert variation_ratio(Counter({(1,): 5}), {(1,): 1.0}) == 1.0
+    certain = {(1,): 1.0}
+    assert variation_ratio(Counter({(1,): 5}), certain) == ratio_limit(5, certain) == 1.0

@@ -139,10 +139,10 @@ def test_the_json_object() -> None:
     tokens = compare(answer((1, TOP)), answer((2, TOP)))
     assert bits is not None
     assert tokens is not None
-    law = LawCheck("tiny model", 100, 50, 20, math.inf)
+    law = LawCheck("tiny model", 100, 50, 20, math.inf, 1.5)
     assert not law.holds
     found = verification(
-        sound=report_of(laws=(LawCheck("tiny model", 100, 50, 20, 1.2),)),
+        sound=report_of(laws=(LawCheck("tiny model", 100, 50, 20, 1.2, 1.5),)),
         bits=report_of(bits),
         tokens=report_of(tokens),
         law=report_of(laws=(law,)),
