@@ -8,6 +8,7 @@ drawn at random it draws, too: a path, or a tree without replacement (see quickd
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -35,15 +36,16 @@ from quickdraft.errors import OptionError
 
 _SURE = (0.05, 0.15, 0.3, 0.45, 0.6, 0.75, 0.85, 0.92, 0.97)
 _PEAK = (0.35, 0.65, 0.9)
-_CHOSEN_RATES = (0.03, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.88, 0.94, 0.98)
-_DRAWN_RATES = ((0.5, 0.6, 0.75, 0.9), (0.2, 0.2, 0.15, 0.05), (0.1, 0.1, 0.05, 0.03))
+_CHOSEN_RATES = (0.02, 0.1, 0.28, 0.5, 0.65, 0.8, 0.88, 0.92, 0.97, 0.99)
+_DRAWN_RATES = ((0.45, 0.57, 0.67, 0.93), (0.1, 0.15, 0.16, 0.03), (0.05, 0.06, 0.06, 0.01))
 GRADES = (*_CHOSEN_RATES, *chain.from_iterable(_DRAWN_RATES))
 """Of chosen nodes, by the probability the draft model gives them (`_SURE`). Then of drawn ones, by
 their place among their siblings and, within that, by the largest probability after the last token
 known (`_PEAK`)."""
 
-_UNLIKELY = float(np.log(1e-3))
-"""Tokens that much less likely than the likeliest one are no branches."""
+LEAST = 0.03
+"""A chosen path that is less likely is not worth a look."""
+_LOG_LEAST = math.log(LEAST)
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class SmallModelOptions:
     method: of greedy answers `chain` is the likeliest path and anything else a tree of likely
     ones; of sampled answers `chain`, `rsd_c` and `rsd_s` are drawn and `tree` is chosen. depth: of
     the deepest node. width: most children of a node, and most nodes of a level. nodes: most nodes
-    drawn. stop_below: a path ends where its probability falls below this.
+    drawn. stop_below: what follows a path is not asked where the path is less likely than this.
     """
 
     LIMITS: ClassVar[Mapping[str, tuple[Any, ...]]] = {
@@ -152,11 +154,11 @@ class SmallModel:
         while True:
             token, probability = _likeliest(logits)
             path *= probability
-            if path < self._options.stop_below:
+            if path < LEAST:
                 break
             tokens.append(token)
             grades.append(bisect_right(_SURE, probability))
-            if len(tokens) > budget:
+            if len(tokens) > budget or path < self._options.stop_below:
                 break
             logits = self.reader.guess(token)
         return Draft(Tree.chain(tokens), grades)
@@ -173,16 +175,16 @@ class SmallModel:
             for node, row in zip(level, rows, strict=True):
                 for token, probability in self._likely(row, self._path(tokens, parent, node)):
                     path = paths[node] * probability
-                    if path < options.stop_below:
+                    if path < LEAST:
                         break
                     tokens.append(token)
                     parent.append(node)
                     paths.append(path)
                     grades.append(bisect_right(_SURE, probability))
-            new = sorted(range(start, len(tokens)), key=lambda node: -paths[node])
-            level = new[: options.width]
+            # Below a node that will not be among the likeliest there is none that will.
             worst = sorted(paths, reverse=True)[budget] if len(paths) > budget else 0.0
-            level = [node for node in level if paths[node] > worst]
+            new = sorted(range(start, len(tokens)), key=lambda node: -paths[node])[: options.width]
+            level = [n for n in new if paths[n] > worst and paths[n] >= options.stop_below]
             if not level or not below:
                 break
             rows = self.reader.branch(tokens, parent, level)
@@ -209,34 +211,34 @@ class SmallModel:
         else:
             levels = min(depth, budget // width)
             drawn = stochastic_beams(root, laws, width, levels, self._rng)
-        peak = bisect_right(_PEAK, float(first.probabilities.max()))
+        peak = _peak(first)
         ranks = [min(rank, len(_DRAWN_RATES) - 1) for rank in drawn.ranks]
         grades = [len(_CHOSEN_RATES) + rank * len(_DRAWN_RATES[0]) + peak for rank in ranks]
         return Draft(drawn.tree, grades, drawn.laws)
 
     def _laws_after(self, first: Distribution, is_chain: bool) -> LawsAfter:
-        """The draft model's laws. A path ends where what was drawn is unlikely to be reached: that
-        is decided before the next draw."""
+        """The draft model's laws. It is not asked after a path that is unlikely to be accepted;
+        this is decided before anything below it is drawn."""
         paths = {0: 1.0}
 
         def laws_after(drawn: DrawnTree, nodes: Sequence[int]) -> list[Distribution | None]:
             tokens, parent = drawn.tokens, drawn.parent
             if nodes[0] == 0:
-                laws = [first]
+                return [first]
+            for node in nodes:
+                rates = _DRAWN_RATES[min(drawn.ranks[node], len(_DRAWN_RATES) - 1)]
+                peak = _peak(drawn.laws[parent[node]].law)
+                paths[node] = paths[parent[node]] * rates[peak]
+            asked = [node for node in nodes if paths[node] >= self._options.stop_below]
+            if not asked:
+                return [None] * len(nodes)
+            if is_chain:
+                rows = self.reader.guess(tokens[-1])[None]
             else:
-                for node in nodes:
-                    chance = drawn.laws[parent[node]].law.probability(tokens[node])
-                    paths[node] = paths[parent[node]] * chance
-                if is_chain:
-                    rows = self.reader.guess(tokens[-1])[None]
-                else:
-                    rows = self.reader.branch(tokens, parent, nodes)
-                after = [self._path(tokens, parent, node) for node in nodes]
-                laws = [self._law(*pair) for pair in zip(rows, after, strict=True)]
-            return [
-                law if paths[node] >= self._options.stop_below else None
-                for node, law in zip(nodes, laws, strict=True)
-            ]
+                rows = self.reader.branch(tokens, parent, asked)
+            after = [self._path(tokens, parent, node) for node in asked]
+            laws = dict(zip(asked, map(self._law, rows, after), strict=True))
+            return [laws.get(node) for node in nodes]
 
         return laws_after
 
@@ -262,11 +264,16 @@ class SmallModel:
             total = 1.0
         else:
             best = float(logits.max())
-            ids = np.flatnonzero(logits >= best + _UNLIKELY)
+            ids = np.flatnonzero(logits >= best + _LOG_LEAST)
             weights = np.exp(logits[ids].astype(np.float64) - best)
             total = _total(logits, best)
         order = np.argsort(-weights, kind="stable")[: self._options.width]
         return list(zip(ids[order].tolist(), (weights[order] / total).tolist(), strict=True))
+
+
+def _peak(law: Distribution) -> int:
+    """Which column of the rates of drawn nodes is meant."""
+    return bisect_right(_PEAK, float(law.probabilities.max()))
 
 
 def _likeliest(logits: Logits) -> tuple[int, float]:
