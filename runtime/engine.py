@@ -165,24 +165,24 @@ class Decoder:
         proposal, offset = verified.proposal, verified.offset
         tree = proposal.tree
         accepted = self._rule(tree, proposal.laws, self._distribution(verified), self._rng)
-        decided = [*tree.tokens[accepted.path[1:]].tolist(), accepted.token]
+        nodes = accepted.path[1:]
+        decided = [*tree.tokens[nodes].tolist(), accepted.token] if nodes else [accepted.token]
         tokens, reason = self._cut(decided)
         path = accepted.path[: len(tokens)]
         self._session.cache.commit([*range(offset), *(offset + node for node in path)])
         self._remember(tokens)
-        if self._speculation is not None:
-            states = [offset + node for node in path]
-            verdict = Verdict(tokens, decided, path, verified.output, states, verified.verify_s)
-            self._speculation.observe(proposal, verdict)
         logprobs = []
         if self._plan.config.logprobs:
             pairs = zip(path, tokens, strict=True)
             logprobs = [self._logprob(verified.output, node, token) for node, token in pairs]
-        nodes = accepted.path[1 : len(tokens) + 1]
-        spent = time.perf_counter() - started
-        return Emission(
-            tuple(tokens), tuple(logprobs), _record(verified, nodes, tokens, spent), reason
-        )
+        sampled = time.perf_counter()
+        if self._speculation is not None:
+            states = [offset + node for node in path]
+            verdict = Verdict(tokens, decided, path, verified.output, states, verified.verify_s)
+            self._speculation.observe(proposal, verdict)
+        times = sampled - started, time.perf_counter() - sampled
+        record = _record(verified, nodes[: len(tokens)], tokens, times)
+        return Emission(tuple(tokens), tuple(logprobs), record, reason)
 
     def _distribution(self, verified: _Verified) -> NodeDistribution:
         """The target's distribution after a path of nodes; penalties see the path's tokens."""
@@ -238,9 +238,9 @@ class Decoder:
 
 
 def _record(
-    verified: _Verified, accepted: list[int], tokens: list[int], sample_s: float
+    verified: _Verified, accepted: list[int], tokens: list[int], times: tuple[float, float]
 ) -> StepRecord:
-    """Sum up a step. accepted: nodes that became part of the answer."""
+    """Sum up a step. accepted: nodes that became part of the answer. times: deciding, learning."""
     proposal = verified.proposal
     return StepRecord(
         drafted=len(proposal.tree) - 1,
@@ -249,7 +249,8 @@ def _record(
         rows=verified.rows,
         draft_s=proposal.draft_s,
         verify_s=verified.verify_s,
-        sample_s=sample_s,
+        sample_s=times[0],
+        learn_s=times[1],
         fallbacks=proposal.fallbacks,
         depth=proposal.depth,
         drawn=proposal.drawn,

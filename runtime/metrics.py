@@ -15,10 +15,11 @@ class StepRecord:
 
     drafted: tokens proposed. accepted: of these, how many became part of the answer. emitted:
     tokens of the answer this step decided. rows: rows the target computed. Times in seconds.
-    fallbacks: proposals that were dropped because they could not be used. depth: of the deepest
-    node. drawn: proposed tokens that were drawn at random. by_drafter: tokens each proposed,
-    and of these the accepted; what two proposed counts for both. draft_s_by: seconds of each
-    drafter that was asked. decision: why the tree was as large as it was.
+    fallbacks: proposals that were dropped because they could not be used. learn_s: telling drafters
+    and controller what was decided. depth: of the deepest node. drawn: proposed tokens that were
+    drawn at random. by_drafter: tokens each proposed, and of these the accepted; what two proposed
+    counts for both. draft_s_by: seconds of each drafter that was asked. decision: why the tree was
+    as large as it was.
     """
 
     drafted: int
@@ -29,6 +30,7 @@ class StepRecord:
     verify_s: float
     sample_s: float
     fallbacks: int = 0
+    learn_s: float = 0.0
     depth: int = 0
     drawn: int = 0
     by_drafter: Mapping[str, tuple[int, int]] = field(default_factory=dict)
@@ -56,6 +58,7 @@ class StepRecord:
             "draft_ms": round(1e3 * self.draft_s, 3),
             "verify_ms": round(1e3 * self.verify_s, 3),
             "sample_ms": round(1e3 * self.sample_s, 3),
+            "learn_ms": round(1e3 * self.learn_s, 3),
             "fallbacks": self.fallbacks,
             "drafters": {k: list(v) for k, v in self.by_drafter.items()},
             **planned,
@@ -80,6 +83,7 @@ def drafting_summary(steps: Sequence[StepRecord]) -> dict[str, Any]:
         "drafters": drafters,
         "tokens_per_step": round(emitted / len(after_first), 3) if after_first else 0.0,
         "draft_ms": round(1e3 * sum(step.draft_s for step in steps), 3),
+        "learn_ms": round(1e3 * sum(step.learn_s for step in steps), 3),
         "verify_ms": round(1e3 * sum(step.verify_s for step in after_first), 3),
         "fallbacks": sum(step.fallbacks for step in steps),
     }

@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -123,15 +123,20 @@ class Speculation:
             asked = controller.ask(room) if planned else range(len(self._drafters))
         drafts: list[Draft | None] = [None] * len(self._drafters)
         spent: dict[str, float] = {}
-        fallbacks = 0
+        fallbacks, draws = 0, False
         for index in asked:
             before = time.perf_counter()
-            draft = self._ask(index, room) if room > 0 else None
+            budget = controller.budget(index, room) if planned else room
+            draft = self._ask(index, budget) if budget > 0 else None
             if draft is not None and not is_usable(
-                draft, shared.sources[index], root, room, shared.spec.vocab_size
+                draft, shared.sources[index], root, budget, shared.spec.vocab_size
             ):
                 draft = None
                 fallbacks += 1
+            if draft is not None and draft.laws:
+                # Two that draw would compete for the same nodes by what they drew.
+                draft = None if draws else draft
+                draws = True
             drafts[index] = draft
             spent[shared.names[index]] = time.perf_counter() - before
         with shared.lock:
@@ -141,7 +146,7 @@ class Speculation:
             if planned:
                 decision = controller.choose(offered, room, context_length)
             else:
-                decision = controller.fixed(offered, room)
+                decision = replace(controller.fixed(offered, room), asked=tuple(spent))
         # All drawn nodes or none: which of them are kept must not depend on what was drawn.
         kept = sorted({*decision.nodes, *offered.drawn()}) if offered.laws else decision.nodes
         merged = cut(offered, kept)
