@@ -3,46 +3,124 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import exp, log
 
-PRIOR_WEIGHT = 4.0
+PRIOR_WEIGHT = 3.0
 """How many observations the grade a drafter gives itself counts for."""
+TRUST_WEIGHT = 3.0
+"""How many accepted nodes a drafter's own figures count for as a whole."""
 DEPTH_WEIGHT = 6.0
-"""How many observations the rate of a grade counts for when its depths are told apart."""
-MEMORY = 48.0
-"""Observations after which an old one counts for 1/e."""
+"""How many accepted nodes the rate of a grade counts for when its depths are told apart."""
+MEMORY = 64.0
+"""Observations after which an old one counts for 1/e in the slow rate of a grade."""
+FAST_SHARE = 1 / 6
+"""What a new observation counts for in the fast rate."""
+BELIEF_KEPT = 0.9
+"""What is left of the evidence for one of the two rates when the next observation comes."""
+FAVOUR = 1.5
+"""Log odds of the slow rate where nothing speaks for either."""
+LEAST = 0.02
+"""No event is less likely than this: one surprise must not decide."""
 
 _KEEP = 1.0 - 1.0 / MEMORY
+
+
+class _Cell:
+    """One grade of one drafter.
+
+    accepted, seen: decayed counts, of which the slow rate is made. fast: the fast rate. evidence:
+    log odds of the fast rate over the slow one, by how well each foresaw what came. rate: the
+    mixture of both.
+    """
+
+    __slots__ = ("accepted", "evidence", "fast", "prior", "rate", "seen")
+
+    def __init__(self, prior: float) -> None:
+        self.prior = self.fast = self.rate = min(max(prior, LEAST), 1.0 - LEAST)
+        self.accepted = self.seen = self.evidence = 0.0
+
+    def update(self, prior: float, accepted: bool) -> None:
+        """Count an observation; `prior` counts for the first ones."""
+        slow = (self.accepted + PRIOR_WEIGHT * prior) / (self.seen + PRIOR_WEIGHT)
+        if accepted:
+            ratio = max(self.fast, LEAST) / max(slow, LEAST)
+        else:
+            ratio = max(1.0 - self.fast, LEAST) / max(1.0 - slow, LEAST)
+        self.evidence = self.evidence * BELIEF_KEPT + log(ratio)
+        self.fast += FAST_SHARE * (accepted - self.fast)
+        self.accepted = self.accepted * _KEEP + accepted
+        self.seen = self.seen * _KEEP + 1.0
+        slow = (self.accepted + PRIOR_WEIGHT * prior) / (self.seen + PRIOR_WEIGHT)
+        self.rate = slow + (self.fast - slow) / (1.0 + exp(FAVOUR - self.evidence))
+
+
+class _Held:
+    """How far figures have held: nodes accepted, and as many as they had promised, both decayed.
+    factor: what to multiply odds by."""
+
+    __slots__ = ("accepted", "factor", "promised", "weight")
+
+    def __init__(self, weight: float) -> None:
+        self.weight = weight
+        self.accepted = self.promised = 0.0
+        self.factor = 1.0
+
+    def update(self, promised: float, accepted: bool) -> None:
+        """Count an observation."""
+        self.accepted = self.accepted * _KEEP + accepted
+        self.promised = self.promised * _KEEP + promised
+        self.factor = (self.accepted + self.weight) / (self.promised + self.weight)
 
 
 class AcceptanceTable:
     """Decayed rates, shared by the conversations of a model.
 
-    A rate backs off from (drafter, grade, depth) to (drafter, grade) and from there to what the
-    drafter said of the grade. Conversations in several threads may use one table: an update that
-    another thread overtakes is lost, and nothing else happens.
+    The rate of a grade is a mixture of a slow and a fast average, weighed by how well each foresaw
+    the last observations: steady acceptance is estimated closely, and a text that suddenly repeats
+    itself is noticed at once. It starts from what the drafter says of the grade, corrected by how
+    its figures have held in other grades. The rate of a grade at a depth is that of the grade,
+    corrected by how that has held there.
+
+    Conversations in several threads may use one table: an update that another thread overtakes is
+    lost, and nothing else happens.
     """
 
     def __init__(self, priors: Sequence[Sequence[float]]) -> None:
         """priors: per drafter, per grade, the probability to start from."""
-        self._priors = [[min(max(p, 0.01), 0.99) for p in grades] for grades in priors]
-        # Hits and observations, both decayed.
-        self._by_grade = [[[0.0, 0.0] for _ in grades] for grades in priors]
-        self._by_depth: dict[tuple[int, int, int], list[float]] = {}
+        self._cells = [[_Cell(prior) for prior in grades] for grades in priors]
+        self._trust = [_Held(TRUST_WEIGHT) for _ in priors]
+        self._depths: dict[tuple[int, int, int], _Held] = {}
 
     def rate(self, drafter: int, grade: int, depth: int) -> float:
         """Estimated probability that such a node is accepted, given that its parent is."""
-        hits, seen = self._by_grade[drafter][grade]
-        rate = (hits + PRIOR_WEIGHT * self._priors[drafter][grade]) / (seen + PRIOR_WEIGHT)
-        cell = self._by_depth.get((drafter, grade, depth))
-        if cell is None:
+        cell = self._cells[drafter][grade]
+        rate = cell.rate if cell.seen else _scaled(cell.prior, self._trust[drafter].factor)
+        held = self._depths.get((drafter, grade, depth))
+        if held is None:
             return rate
-        return (cell[0] + DEPTH_WEIGHT * rate) / (cell[1] + DEPTH_WEIGHT)
+        odds = held.factor * rate
+        return odds / (1.0 - rate + odds)
+
+    def overall(self, drafter: int) -> float:
+        """The rate of a drafter's nodes, whatever their grade."""
+        cells = self._cells[drafter]
+        weights = [cell.seen + 0.1 for cell in cells]
+        rates = [cell.rate * weight for cell, weight in zip(cells, weights, strict=True)]
+        return sum(rates) / sum(weights)
 
     def update(self, drafter: int, grade: int, depth: int, accepted: bool) -> None:
         """Count one node whose parent was accepted."""
-        for cell in (
-            self._by_grade[drafter][grade],
-            self._by_depth.setdefault((drafter, grade, depth), [0.0, 0.0]),
-        ):
-            cell[0] = cell[0] * _KEEP + accepted
-            cell[1] = cell[1] * _KEEP + 1.0
+        cell, trust = self._cells[drafter][grade], self._trust[drafter]
+        key = (drafter, grade, depth)
+        held = self._depths.get(key)
+        if held is None:
+            held = self._depths[key] = _Held(DEPTH_WEIGHT)
+        held.update(cell.rate, accepted)
+        cell.update(_scaled(cell.prior, trust.factor), accepted)
+        trust.update(cell.prior, accepted)
+
+
+def _scaled(probability: float, factor: float) -> float:
+    """Multiplied as odds, so that it stays a probability."""
+    odds = factor * probability
+    return odds / (1.0 - probability + odds)

@@ -1,18 +1,44 @@
-"""How much to draft: the plan of every step, from what drafts bring and what steps cost."""
+"""How much to draft: the plan of every step, from what drafts bring and what steps cost.
+
+Verifying n nodes brings one token and the nodes that are accepted, and costs a step of n + 1 rows.
+What counts in the end is tokens per second over all steps. So a step is worth its tokens, less its
+time at the rate of late (Dinkelbach, "On nonlinear fractional programming", 1967), and of the
+likeliest nodes as many are verified as make that largest. The goodput controller of Liu et al.
+(SmartSpec, arXiv 2406.14066) maximises tokens per second of the single step instead, and so spends
+too much on poor proposals and too little on good ones.
+
+That drafting pays does not rest on estimates alone. The controller keeps account of what drafting
+has saved and cost, and never risks more in one step than the account holds.
+"""
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from quickdraft.device_profiles.curve import Curve
 from quickdraft.drafters.acceptance import AcceptanceTable
+from quickdraft.drafters.accounts import Account, settle
 from quickdraft.drafters.base import DrafterSource
 from quickdraft.drafters.merge import Merged
+from quickdraft.drafters.step_cost import StepCost
 
 MAX_NODES = 32
 """Most nodes of one step below its root."""
+COSTLY_NODES = 16
+"""Most nodes a costly drafter is asked for."""
+TRIAL_NODES = 2
+"""Nodes to ask a costly drafter for, of which nothing is known or nothing good."""
+
+# The account, in plain steps: what a step without drafts costs.
+FIRST_CREDIT = 0.3
+MOST_CREDIT = 1.5
+ALLOWANCE = 0.01
+"""What drafting may cost for nothing, per decided token."""
+MEMORY = 64.0
+"""Steps after which an old one counts for 1/e in the rate of late."""
+
+_KEEP = 1.0 - 1.0 / MEMORY
 
 
 @dataclass(frozen=True)
@@ -21,7 +47,8 @@ class Decision:
 
     nodes: of the merged tree, those to verify, without the root. asked: names of the drafters.
     offered: nodes they proposed together. expected_tokens, expected_s: of the step; plain_s: what
-    a step without drafts costs.
+    a step without drafts costs. context_length: tokens of the conversation. wanted: the nodes that
+    the estimates were for, where that was more than could be risked.
     """
 
     nodes: tuple[int, ...]
@@ -31,62 +58,114 @@ class Decision:
     expected_s: float
     plain_s: float
     reason: str
+    context_length: int = 0
+    wanted: tuple[int, ...] = ()
 
 
 class Controller:
-    """Plans the steps of all conversations of a model."""
+    """Plans the steps of all conversations of a model.
+
+    Its decisions depend on what it was told and on nothing else. Conversations in several threads
+    share what is learnt; an update that another thread overtakes is lost.
+    """
 
     def __init__(
         self, curve: Curve | None, sources: Sequence[DrafterSource], table: AcceptanceTable
     ) -> None:
-        """curve: None plans nothing; then only `fixed` can be used."""
+        """curve: None plans nothing, and every step verifies all it has room for."""
         self.curve = curve
         self.table = table
-        self._sources = list(sources)
+        self._names = [source.name for source in sources]
+        self._index = {name: index for index, name in enumerate(self._names)}
+        self._accounts = [Account(source) for source in sources]
+        self._cost = StepCost(curve, MAX_NODES + 1) if curve is not None else None
         self._asked: tuple[str, ...] = ()
+        self._context = 0
+        self._credit = FIRST_CREDIT
+        # Of late, decayed: tokens, and plain steps they took. It starts with plain decoding.
+        self._tokens = self._time = MEMORY / 8
+
+    @property
+    def _worth(self) -> float:
+        """Tokens that the time of a plain step brings of late, at least the one of plain
+        decoding."""
+        return max(self._tokens / self._time, 1.0)
 
     def ask(self, room: int) -> list[int]:
-        """Indices of the drafters to ask for a step that can hold `room` nodes."""
-        asked = list(range(len(self._sources))) if room > 0 else []
-        self._asked = tuple(self._sources[index].name for index in asked)
+        """Indices of the drafters to ask in a step that can hold `room` nodes."""
+        asked = []
+        if room > 0:
+            worth, may_spend = self._worth, self._credit > 0
+            for index, account in enumerate(self._accounts):
+                if account.is_due(worth, may_spend):
+                    asked.append(index)
+        self._asked = tuple([self._names[index] for index in asked])
         return asked
 
     def budget(self, drafter: int, room: int) -> int:
-        """Nodes to ask a drafter for."""
-        return min(room, MAX_NODES)
+        """Nodes to ask a drafter for: of a costly one as many as would pay in a chain."""
+        account, most = self._accounts[drafter], min(room, MAX_NODES)
+        if not account.costly or self._cost is None:
+            return most
+        most = min(most, COSTLY_NODES)
+        if not account.per_node or self._credit <= 0:
+            return min(most, TRIAL_NODES)
+        seconds = self._cost.seconds(self._context)
+        plain, rate, worth = seconds[0], self.table.overall(drafter), self._worth
+        best, best_value, tokens, reach = 1, 0.0, 0.0, 1.0
+        for count in range(1, most + 1):
+            reach *= rate
+            tokens += reach
+            value = tokens - worth * (seconds[count] / plain - 1.0 + count * account.per_node)
+            if value > best_value:
+                best, best_value = count, value
+        return best
 
     def choose(self, merged: Merged, room: int, context_length: int) -> Decision:
-        """The nodes that are expected to bring most tokens per second.
+        """The nodes that are expected to bring most tokens per second in the long run.
 
         room: most nodes. context_length: tokens of the conversation.
         """
-        curve = self.curve
-        if curve is None:
+        if self._cost is None:
             return self.fixed(merged, room)
-        order, gains = likeliest(merged, min(room, MAX_NODES))
-        plain = curve.at(1)
-        best, tokens = 0, 1.0
-        best_tokens, best_s = 1.0, plain
-        for count, gain in enumerate(gains, 1):
-            tokens += gain
-            seconds = curve.at(count + 1)
-            if tokens * best_s > best_tokens * seconds:
-                best, best_tokens, best_s = count, tokens, seconds
-        nodes = tuple(sorted(order[:best]))
-        reason = "pays" if best else "nothing offered" if len(merged) == 1 else "does not pay"
-        return Decision(nodes, self._asked, len(merged) - 1, best_tokens, best_s, plain, reason)
+        self._context = context_length
+        seconds = self._cost.seconds(context_length)
+        plain = seconds[0]
+        order, reach, drawn = likeliest(merged, min(room, MAX_NODES))
+        price, most = self._worth / plain, plain * (1.0 + self._credit)
+        best = wanted = 0
+        tokens = best_tokens = 1.0
+        best_value = wanted_value = 1.0 - self._worth
+        for count, node in enumerate(order, 1):
+            tokens += reach[node]
+            cost = seconds[count]
+            value = tokens - price * cost
+            if value > wanted_value:
+                wanted, wanted_value = count, value
+            # Drawn nodes are all kept: their number was decided when their drafter was asked.
+            if (value > best_value and cost <= most) or count <= drawn:
+                best, best_tokens, best_value = count, tokens, value
+        return Decision(
+            tuple(sorted(order[:best])),
+            self._asked,
+            len(merged) - 1,
+            best_tokens,
+            seconds[best],
+            plain,
+            _reason(len(order), best, wanted),
+            context_length,
+            tuple(sorted(order[:wanted])) if wanted > best else (),
+        )
 
     def fixed(self, merged: Merged, nodes: int) -> Decision:
         """The likeliest nodes, at most `nodes`, whatever they cost."""
-        order, gains = likeliest(merged, nodes)
-        curve = self.curve
-        plain = curve.at(1) if curve is not None else 0.0
-        seconds = curve.at(len(order) + 1) if curve is not None else 0.0
-        chosen = tuple(sorted(order))
-        tokens = 1.0 + sum(gains)
-        return Decision(
-            chosen, self._asked, len(merged) - 1, tokens, seconds, plain, "fixed number"
-        )
+        order, reach, _ = likeliest(merged, nodes)
+        tokens = 1.0 + sum([reach[node] for node in order])
+        plain = spent = 0.0
+        if self.curve is not None:
+            plain, spent = self.curve.at(1), self.curve.at(len(order) + 1)
+        kept = tuple(sorted(order))
+        return Decision(kept, self._asked, len(merged) - 1, tokens, spent, plain, "fixed number")
 
     def learn(
         self,
@@ -98,51 +177,92 @@ class Controller:
     ) -> None:
         """Take in what a step decided.
 
-        merged: all that was proposed, verified or not. tokens: decided, in order. verify_s: seconds
-        of the target's step. draft_s: seconds of each drafter that was asked, by name.
+        merged: all that was proposed: what was not verified teaches as well, as far as the decided
+        tokens go. tokens: these, in order. verify_s: seconds of the target's step. draft_s: seconds
+        of each drafter that was asked, by name.
         """
-        children: dict[int, list[int]] = {}
-        for node in range(1, len(merged)):
-            children.setdefault(merged.parent[node], []).append(node)
-        at = 0
-        drawn = merged.drawn()
-        verified = frozenset(decision.nodes) if drawn else frozenset()
+        path = self._walk(merged, tokens, decision.nodes)
+        if self._cost is None:
+            return
+        seconds = self._cost.seconds(decision.context_length)
+        plain, rows = seconds[0], len(decision.nodes) + 1
+        if rows > len(seconds):  # a fixed number beyond what is ever planned
+            return
+        step = seconds[rows - 1] / plain
+        costs = {self._index[name]: spent / plain for name, spent in draft_s.items()}
+        spent = step + settle(self._accounts, merged, decision.nodes, path, step - 1.0, costs)
+        self._tokens = self._tokens * _KEEP + len(tokens)
+        self._time = self._time * _KEEP + spent
+        saved = len(tokens) * (1.0 + ALLOWANCE) - spent
+        if decision.wanted:
+            saved += _not_risked(merged, decision, path, seconds)
+        self._credit = min(max(self._credit + saved, 0.0), MOST_CREDIT)
+        self._cost.learn(rows, decision.context_length, verify_s)
+
+    def _walk(self, merged: Merged, tokens: Sequence[int], kept: Sequence[int]) -> list[int]:
+        """Count who was right along the decided tokens; returns the nodes that were."""
+        children: list[list[int]] = [[] for _ in merged.parent]
+        for node, parent in enumerate(merged.parent):
+            if node:
+                children[parent].append(node)
+        # What decides a drawn node is tried only where it is verified.
+        untried = merged.drawn().difference(kept)
+        said, by, update = merged.tokens, merged.by, self.table.update
+        at, path = 0, []
         for depth, token in enumerate(tokens, 1):
-            following = -1
-            for node in children.get(at, ()):
-                accepted = merged.tokens[node] == token
-                if accepted:
+            following = 0
+            for node in children[at]:
+                right = said[node] == token
+                if right:
                     following = node
-                if node in drawn and node not in verified:
-                    continue
-                for drafter, grade in merged.by[node]:
-                    self.table.update(drafter, grade, depth, accepted)
-            if following < 0:
-                return
+                if node not in untried:
+                    for drafter, grade in by[node]:
+                        update(drafter, grade, depth, right)
+            if not following:
+                break
             at = following
+            path.append(at)
+        return path
 
 
-def likeliest(merged: Merged, most: int) -> tuple[list[int], list[float]]:
-    """The nodes with the highest probability to be accepted, best first, parents before children,
-    and these probabilities. All drawn nodes come first, whatever they promise."""
-    children: dict[int, list[int]] = {}
-    for node in range(1, len(merged)):
-        children.setdefault(merged.parent[node], []).append(node)
-    reach = [1.0] * len(merged)
-    for node in range(1, len(merged)):
-        reach[node] = reach[merged.parent[node]] * merged.likely[node]
-    order = sorted(merged.drawn())[:most]
-    taken = set(order)
-    heap = [
-        (-reach[node], node)
-        for parent in [0, *order]
-        for node in children.get(parent, ())
-        if node not in taken
-    ]
-    heapq.heapify(heap)
-    while heap and len(order) < most:
-        _, node = heapq.heappop(heap)
-        order.append(node)
-        for child in children.get(node, ()):
-            heapq.heappush(heap, (-reach[child], child))
-    return order, [reach[node] for node in order]
+def likeliest(merged: Merged, most: int) -> tuple[list[int], list[float], int]:
+    """The nodes that are likeliest to be accepted, best first, parents before children; the
+    probability of each node of the tree; and how many of the order were drawn.
+
+    Drawn nodes come first, all of them, whatever they promise: what they promise is known only
+    after they were drawn, and cutting them by it would change the distribution of the answer.
+    """
+    parents, likely = merged.parent, merged.likely
+    reach = [1.0] * len(likely)
+    for node in range(1, len(likely)):
+        reach[node] = reach[parents[node]] * likely[node]
+    if not merged.laws:
+        # A child is never likelier than its parent, and the order of equals stays.
+        order = sorted(range(1, len(likely)), key=reach.__getitem__, reverse=True)
+        return order[:most], reach, 0
+    drawn = merged.drawn()
+    first = sorted(drawn)
+    others = [node for node in range(1, len(likely)) if node not in drawn]
+    others.sort(key=reach.__getitem__, reverse=True)
+    return [*first, *others][:most], reach, min(len(first), most)
+
+
+def _not_risked(
+    merged: Merged, decision: Decision, path: Sequence[int], seconds: Sequence[float]
+) -> float:
+    """Plain steps that nodes would have saved which were wanted and could not be risked, as far as
+    the decided tokens tell. This is how drafting earns its credit back."""
+    reached = {0, *path}
+    missed = frozenset(decision.wanted).difference(decision.nodes)
+    judged = [node for node in missed if merged.parent[node] in reached]
+    kept = len(decision.nodes)
+    cost = (seconds[kept + len(judged)] - seconds[kept]) / seconds[0]
+    return sum([node in reached for node in judged]) - cost
+
+
+def _reason(offered: int, kept: int, wanted: int) -> str:
+    if wanted > kept:
+        return "no more than was saved before"
+    if kept:
+        return "pays"
+    return "does not pay" if offered else "nothing offered"

@@ -1,0 +1,81 @@
+"""What the next step costs: the calibrated curve, corrected by the steps that were taken."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+
+from quickdraft.device_profiles.curve import Curve
+
+KNOTS = (1, 2, 4, 8, 16, 33)
+"""Rows at which the shape of the curve is corrected; straight in between."""
+LEVEL_SHARE = 1 / 16
+"""How much of a step's error moves all costs: the machine is shared, its clock falls."""
+SHAPE_SHARE = 1 / 48
+"""How much of it moves the cost of just so many rows."""
+SHAPE_KEPT = 1 - 1 / 512
+CLIP = 0.2
+"""A step that took longer by more than this, relatively, was disturbed by something else."""
+MOST_SHAPE = 0.4
+CONTEXT_GRAIN = 64
+REFRESHED_AFTER = 8
+
+
+class StepCost:
+    """Seconds of a step by its rows.
+
+    The error of a step (log of measured over expected, limited) moves a level that all numbers of
+    rows share and, more slowly, the shape of the curve around its own number of rows.
+    """
+
+    def __init__(self, curve: Curve, most_rows: int) -> None:
+        rows = range(1, most_rows + 1)
+        self._short = [curve.at(n) for n in rows]
+        self._growth = [curve.at(n, 1) - curve.at(n) for n in rows]
+        self._level = 0.0
+        self._shape = [0.0] * len(KNOTS)
+        self._places = [_place(n) for n in rows]
+        self._seconds: list[float] = []
+        self._grain = -1
+        self._age = 0
+
+    def seconds(self, context: int) -> list[float]:
+        """Seconds of a step over `context` tokens by rows: entry n - 1 for n rows, never falling.
+        Not to be changed; it may be the same list as before."""
+        grain = context // CONTEXT_GRAIN
+        if grain != self._grain or self._age >= REFRESHED_AFTER:
+            self._grain, self._age = grain, 0
+            self._refresh(grain * CONTEXT_GRAIN)
+        return self._seconds
+
+    def _refresh(self, context: int) -> None:
+        shape, found, least = self._shape, [], 0.0
+        for short, growth, (knot, share) in zip(
+            self._short, self._growth, self._places, strict=True
+        ):
+            bent = shape[knot] * (1 - share) + shape[knot + 1] * share
+            least = max(least, (short + context * growth) * math.exp(self._level + bent))
+            found.append(least)
+        self._seconds = found
+
+    def learn(self, rows: int, context: int, seconds: float) -> None:
+        """Take in how long a step took."""
+        if not (0 < seconds < math.inf and 1 <= rows <= len(self._short)):
+            return
+        knot, share = self._places[rows - 1]
+        shape = self._shape
+        expected = self._short[rows - 1] + context * self._growth[rows - 1]
+        bent = shape[knot] * (1 - share) + shape[knot + 1] * share
+        error = math.log(seconds / expected) - self._level - bent
+        error = min(max(error, -CLIP), CLIP)
+        self._level += LEVEL_SHARE * error
+        for at, weight in ((knot, 1 - share), (knot + 1, share)):
+            moved = shape[at] * SHAPE_KEPT + SHAPE_SHARE * weight * error
+            shape[at] = min(max(moved, -MOST_SHAPE), MOST_SHAPE)
+        self._age += 1
+
+
+def _place(rows: int) -> tuple[int, float]:
+    """The knot below a number of rows, and how far it is on the way to the next one."""
+    knot = min(bisect_right(KNOTS, rows), len(KNOTS) - 1) - 1
+    return knot, min((rows - KNOTS[knot]) / (KNOTS[knot + 1] - KNOTS[knot]), 1.0)
