@@ -184,7 +184,7 @@ def render(result: Mapping[str, Any]) -> str:
     if len(result["settings"]) > 2:
         parts += ["fixed numbers of drafted tokens, tokens per second", _settings(result)]
     if result["peers"]:
-        parts += ["peers, tokens per second", _peers(result)]
+        parts += ["peers in their best modes, tokens per second", _peers(result)]
     parts.append("\n".join(_remarks(result)))
     return "\n\n".join(parts)
 
@@ -228,15 +228,35 @@ def _settings(result: Mapping[str, Any]) -> str:
 
 
 def _peers(result: Mapping[str, Any]) -> str:
-    """Speeds, and ours over the best of each category."""
-    peers = result["peers"]
-    rows = [["category", *peers, "ours", "to best"]]
+    """The best mode of every engine, and our speed over that of the best of them."""
+    engines = engines_of(result)
+    head = [cell for engine in engines for cell in (engine, "mode")]
+    rows = [["category", *head, "ours", "to best"]]
     for name, found in result["categories"].items():
-        speeds = [peer.get(name) for peer in peers.values()]
-        cells = [_shown(tps, ".1f") for tps in [*speeds, found["spec_tps"]]]
-        best = max((tps for tps in speeds if tps), default=0.0)
-        rows.append([name, *cells, _shown(_ratio(found["spec_tps"], best))])
-    return table(rows, frozenset(range(1, len(rows[0]))))
+        cells, speeds = [], []
+        for modes in engines.values():
+            mode, tps = best_mode(modes, name)
+            cells += [_shown(tps or None, ".1f"), mode]
+            speeds.append(tps)
+        ours = found["spec_tps"]
+        rows.append([name, *cells, f"{ours:.1f}", _shown(_ratio(ours, max(speeds)))])
+    numbers = {place for place in range(len(rows[0])) if place and rows[0][place] != "mode"}
+    return table(rows, frozenset(numbers))
+
+
+def engines_of(result: Mapping[str, Any]) -> dict[str, dict[str, Mapping[str, float]]]:
+    """Speeds by category, by mode, by engine."""
+    engines: dict[str, dict[str, Mapping[str, float]]] = {}
+    for name, speeds in result["peers"].items():
+        engine, _, mode = name.rpartition("/")
+        engines.setdefault(engine, {})[mode] = speeds
+    return engines
+
+
+def best_mode(modes: Mapping[str, Mapping[str, float]], category: str) -> tuple[str, float]:
+    """The fastest mode of an engine, and its speed; no name and 0 where it was not asked."""
+    known = {mode: speeds[category] for mode, speeds in modes.items() if category in speeds}
+    return max(known.items(), key=lambda item: item[1], default=("", 0.0))
 
 
 def _remarks(result: Mapping[str, Any]) -> list[str]:
@@ -261,13 +281,8 @@ def draw(result: Mapping[str, Any]) -> bytes:
         "plain": [found["plain_tps"] for found in categories.values()],
         "drafted": [found["spec_tps"] for found in categories.values()],
     }
-    for engine in dict.fromkeys(name.partition("/")[0] for name in result["peers"]):
-        modes = [
-            speeds for name, speeds in result["peers"].items() if name.startswith(f"{engine}/")
-        ]
-        bars[f"{engine}, best mode"] = [
-            max(mode.get(name, 0.0) for mode in modes) for name in categories
-        ]
+    for engine, modes in engines_of(result).items():
+        bars[f"{engine}, best mode"] = [best_mode(modes, name)[1] for name in categories]
     figure = Figure(figsize=(max(6.0, 1.3 * len(categories)), 4), layout="constrained")
     axes = figure.add_subplot()
     width = 0.8 / len(bars)
