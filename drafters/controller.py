@@ -195,7 +195,7 @@ class Controller:
         self._time = self._time * _KEEP + spent
         saved = len(tokens) * (1.0 + ALLOWANCE) - spent
         if decision.wanted:
-            saved += _not_risked(merged, decision, path, seconds)
+            saved += _not_risked(merged, decision, path, len(tokens), seconds)
         self._credit = min(max(self._credit + saved, 0.0), MOST_CREDIT)
         self._cost.learn(rows, decision.context_length, verify_s)
 
@@ -248,16 +248,20 @@ def likeliest(merged: Merged, most: int) -> tuple[list[int], list[float], int]:
 
 
 def _not_risked(
-    merged: Merged, decision: Decision, path: Sequence[int], seconds: Sequence[float]
+    merged: Merged,
+    decision: Decision,
+    path: Sequence[int],
+    tokens: int,
+    seconds: Sequence[float],
 ) -> float:
     """Plain steps that nodes would have saved which were wanted and could not be risked, as far as
-    the decided tokens tell. This is how drafting earns its credit back."""
-    reached = {0, *path}
+    so many decided tokens tell. This is how drafting earns its credit back."""
+    parents = {0, *path[: tokens - 1]}  # what follows the last token is not decided
     missed = frozenset(decision.wanted).difference(decision.nodes)
-    judged = [node for node in missed if merged.parent[node] in reached]
+    judged = [node for node in missed if merged.parent[node] in parents]
     kept = len(decision.nodes)
     cost = (seconds[kept + len(judged)] - seconds[kept]) / seconds[0]
-    return sum([node in reached for node in judged]) - cost
+    return sum([node in path for node in judged]) - cost
 
 
 def _reason(offered: int, kept: int, wanted: int) -> str:
