@@ -96,10 +96,7 @@ class AcceptanceTable:
         cell = self._cells[drafter][grade]
         rate = cell.rate if cell.seen else _scaled(cell.prior, self._trust[drafter].factor)
         held = self._depths.get((drafter, grade, depth))
-        if held is None:
-            return rate
-        odds = held.factor * rate
-        return odds / (1.0 - rate + odds)
+        return rate if held is None else _scaled(rate, held.factor)
 
     def overall(self, drafter: int) -> float:
         """The rate of a drafter's nodes, whatever their grade."""

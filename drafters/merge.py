@@ -92,29 +92,30 @@ def _add_chosen(
 ) -> None:
     tokens, parents, likely, by = merged.tokens, merged.parent, merged.likely, merged.by
     drawn = merged.drawn()
-    grades = draft.grades
+    size = len(tokens)
     where = [0]
-    pairs = zip(draft.tree.tokens.tolist(), draft.tree.parent.tolist(), strict=True)
-    for i, (token, old_parent) in enumerate(pairs):
-        if i == 0:
-            continue
-        parent, grade = where[old_parent], grades[i]
+    nodes = zip(draft.tree.tokens.tolist(), draft.tree.parent.tolist(), draft.grades, strict=True)
+    next(nodes)  # the root
+    for token, old_parent, grade in nodes:
+        parent = where[old_parent]
         key = (parent, token)
-        node = index.get(key)
         level = depth[parent] + 1
         sure = rate(drafter, grade, level)
+        node = index.get(key)
         if node is None:
-            node = index[key] = len(tokens)
+            index[key] = size
+            where.append(size)
+            size += 1
             tokens.append(token)
             parents.append(parent)
             likely.append(sure)
             by.append(((drafter, grade),))
             depth.append(level)
         else:
+            where.append(node)
             by[node] += ((drafter, grade),)
             if sure > likely[node] and node not in drawn:
                 likely[node] = sure
-        where.append(node)
 
 
 def _add_drawn(
@@ -167,8 +168,9 @@ def _share(merged: Merged) -> None:
     """Scale chosen siblings down where they would add up to more than is left for them."""
     likely, parents = merged.likely, merged.parent
     total = [0.0] * len(likely)
-    for node in range(1, len(likely)):
-        total[parents[node]] += likely[node]
+    for parent, sure in zip(parents, likely, strict=True):
+        total[parent] += sure
+    total[-1] -= 1.0  # the root's, whose parent is -1
     if max(total) <= 1.0:
         return
     drawn = merged.drawn()
