@@ -53,7 +53,7 @@ class NgramStoreOptions:
     floor: float = 0.03
 
 
-GRADES = (0.05, 0.15, 0.3, 0.4, 0.5, 0.7, 0.05, 0.1, 0.2, 0.25, 0.4, 0.5)
+GRADES = (0.05, 0.15, 0.5, 0.65, 0.75, 0.85, 0.03, 0.12, 0.33, 0.42, 0.6, 0.7)
 """By the share of a successor among what followed its n-gram; of the longer n-grams, then of the
 shorter ones."""
 

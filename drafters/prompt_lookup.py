@@ -31,8 +31,8 @@ SIZES = (8, 4, 2, 1)
 """Sizes of the n-grams that are indexed. Longer and intermediate matches are found by comparing."""
 LONGEST = 32
 """Tokens compared at most: a longer match says no more."""
-_STEPS = (1, 2, 3, 4, 6, 9, 16)
-_BRANCH_STEPS = (1, 2, 4)
+SCANNED = 8
+"""Occurrences of an n-gram that are looked at, the latest ones."""
 
 Ngram = tuple[int, ...]
 
@@ -40,21 +40,20 @@ Ngram = tuple[int, ...]
 @dataclass(frozen=True)
 class PromptLookupOptions:
     """min_ngram, max_ngram: fewest and most tokens that are matched. max_tokens: longest draft.
-    scan: occurrences of an n-gram that are compared, latest first. branch: longest second
-    continuation, 0 for none."""
+    branches: different continuations proposed. branch_tokens: longest one but the first."""
 
     LIMITS: ClassVar[Mapping[str, tuple[int, int]]] = {
-        "min_ngram": (1, 8),
+        "min_ngram": (1, 16),
         "max_ngram": (1, LONGEST),
         "max_tokens": (1, 64),
-        "scan": (1, 64),
-        "branch": (0, 32),
+        "branches": (1, SCANNED),
+        "branch_tokens": (1, 32),
     }
-    min_ngram: int = 2
+    min_ngram: int = 1
     max_ngram: int = LONGEST
     max_tokens: int = 32
-    scan: int = 8
-    branch: int = 4
+    branches: int = 3
+    branch_tokens: int = 4
 
 
 def open_prompt_lookup(context: DrafterContext, options: Mapping[str, Any]) -> DrafterSource:
@@ -67,16 +66,26 @@ def open_prompt_lookup(context: DrafterContext, options: Mapping[str, Any]) -> D
     return DrafterSource("prompt_lookup", GRADES, lambda: PromptLookup(chosen))
 
 
-GRADES = (0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.1, 0.15, 0.2)
-"""By tokens matched before the node (`_STEPS`); then, by the same, of a second continuation."""
+_MATCHED = (1, 2, 3, 4, 6, 9, 16)
+"""Tokens that match before a node, where grades begin."""
+SPLIT, ONCE, AGREED, INNER = range(4)
+"""What is known of a node. It begins the best continuation, and the latest occurrences of the last
+token were followed by different ones; there is one occurrence only; all were followed by this one.
+Or it is further inside a continuation."""
+GRADES = (
+    *(0.18, 0.3, 0.6, 0.65, 0.8, 0.85, 0.9),
+    *(0.28, 0.65, 0.7, 0.75, 0.85, 0.9, 0.95),
+    *(0.5, 0.85, 0.85, 0.9, 0.9, 0.95, 0.98),
+    *(0.5, 0.52, 0.62, 0.74, 0.8, 0.88, 0.97),
+    *(0.13, 0.07),
+)
+"""By kind of node and by how many tokens match before it; then of a second best continuation, and
+of any other."""
+_BRANCH = 4 * len(_MATCHED) - 1
 
 
-def _grade(matched: int) -> int:
-    return bisect_right(_STEPS, matched) - 1
-
-
-def _branch_grade(matched: int) -> int:
-    return len(_STEPS) + bisect_right(_BRANCH_STEPS, matched) - 1
+def _grade(kind: int, matched: int) -> int:
+    return kind * len(_MATCHED) + bisect_right(_MATCHED, matched) - 1
 
 
 class PromptLookup:
@@ -132,47 +141,45 @@ class PromptLookup:
                     del latest[key]
 
     def propose(self, budget: int) -> Draft | None:
-        """What followed the best match as a chain, and what else followed as a second one."""
-        chosen = self._options
+        """What followed the best match as a chain, and what else followed as branches beside it."""
         most = self._settings.lookup_tokens
-        budget = min(budget, chosen.max_tokens if most is None else most)
-        found = self._continuations() if budget > 0 else []
+        budget = min(budget, self._options.max_tokens if most is None else most)
+        found = self._continuations()[:budget] if budget > 0 else []
         if not found:
             return None
-        start, matched = found[0]
-        beside = min(chosen.branch, budget // 4) if len(found) > 1 else 0
-        nodes = self._read(start, budget - beside)
-        grades = [0, *(_grade(matched + depth) for depth in range(len(nodes)))]
-        if not beside:
-            return Draft(Tree.chain([self._tokens[-1], *nodes]), grades)
-        start, matched = found[1]
-        branch = self._read(start, beside)
-        parents = [*range(-1, len(nodes)), 0, *range(len(nodes) + 1, len(nodes) + beside)]
-        grades.append(_branch_grade(matched))
-        grades += [_grade(matched + depth) for depth in range(1, beside)]
-        tokens = np.array([self._tokens[-1], *nodes, *branch], np.int64)
-        return Draft(Tree(tokens, np.array(parents, np.int64)), grades)
+        length = 0
+        if len(found) > 1:
+            length = max(1, min(self._options.branch_tokens, budget // 2 // (len(found) - 1)))
+        kind = self._agreement(found[0][0])
+        tokens, parents, grades = [self._tokens[-1]], [-1], [0]
+        for rank, (start, matched) in enumerate(found):
+            count = length if rank else budget - length * (len(found) - 1)
+            nodes = self._read(start, count)
+            parents += [0, *range(len(tokens), len(tokens) + count - 1)]
+            tokens += nodes
+            grades.append(_BRANCH + min(rank, 2) if rank else _grade(kind, matched))
+            grades += [_grade(INNER, matched + depth) for depth in range(1, count)]
+        tree = Tree(np.array(tokens, np.int64), np.array(parents, np.int64))
+        return Draft(tree, grades)
 
     def _continuations(self) -> list[tuple[int, int]]:
-        """Where to read on, and how many tokens match before: the best two with different tokens.
+        """Where to read on, and how many tokens match before it; best first, each place with a
+        different token.
 
-        Of the latest `scan` occurrences of the longest n-gram known, the longest match is best; of
-        equals the latest. Shorter n-grams are asked only for what is still missing.
+        Of the latest occurrences of the longest n-gram known, the longest match is best; of equals
+        the latest. Shorter n-grams are asked for what is still missing.
         """
-        tokens = self._tokens
-        length = len(tokens)
+        tokens, length = self._tokens, len(self._tokens)
         most = min(self._settings.max_ngram or LONGEST, self._options.max_ngram, length)
         least = min(self._options.min_ngram, most)
         found: list[tuple[int, int]] = []
         said: set[int] = set()
         for size, latest, earlier in zip(SIZES, self._latest, self._earlier, strict=True):
-            if size > most or len(found) > 1:
+            if size > most:
                 continue
-            if size < least and (found or size * 2 <= least):
-                break
             matches = []
             end = latest.get(tuple(tokens[length - size :]), 0)
-            for _ in range(self._options.scan):
+            for _ in range(SCANNED):
                 if not end:
                     break
                 if tokens[end] not in said:
@@ -181,10 +188,29 @@ class PromptLookup:
                         matches.append((matched, end))
                 end = earlier[end]
             for matched, end in sorted(matches, reverse=True):
-                if tokens[end] not in said and len(found) < 2:
+                if tokens[end] not in said:
                     said.add(tokens[end])
                     found.append((end, matched))
+                    if len(found) == self._options.branches:
+                        return found
+            if size <= least:
+                break
         return found
+
+    def _agreement(self, start: int) -> int:
+        """Whether the latest occurrences of the last token were followed by the one at `start`."""
+        tokens, earlier = self._tokens, self._earlier[-1]
+        end = self._latest[-1][(tokens[-1],)]
+        before = earlier[end]
+        if not before and tokens[end] == tokens[start]:
+            return ONCE
+        for _ in range(SCANNED):
+            if not end:
+                break
+            if tokens[end] != tokens[start]:
+                return SPLIT
+            end = earlier[end]
+        return AGREED
 
     def _matched(self, end: int, matched: int, most: int) -> int:
         """How many tokens before `end` are the last ones of the conversation, at most `most`."""

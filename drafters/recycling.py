@@ -10,6 +10,7 @@ counts how often the best successor of a token stayed the same, which says best 
 from __future__ import annotations
 
 import heapq
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -29,9 +30,9 @@ from quickdraft.drafters.conversation import common_prefix
 from quickdraft.drafters.options import checked
 from quickdraft.drafters.tree import Tree
 
-STREAKS = 3
-"""Classes of a row: its best successor is new, was the same twice, or more often."""
-RANK_RATES = (0.42, 0.14, 0.07, 0.045, 0.03, 0.022, 0.017, 0.014)
+STREAKS = 4
+"""Classes of a row: how often in a row its best successor stayed the same, up to three times."""
+RANK_RATES = (0.4, 0.12, 0.055, 0.03, 0.022, 0.02, 0.015, 0.015)
 """How often the target says the successor of each rank: gives the tree its shape."""
 
 
@@ -44,10 +45,16 @@ class RecyclingOptions:
         "max_nodes": (1, 64),
     }
     candidates: int = 6
-    max_nodes: int = 24
+    max_nodes: int = 16
 
 
-GRADES = tuple(rate for _ in range(STREAKS) for rate in RANK_RATES)
+GRADES = (
+    *(0.28, 0.11, 0.055, 0.03, 0.022, 0.02, 0.015, 0.015),
+    *(0.5, 0.08, 0.03, 0.015, 0.01, 0.01, 0.01, 0.01),
+    *(0.7, 0.05, 0.02, 0.01, 0.01, 0.01, 0.01, 0.01),
+    *(0.8, 0.03, 0.01, 0.01, 0.01, 0.01, 0.01, 0.01),
+)
+"""By class of the parent's row, and then by rank in it."""
 
 
 def open_recycling(context: DrafterContext, options: Mapping[str, Any]) -> DrafterSource:
@@ -67,6 +74,38 @@ def open_recycling(context: DrafterContext, options: Mapping[str, Any]) -> Draft
     )
 
 
+@dataclass(frozen=True)
+class Shape:
+    """A tree of ranks. levels: nodes of one depth, their parents and their ranks."""
+
+    parent: NDArray[np.int64]
+    rank: NDArray[np.int64]
+    levels: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]]
+
+
+@lru_cache(maxsize=128)
+def shape_of(nodes: int, candidates: int) -> Shape:
+    """The `nodes` likeliest paths of ranks, likeliest first."""
+    parent, rank, depth = [-1], [0], [0]
+    waiting = [(-RANK_RATES[0], 0, 0)]  # minus the likelihood, the parent, the rank
+    while len(parent) <= nodes:
+        negative, above, at = heapq.heappop(waiting)
+        node = len(parent)
+        parent.append(above)
+        rank.append(at)
+        depth.append(depth[above] + 1)
+        heapq.heappush(waiting, (negative * RANK_RATES[0], node, 0))
+        if at + 1 < candidates:
+            heapq.heappush(waiting, (negative / RANK_RATES[at] * RANK_RATES[at + 1], above, at + 1))
+    parents, ranks, depths = (np.array(x, np.int64) for x in (parent, rank, depth))
+    parents.flags.writeable = False  # it becomes the parents of many trees
+    levels = []
+    for level in range(1, int(depths.max()) + 1):
+        at_level = np.flatnonzero(depths == level)
+        levels.append((at_level, parents[at_level], ranks[at_level]))
+    return Shape(parents, ranks, levels)
+
+
 class Successors:
     """The latest candidates after every token.
 
@@ -76,8 +115,10 @@ class Successors:
 
     def __init__(self, vocab_size: int, candidates: int) -> None:
         self.unknown = vocab_size
+        self.candidates = candidates
         self.ids = np.full((vocab_size + 1, candidates), vocab_size, np.int32)
         self.streak = np.zeros(vocab_size + 1, np.uint8)
+        self._lock = threading.Lock()
 
     @property
     def nbytes(self) -> int:
@@ -89,18 +130,30 @@ class Successors:
     ) -> None:
         """Put rows of top, int64 [n, t], behind tokens, int64 [n]. Of equal tokens the last one
         wins, or the last one of the accepted rows, which saw the true conversation."""
-        top = top[:, : self.ids.shape[1]]
-        streak = np.minimum(self.streak[tokens] + 1, STREAKS - 1)
-        streak *= self.ids[tokens, 0] == top[:, 0]
-        for rows in (slice(None), accepted):
-            self.streak[tokens[rows]] = streak[rows]
-            self.ids[tokens[rows], : top.shape[1]] = top[rows]
+        count = min(top.shape[1], self.candidates)
+        with self._lock:
+            streak = np.minimum(self.streak[tokens] + 1, STREAKS - 1)
+            streak *= self.ids[tokens, 0] == top[:, 0]
+            for rows in (slice(None), accepted):
+                self.streak[tokens[rows]] = streak[rows]
+                self.ids[tokens[rows], :count] = top[rows, :count]
+                self.ids[tokens[rows], count:] = self.unknown
 
     def seed(self, tokens: Sequence[int]) -> None:
         """Let rows that know nothing hold the latest successor in a text."""
         first, second = np.array(tokens[:-1], np.int64), np.array(tokens[1:], np.int64)
-        fresh = self.ids[first, 0] == self.unknown
-        self.ids[first[fresh], 0] = second[fresh]
+        with self._lock:
+            fresh = self.ids[first, 0] == self.unknown
+            self.ids[first[fresh], 0] = second[fresh]
+
+    def read(self, root: int, shape: Shape) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Tokens of a tree of ranks below a root, and per node the streak of its parent's row."""
+        tokens = np.empty(len(shape.parent), np.int64)
+        tokens[0] = root
+        with self._lock:
+            for nodes, parents, ranks in shape.levels:
+                tokens[nodes] = self.ids[tokens[parents], ranks]
+            return tokens, self.streak[tokens[shape.parent]].astype(np.int64)
 
 
 class Recycling:
@@ -122,13 +175,9 @@ class Recycling:
         if budget < 1:
             return None
         matrix = self._matrix
-        shape = _shape(min(budget, self._max_nodes), matrix.ids.shape[1])
-        tokens = np.empty(len(shape.parent), np.int64)
-        tokens[0] = self._tokens[-1]
-        for nodes, parents, ranks in shape.levels:
-            tokens[nodes] = matrix.ids[tokens[parents], ranks]
-        parent = shape.parent
-        grades = shape.rank + len(RANK_RATES) * matrix.streak[tokens[parent]]
+        shape = shape_of(min(budget, self._max_nodes), matrix.candidates)
+        tokens, streak = matrix.read(self._tokens[-1], shape)
+        parent, grades = shape.parent, streak * len(RANK_RATES) + shape.rank
         known = tokens != matrix.unknown
         if not known.all():
             if not known[1:].any():
@@ -145,34 +194,3 @@ class Recycling:
             return
         path = np.array(observation.path, np.int64)
         self._matrix.update(observation.tree.tokens, observation.top, path)
-
-
-@dataclass(frozen=True)
-class _Shape:
-    """A tree of ranks. levels: nodes of one depth, their parents and their ranks."""
-
-    parent: NDArray[np.int64]
-    rank: NDArray[np.int64]
-    levels: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]]
-
-
-@lru_cache(maxsize=128)
-def _shape(nodes: int, candidates: int) -> _Shape:
-    """The `nodes` likeliest paths of ranks, likeliest first."""
-    parent, rank, depth = [-1], [0], [0]
-    waiting = [(-RANK_RATES[0], 0, 0)]  # minus the likelihood, the parent, the rank
-    while len(parent) <= nodes:
-        negative, above, at = heapq.heappop(waiting)
-        node = len(parent)
-        parent.append(above)
-        rank.append(at)
-        depth.append(depth[above] + 1)
-        heapq.heappush(waiting, (negative * RANK_RATES[0], node, 0))
-        if at + 1 < candidates:
-            heapq.heappush(waiting, (negative / RANK_RATES[at] * RANK_RATES[at + 1], above, at + 1))
-    parents, ranks, depths = (np.array(x, np.int64) for x in (parent, rank, depth))
-    levels = []
-    for level in range(1, int(depths.max()) + 1):
-        at_level = np.flatnonzero(depths == level)
-        levels.append((at_level, parents[at_level], ranks[at_level]))
-    return _Shape(parents, ranks, levels)

@@ -56,7 +56,7 @@ class TrigramOptions:
     floor: float = 0.03
 
 
-GRADES = (0.02, 0.04, 0.08, 0.2, 0.35, 0.5, 0.75, 0.85, 0.92)
+GRADES = (0.02, 0.04, 0.05, 0.17, 0.27, 0.65, 0.85, 0.85, 0.85)
 """By the weight of a successor (`_WEIGHTS`)."""
 
 
