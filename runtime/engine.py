@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,8 +30,7 @@ from quickdraft.runtime.session import Session
 from quickdraft.runtime.speculation import Proposal, Verdict
 
 
-@dataclass(frozen=True)
-class _Verified:
+class _Verified(NamedTuple):
     """A proposal after the target's step, whose logits are its nodes'. offset: staged rows before
     its root."""
 

@@ -6,7 +6,9 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,8 +28,10 @@ UNPLANNED_NODES = 8
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Proposal:
+_NOBODY: Mapping[str, float] = MappingProxyType({})
+
+
+class Proposal(NamedTuple):
     """What a step verifies. Times in seconds.
 
     merged: of `tree`; None for plain decoding. offered: all that was proposed, before the cut.
@@ -41,7 +45,7 @@ class Proposal:
     decision: Decision | None = None
     fallbacks: int = 0
     draft_s: float = 0.0
-    draft_s_by: Mapping[str, float] = field(default_factory=dict)
+    draft_s_by: Mapping[str, float] = _NOBODY
     names: tuple[str, ...] = ()
 
     @property
@@ -65,16 +69,16 @@ class Proposal:
             return {}
         drafted = [0] * len(self.names)
         right = [0] * len(self.names)
+        taken = frozenset(accepted)
         for node, by in enumerate(self.merged.by):
             for drafter, _ in by:
                 drafted[drafter] += 1
-                right[drafter] += node in accepted
+                right[drafter] += node in taken
         counts = zip(self.names, drafted, right, strict=True)
         return {name: (made, good) for name, made, good in counts if made}
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(NamedTuple):
     """What a step made of a proposal.
 
     tokens: that became part of the answer; decided: these and what followed where the answer
