@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny.answers import (
+    ALL,
     VOCAB,
     open_source,
 )
@@ -18,13 +19,12 @@ from tiny.toy_backend import (
 from quickdraft.drafters.base import Draft, DraftSettings, Drawn, Observation
 from quickdraft.drafters.distribution import Distribution
 from quickdraft.drafters.tree import Tree
-from quickdraft.registry import DRAFTERS
 from quickdraft.runtime.generation import GenerationConfig
 from quickdraft.runtime.sampling import process
 from quickdraft.runtime.speculation import is_usable
 
 
-@pytest.mark.parametrize("name", DRAFTERS)
+@pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("draws", [False, True], ids=["greedy", "drawn"])
 @settings(max_examples=20, deadline=None)
 @given(
@@ -85,7 +85,7 @@ def observe(said: list[int], block: list[int], top: int) -> Observation:
     return Observation(block, tree, path, ids if top else None, states)
 
 
-@pytest.mark.parametrize("name", DRAFTERS)
+@pytest.mark.parametrize("name", ALL)
 def test_a_history_that_is_gone_leaves_no_trace(name: str) -> None:
     """What a drafter learnt in an answer may stay; the tokens of a conversation must not."""
     logits = hashed(VOCAB)

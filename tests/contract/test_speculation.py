@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny.answers import (
+    ALL,
     CONTEXT,
     FACTORIES,
     FLAT,
@@ -39,7 +40,6 @@ from quickdraft.device_profiles.curve import Curve
 from quickdraft.drafters.base import DrafterSource
 from quickdraft.drafters.tree import Tree
 from quickdraft.errors import BackendError
-from quickdraft.registry import DRAFTERS
 from quickdraft.runtime.backends.base import CancelToken
 from quickdraft.runtime.drafting import Drafting
 from quickdraft.runtime.engine import Decoder
@@ -163,7 +163,7 @@ def _sources(name: str, vocab: int) -> list[DrafterSource]:
 
 
 @pytest.mark.parametrize(
-    "name", [*DRAFTERS, "random", "oracle_trees", "drawn", "drawn trees", "drawn and chosen"]
+    "name", [*ALL, "random", "oracle_trees", "drawn", "drawn trees", "drawn and chosen"]
 )
 @pytest.mark.parametrize("chains", [False, True], ids=["trees", "chains"])
 def test_sampled_sequences_have_the_exact_distribution(name: str, chains: bool) -> None:

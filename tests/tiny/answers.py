@@ -7,6 +7,7 @@ from functools import partial
 
 import numpy as np
 from hypothesis import strategies as st
+from tiny.documented import DOCUMENTED
 from tiny.toy_backend import (
     DrawnDrafter,
     LogitsOf,
@@ -32,6 +33,9 @@ from quickdraft.runtime.generation import GenerationConfig
 from quickdraft.runtime.plan import Emission, Plan
 from quickdraft.runtime.session import Session
 
+ALL = {**DRAFTERS, **DOCUMENTED}
+"""All drafters of the registry, and the one of the documentation."""
+
 VOCAB = 16
 CONTEXT = 96
 
@@ -49,13 +53,13 @@ def open_source(
 ) -> DrafterSource:
     """A drafter of the registry for a toy model; its draft model says something similar."""
 
-    def open_model(name: str, backend: str = "auto") -> DraftModel:
+    def open_model(name: str, backend: str) -> DraftModel:
         noise = hashed(vocab, markov=0.0, scale=1.5)
         similar = lambda tokens: logits(tokens) + noise(tokens)  # noqa: E731
         return BackendDraftModel(ToyBackend(similar, toy_spec(vocab, CONTEXT)), vocab)
 
     context = DrafterContext(vocab, CONTEXT, open_model=open_model)
-    source: DrafterSource = lookup("drafter", DRAFTERS, name)(
+    source: DrafterSource = lookup("drafter", ALL, name)(
         context, {**NEEDED.get(name, {}), **options}
     )
     return source
@@ -93,14 +97,14 @@ def drawn_source(seed: int = 0, width: int = 2, vocab: int = VOCAB) -> DrafterSo
     return toy_source(name="drawn", drafter=partial(DrawnDrafter, law, width))
 
 
-FACTORIES: dict[str, Factory] = {name: _registered(name) for name in DRAFTERS} | {
+FACTORIES: dict[str, Factory] = {name: _registered(name) for name in ALL} | {
     "random": _toy(lambda logits, seed: random_trees(seed, VOCAB)),
     "adversary": _toy(lambda logits, seed: adversary(logits)),
     "oracle": _toy(lambda logits, seed: oracle(logits)),
     "oracle_trees": _toy(oracle_trees),
     "nonsense": _toy(lambda logits, seed: nonsense),
     "several": _several,
-    "all": lambda logits, seed: [open_source(name, logits) for name in DRAFTERS],
+    "all": lambda logits, seed: [open_source(name, logits) for name in ALL],
     "drawn": lambda logits, seed: [drawn_source(seed)],
     "drawn and chosen": lambda logits, seed: [*_several(logits, seed), drawn_source(seed, 3)],
 }
