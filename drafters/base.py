@@ -131,15 +131,16 @@ class DrafterContext:
     """What a drafter may know of the target and of where it runs.
 
     key: tells the target's bundle from any other. store: folder for what is kept between
-    conversations, None to keep nothing. open_model: loads a bundle by name or path as a model that
-    drafts for this target; it raises InputError where the tokenizers differ.
+    conversations, None to keep nothing. open_model: loads a bundle as a model that drafts for this
+    target, given its name or path and the name of a backend (or `auto`); it raises InputError
+    where the tokenizers differ.
     """
 
     vocab_size: int
     context_length: int
     key: str = ""
     store: Path | None = None
-    open_model: Callable[[str], DraftModel] | None = None
+    open_model: Callable[[str, str], DraftModel] | None = None
 
 
 @dataclass(frozen=True)

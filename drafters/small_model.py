@@ -50,7 +50,7 @@ _LOG_LEAST = math.log(LEAST)
 
 @dataclass(frozen=True)
 class SmallModelOptions:
-    """model: name or path of the bundle that drafts.
+    """model: name or path of the bundle that drafts. backend: what opens it, or `auto`.
 
     method: of greedy answers `chain` is the likeliest path and anything else a tree of likely
     ones; of sampled answers `chain`, `rsd_c` and `rsd_s` are drawn and `tree` is chosen. depth: of
@@ -71,6 +71,7 @@ class SmallModelOptions:
     width: int = 3
     nodes: int = 6
     stop_below: float = 0.3
+    backend: str = "auto"
 
     def of_answer(self, is_drawn: bool) -> str:
         """The method of answers that are drawn at random, or not."""
@@ -89,7 +90,7 @@ def open_small_model(context: DrafterContext, options: Mapping[str, Any]) -> Dra
     chosen = checked(SmallModelOptions, "small_model", options)
     if context.open_model is None:
         raise OptionError("drafter small_model loads a model, which cannot be done here")
-    model = context.open_model(chosen.model)
+    model = context.open_model(chosen.model, chosen.backend)
     caches: WeakSet[Any] = WeakSet()
 
     def new() -> SmallModel:

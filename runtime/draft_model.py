@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from quickdraft.drafters.tree import Tree
 from quickdraft.errors import InputError, OptionError
 from quickdraft.manifest import Manifest
+from quickdraft.registry import BACKENDS, lookup
 from quickdraft.runtime.backends.base import Backend
 from quickdraft.runtime.backends.opening import open_backend
 from quickdraft.runtime.text import Tokenizer
@@ -63,6 +64,7 @@ def open_draft_model(
     """Load the bundle `name` as a model that drafts for `target`, whose tokenizer is given.
 
     Raises:
+        OptionError: there is no such backend.
         InputError: it cannot be found or opened, or a token means something else to it.
     """
     if open_bundle is None:
@@ -70,6 +72,8 @@ def open_draft_model(
             f"the draft model {name!r} cannot be looked up here; open the target with "
             "quickdraft.load"
         )
+    if backend != "auto":
+        lookup("backend", BACKENDS, backend)  # before anything is fetched
     folder, manifest = open_bundle(name, backend)
     own = Tokenizer.from_entry(folder, manifest.tokenizer, manifest.model.vocab_size)
     problem = tokenizer.difference(own)

@@ -113,7 +113,7 @@ class Drafting:
         key = bundle_key(manifest)
         with ExitStack() as stack:
 
-            def open_model(name: str, backend: str = "auto") -> DraftModel:
+            def open_model(name: str, backend: str) -> DraftModel:
                 model = open_draft_model(name, backend, setup.open_bundle, manifest, tokenizer)
                 stack.callback(model.close)
                 return model

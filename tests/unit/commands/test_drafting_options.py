@@ -63,6 +63,50 @@ def test_drafting_does_not_change_what_is_said(tiny_bundle: Path, options: tuple
     assert (said["timings"]["draft_n"] == 0) == (options[-1:] in (("none",), ("0",)))
 
 
+@pytest.mark.parametrize("backend", ["auto", "onnxruntime", "reference"])
+@pytest.mark.parametrize(
+    ("options", "guarantee"),
+    [
+        (("--temperature", 0), "bit_identical"),
+        (("--temperature", 0.9, "--seed", 3), "same_distribution"),
+    ],
+)
+def test_a_small_model_drafts_on_any_backend(
+    tiny_bundle: Path, backend: str, options: tuple[object, ...], guarantee: str
+) -> None:
+    """It drafts for itself here, so it is nearly always right."""
+    say = ("run", tiny_bundle, "abc", "-n", 24, "--ignore-eos", "--raw", "--json", *options)
+    plain = json.loads(call(*say, "--drafter", "none").stdout)
+    model = (f"small_model.model={tiny_bundle}", f"small_model.backend={backend}")
+    given = [part for option in model for part in ("--drafter-option", option)]
+    said = json.loads(
+        call(*say, "--drafter", "auto,small_model", *given, "--draft-tokens", 4).stdout
+    )
+    counts = said["drafting"]["drafters"]["small_model"]
+    assert counts["accepted"] > 0.5 * counts["drafted"] > 0
+    assert plain["guarantee"] == "bit_identical"
+    assert said["guarantee"] == guarantee
+    if guarantee == "bit_identical":
+        assert said["token_ids"] == plain["token_ids"]
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        ((), "needs the option 'model'"),
+        (("small_model.model=nowhere-at-all",), "nowhere-at-all"),
+        (("small_model.model=smollm2-135m", "small_model.backend=gpu"), "backend 'gpu'"),
+    ],
+)
+def test_a_draft_model_that_cannot_be_opened_is_named(
+    tiny_bundle: Path, model: tuple[str, ...], says: str
+) -> None:
+    given = [part for option in model for part in ("--drafter-option", option)]
+    done = call("run", tiny_bundle, *SAY, "--drafter", "small_model", *given, "--offline")
+    assert done.returncode == 2
+    assert says in done.stderr
+
+
 def test_explain_prints_a_line_per_step(tiny_bundle: Path) -> None:
     done = call("run", tiny_bundle, *SAY, "--explain", "--draft-tokens", 4)
     head, *lines = done.stderr.splitlines()

@@ -46,7 +46,7 @@ def opened(
 ) -> tuple[DrafterSource, ToyBackend]:
     backend = ToyBackend(logits, toy_spec(vocab, context))
     model = BackendDraftModel(backend, vocab)
-    told = DrafterContext(VOCAB, 96, open_model=lambda name: model)
+    told = DrafterContext(VOCAB, 96, open_model=lambda *name: model)
     return open_small_model(told, {"model": "toy", **options}), backend
 
 
