@@ -11,13 +11,13 @@ TRUST_WEIGHT = 3.0
 """How many accepted nodes a drafter's own figures count for as a whole."""
 DEPTH_WEIGHT = 6.0
 """How many accepted nodes the rate of a grade counts for when its depths are told apart."""
-MEMORY = 64.0
+MEMORY = 128.0
 """Observations after which an old one counts for 1/e in the slow rate of a grade."""
 FAST_SHARE = 1 / 6
 """What a new observation counts for in the fast rate."""
 BELIEF_KEPT = 0.9
 """What is left of the evidence for one of the two rates when the next observation comes."""
-FAVOUR = 1.5
+FAVOUR = 2.5
 """Log odds of the slow rate where nothing speaks for either."""
 LEAST = 0.02
 """No event is less likely than this: one surprise must not decide."""

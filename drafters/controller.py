@@ -31,8 +31,8 @@ TRIAL_NODES = 2
 """Nodes to ask a costly drafter for, of which nothing is known or nothing good."""
 
 # The account, in plain steps: what a step without drafts costs.
-FIRST_CREDIT = 0.3
-MOST_CREDIT = 1.5
+FIRST_CREDIT = 0.2
+MOST_CREDIT = 2.0
 ALLOWANCE = 0.01
 """What drafting may cost for nothing, per decided token."""
 MEMORY = 64.0

@@ -62,9 +62,9 @@ def merge(root: int, drafts: Sequence[Draft | None], rate: Rate) -> Merged:
     """All paths of all drafts, equal beginnings once.
 
     root: the last token known, the root of every draft. A node is as likely as its surest proposer
-    says, and chosen siblings, of which at most one can be right, share what there is. Drawn
-    children of one draft hold a node for themselves: those of another are left out, with what
-    hangs below them, because a node follows one law.
+    says. Of chosen siblings at most one can be right, so where they promise too much all but the
+    surest are lowered. Drawn children of one draft have their parent's law to themselves: those of
+    another are left out, with what hangs below them, because a node follows one law.
     """
     merged = Merged([root], [-1], [1.0], [()], {})
     depth = [0]
@@ -165,7 +165,11 @@ def _add_drawn(
 
 
 def _share(merged: Merged) -> None:
-    """Scale chosen siblings down where they would add up to more than is left for them."""
+    """Lower chosen siblings that together promise more than is left for them.
+
+    The surest is as likely as it says, whoever disagrees: its drafter has been in disagreements
+    before. The others share what is left.
+    """
     likely, parents = merged.likely, merged.parent
     total = [0.0] * len(likely)
     for parent, sure in zip(parents, likely, strict=True):
@@ -174,14 +178,19 @@ def _share(merged: Merged) -> None:
     if max(total) <= 1.0:
         return
     drawn = merged.drawn()
-    taken = [0.0] * len(likely)
-    for node in drawn:
-        taken[parents[node]] += likely[node]
-    for node in range(1, len(likely)):
-        parent = parents[node]
-        if total[parent] > 1.0 and node not in drawn:
-            chosen = total[parent] - taken[parent]
-            likely[node] *= min(1.0, max(0.0, 1.0 - taken[parent]) / chosen)
+    for parent, promised in enumerate(total):
+        if promised <= 1.0:
+            continue
+        children = [node for node in range(1, len(likely)) if parents[node] == parent]
+        left = max(1.0 - sum([likely[node] for node in children if node in drawn]), 0.0)
+        chosen = [node for node in children if node not in drawn]
+        chosen.sort(key=likely.__getitem__, reverse=True)
+        for node in chosen[:1]:
+            likely[node] = min(likely[node], left)
+            left -= likely[node]
+        others = sum([likely[node] for node in chosen[1:]])
+        for node in chosen[1:]:
+            likely[node] *= min(1.0, left / others)
 
 
 def cut(merged: Merged, kept: Sequence[int]) -> Merged:
