@@ -1,6 +1,6 @@
 """The file of an n-gram store: small, checked, and never half written.
 
-    32 bytes    magic, version, size of the vocabulary, number of entries, CRC-32 of all the rest
+    24 bytes    magic, version, size of the vocabulary, number of entries, CRC-32 of all the rest
     32 bytes    SHA-256 of the key of the target's bundle
     8 n bytes   uint64, keys of n-grams
     4 n bytes   uint32, tokens that followed
@@ -15,22 +15,23 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import struct
 import zlib
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 from quickdraft.drafters.ngram_table import MAX_COUNT, Entries, NgramTable
-from quickdraft.hashes import write_atomically
+from quickdraft.errors import BundleError
+from quickdraft.hashes import open_regular, write_atomically
 
 MAGIC = b"QDNGRAM\n"
 VERSION = 1
 MAX_ENTRIES = 1 << 22
 LOCK_SECONDS = 2.0
-_HEAD = struct.Struct("<8sIIQI4x")  # magic, version, vocabulary, entries, checksum
+_HEAD = struct.Struct("<8sIIII")  # magic, version, vocabulary, entries, checksum
 _ENTRY_BYTES = 13
 
 _log = logging.getLogger(__name__)
@@ -38,6 +39,11 @@ _log = logging.getLogger(__name__)
 
 class _Damaged(Exception):
     """Why a file cannot be used."""
+
+
+def _identity(found: os.stat_result) -> tuple[int, int, int]:
+    """What changes when a file is replaced."""
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 class NgramFile:
@@ -60,7 +66,7 @@ class NgramFile:
             entries = self._read()
         except FileNotFoundError:
             return
-        except (_Damaged, OSError) as error:
+        except (_Damaged, BundleError, OSError) as error:
             _log.warning("the n-gram store %s starts empty: %s", self.path, error)
             return
         if entries is not None:
@@ -69,14 +75,16 @@ class NgramFile:
     def save(self, table: NgramTable) -> bool:
         """Write a table, with what others have added to the file; False, with a warning, if that
         was not possible: the table is as it was, or has gained theirs."""
+        from filelock import FileLock  # takes longer to import than a store to read
+
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(self.path.with_suffix(".lock"), timeout=LOCK_SECONDS):
                 self._remove_leftovers()
                 self.load(table)
                 write_atomically(self.path, self._pack(table.entries()))
-                self._seen = self._identity()
-        except (OSError, Timeout) as error:
+                self._seen = _identity(self.path.stat())
+        except OSError as error:  # and a lock's Timeout is one
             _log.warning("the n-gram store %s could not be saved: %s", self.path, error)
             return False
         return True
@@ -87,20 +95,16 @@ class NgramFile:
             with suppress(OSError):
                 leftover.unlink()
 
-    def _identity(self) -> tuple[int, int, int]:
-        found = self.path.stat()
-        return found.st_ino, found.st_size, found.st_mtime_ns
-
     def _read(self) -> Entries | None:
         """What the file holds; None if nobody has changed it since it was read or written here."""
-        identity = self._identity()
-        if identity == self._seen:
-            return None
-        largest = _HEAD.size + len(self._owner) + MAX_ENTRIES * _ENTRY_BYTES
-        if identity[1] > largest:
-            raise _Damaged(f"it has {identity[1]} bytes, more than a store ever has")
-        self._seen = identity
-        return self._unpack(self.path.read_bytes())
+        file, found = open_regular(self.path)
+        with file:
+            if _identity(found) == self._seen:
+                return None
+            self._seen = _identity(found)
+            if found.st_size > _HEAD.size + len(self._owner) + MAX_ENTRIES * _ENTRY_BYTES:
+                raise _Damaged(f"it has {found.st_size} bytes, more than a store ever has")
+            return self._unpack(file.read())
 
     def _pack(self, entries: Entries) -> bytes:
         body = b"".join(

@@ -31,7 +31,7 @@ class Entries:
 
 def key_of(tokens: Sequence[int]) -> int:
     """A number for an n-gram, never 0; of any two n-grams hardly ever the same."""
-    state = len(tokens)
+    state = len(tokens) * _FACTOR & _MASK  # no token of a vocabulary undoes it
     for token in tokens:
         state = ((state ^ token) * _FACTOR) & _MASK
         state ^= state >> 29
@@ -43,7 +43,7 @@ def keys_of(tokens: NDArray[np.int64], size: int) -> Keys:
     """uint64 [len(tokens) - size + 1]: `key_of` of every n-gram of a text."""
     words = tokens.astype(np.uint64)
     count = len(words) - size + 1
-    state = np.full(count, size, np.uint64)
+    state = np.full(count, size * _FACTOR & _MASK, np.uint64)
     for i in range(size):
         state = (state ^ words[i : i + count]) * np.uint64(_FACTOR)
         state ^= state >> np.uint64(29)
