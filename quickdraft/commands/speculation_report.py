@@ -122,6 +122,7 @@ def category_figures(category: str, samples: Samples, settings: Sequence[str]) -
         "rows_per_step": round(mean(step.rows for step in steps), 3),
         "verify_ms": round(1e3 * mean(step.verify_s for step in steps), 3),
         "draft_ms": round(1e3 * mean(step.draft_s for step in steps), 4),
+        "learn_ms": round(1e3 * mean(step.learn_s for step in steps), 4),
         "prefill_ms": round(1e3 * mean(prefills), 3),
         "guarantee": sorted({turn.guarantee for turns in ours for turn in turns if turn.guarantee}),
         "settings": {name: {"tps": speeds[name], "identical": identical[name]} for name in fixed},
