@@ -112,7 +112,7 @@ class DraftModel(Protocol):
 
     @property
     def vocab_size(self) -> int:
-        """Tokens it knows; the same ones as the target's."""
+        """Tokens it can read: ids below this, which mean to it what they mean to the target."""
 
     @property
     def context_length(self) -> int:
@@ -122,8 +122,8 @@ class DraftModel(Protocol):
         """An empty cache (kvcache.base.KvCache)."""
 
     def logits(self, tree: Tree, cache: Any, rows: Sequence[int]) -> NDArray[np.float32]:
-        """float32 [len(rows), vocabulary]: logits after these nodes of a tree over the committed
-        cache; its keys and values are staged."""
+        """float32 [len(rows), vocabulary of the target]: logits after these nodes of a tree over
+        the committed cache; its keys and values are staged. Valid until the next step."""
 
 
 @dataclass(frozen=True)

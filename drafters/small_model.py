@@ -53,8 +53,9 @@ class SmallModelOptions:
     """model: name or path of the bundle that drafts. backend: what opens it, or `auto`.
 
     method: of greedy answers `chain` is the likeliest path and anything else a tree of likely
-    ones; of sampled answers `chain`, `rsd_c` and `rsd_s` are drawn and `tree` is chosen. depth: of
-    the deepest node. width: most children of a node, and most nodes of a level. nodes: most nodes
+    ones; of sampled answers `chain`, `rsd_c` and `rsd_s` are drawn and `tree` is chosen; `auto` is
+    `tree` for greedy answers and `chain` for sampled ones. depth: of the deepest node. width: most
+    children of a node, and most nodes of a level that are followed further. nodes: most nodes
     drawn. stop_below: what follows a path is not asked where the path is less likely than this.
     """
 
@@ -68,15 +69,17 @@ class SmallModelOptions:
     model: str
     method: str = "auto"
     depth: int = 8
-    width: int = 3
+    width: int = 2
     nodes: int = 6
-    stop_below: float = 0.3
+    stop_below: float = 0.4
     backend: str = "auto"
 
     def of_answer(self, is_drawn: bool) -> str:
         """The method of answers that are drawn at random, or not."""
         if self.method == "auto":
-            return "chain"
+            # Branches add few rows and no step to a tree that is chosen. A drawn tree takes fewer
+            # steps than a path, and gains less per row.
+            return "chain" if is_drawn else "tree"
         return "tree" if self.method.startswith("rsd") and not is_drawn else self.method
 
 
@@ -94,7 +97,7 @@ def open_small_model(context: DrafterContext, options: Mapping[str, Any]) -> Dra
     caches: WeakSet[Any] = WeakSet()
 
     def new() -> SmallModel:
-        drafter = SmallModel(model, chosen, context.vocab_size)
+        drafter = SmallModel(model, chosen)
         caches.add(drafter.reader.cache)
         return drafter
 
@@ -110,10 +113,9 @@ def open_small_model(context: DrafterContext, options: Mapping[str, Any]) -> Dra
 class SmallModel:
     """The drafter of one conversation. A model that fails raises BackendError from `propose`."""
 
-    def __init__(self, model: DraftModel, options: SmallModelOptions, vocab_size: int) -> None:
+    def __init__(self, model: DraftModel, options: SmallModelOptions) -> None:
         self.reader = Reader(model)
         self._options = options
-        self._vocab_size = vocab_size
         self._settings = DraftSettings()
         self._rng = np.random.default_rng(0)
 

@@ -24,12 +24,14 @@ BundleOpener = Callable[[str, str], tuple[Path, Manifest]]
 class BackendDraftModel:
     """A backend as drafters.base.DraftModel.
 
-    vocab_size: of the target, whatever rows the draft's own matrices are padded to.
+    vocab_size: tokens both know; the matrices of the two may be padded to different sizes.
     """
 
     def __init__(self, backend: Backend, vocab_size: int) -> None:
+        """vocab_size: of the target."""
         self._backend = backend
-        self.vocab_size = vocab_size
+        self._width = vocab_size
+        self.vocab_size = min(vocab_size, backend.spec.vocab_size)
         self.context_length = backend.spec.context_length
 
     def new_cache(self) -> Any:
@@ -37,16 +39,16 @@ class BackendDraftModel:
         return self._backend.new_cache()
 
     def logits(self, tree: Tree, cache: Any, rows: Sequence[int]) -> NDArray[np.float32]:
-        """float32 [len(rows), vocab_size]: logits after these nodes over the committed cache.
-        Valid until the next step over the same cache.
+        """float32 [len(rows), vocabulary of the target]: logits after these nodes over the
+        committed cache. Valid until the next step over the same cache.
 
         Raises:
             ContextOverflow, BackendError: as steps of the backend.
         """
         logits = self._backend.step(tree, cache, np.asarray(rows, np.int64)).logits
-        missing = self.vocab_size - logits.shape[1]
+        missing = self._width - logits.shape[1]
         if missing <= 0:
-            return logits[:, : self.vocab_size]
+            return logits[:, : self._width]
         return np.pad(logits, ((0, 0), (0, missing)), constant_values=-np.inf)
 
     def close(self) -> None:

@@ -295,7 +295,7 @@ def test_options_are_checked(
 @pytest.mark.parametrize(
     ("method", "greedy", "drawn"),
     [
-        ("auto", "chain", "chain"),
+        ("auto", "tree", "chain"),
         ("chain", "chain", "chain"),
         ("tree", "tree", "tree"),
         ("rsd_c", "tree", "rsd_c"),
