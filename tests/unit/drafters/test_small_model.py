@@ -10,8 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from tiny.answers import decode
-from tiny.toy_backend import LogitsOf, ToyBackend, hashed, toy_spec
+from tiny.answers import FLAT, decode, tv_ratio
+from tiny.toy_backend import (
+    LogitsOf,
+    ToyBackend,
+    hashed,
+    oracle,
+    random_trees,
+    toy_source,
+    toy_spec,
+)
 
 from quickdraft.drafters.base import (
     Draft,
@@ -25,7 +33,11 @@ from quickdraft.drafters.small_model import GRADES, SmallModelOptions, open_smal
 from quickdraft.drafters.tree import Tree
 from quickdraft.errors import BackendError, InputError, OptionError
 from quickdraft.runtime.draft_model import BackendDraftModel
+from quickdraft.runtime.drafting import Drafting
+from quickdraft.runtime.engine import Decoder
 from quickdraft.runtime.generation import GenerationConfig
+from quickdraft.runtime.plan import Plan
+from quickdraft.runtime.session import Session
 
 VOCAB = 16
 TARGET = hashed(VOCAB, scale=3.0)
@@ -95,6 +107,33 @@ def test_another_model_saves_steps(method: str, temperature: float) -> None:
     if not temperature or method == "tree":
         plain, _ = decode(TARGET, [1, 2, 3], config)
         assert tokens == plain
+
+
+@pytest.mark.parametrize(
+    ("method", "others"),
+    [("chain", False), ("chain", True), ("rsd_c", False), ("rsd_s", False), ("rsd_s", True)],
+)
+def test_sampled_answers_have_the_law_of_the_target(method: str, others: bool) -> None:
+    """Joint law of four tokens, of which a step can decide the last three together (S4)."""
+    vocab, draws = 3, 800
+    logits = hashed(vocab, markov=0.5, scale=1.2)
+    noise = hashed(vocab, markov=0.0, scale=1.5)
+    source, _ = opened(lambda t: logits(t) + noise(t), vocab=vocab, method=method, stop_below=0.0)
+    chosen = [toy_source(oracle(logits)), toy_source(random_trees(1, vocab))] if others else []
+    backend = ToyBackend(logits, toy_spec(vocab, 96))
+    session = Session(backend, Drafting([source, *chosen], backend, FLAT))
+    config = GenerationConfig(temperature=1.0, top_k=0, max_new_tokens=5, num_draft_tokens=6)
+    counts, drawn = np.zeros((vocab,) * 4), 0
+    for seed in range(draws):
+        run = list(Decoder(backend, session, Plan(config.replace(seed=seed))).run([0, 1, 0]))
+        counts[tuple([token for emission in run for token in emission.tokens][:4])] += 1
+        drawn += sum(emission.record.drawn for emission in run if emission.record)
+    exact = np.ones_like(counts)
+    for outcome in np.ndindex(*exact.shape):
+        for i, token in enumerate(outcome):
+            exact[outcome] *= softmax(logits((0, 1, 0, *outcome[:i]))).probability(token)
+    assert tv_ratio(counts.ravel(), exact.ravel()) < 1.35
+    assert drawn > draws
 
 
 def test_a_path_takes_one_step_a_token() -> None:
