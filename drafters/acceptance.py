@@ -11,6 +11,10 @@ TRUST_WEIGHT = 3.0
 """How many accepted nodes a drafter's own figures count for as a whole."""
 DEPTH_WEIGHT = 6.0
 """How many accepted nodes the rate of a grade counts for when its depths are told apart."""
+PROMISE_WEIGHT = 4.0
+"""How many accepted nodes the promises of a merged tree count for."""
+STEPS = 10
+"""Steps of probability that promises are told apart by."""
 MEMORY = 128.0
 """Observations after which an old one counts for 1/e in the slow rate of a grade."""
 FAST_SHARE = 1 / 6
@@ -115,6 +119,26 @@ class AcceptanceTable:
         held.update(cell.rate, accepted)
         cell.update(_scaled(cell.prior, trust.factor), accepted)
         trust.update(cell.prior, accepted)
+
+
+class Promises:
+    """How far the probabilities hold that a merged tree promises.
+
+    The surest of several drafters is surer than it should be, because it was chosen for that, and
+    drafters that agree without having copied from each other are right more often than each of them
+    alone. So nodes are counted by what they promise and by whether several proposed them.
+    """
+
+    def __init__(self) -> None:
+        self._held = [[_Held(PROMISE_WEIGHT) for _ in range(STEPS + 1)] for _ in range(2)]
+
+    def kept(self, likely: float, proposers: int) -> float:
+        """The probability that such a promise is kept."""
+        return _scaled(likely, self._held[proposers > 1][int(likely * STEPS)].factor)
+
+    def update(self, likely: float, proposers: int, accepted: bool) -> None:
+        """Count one node whose parent was accepted."""
+        self._held[proposers > 1][int(likely * STEPS)].update(likely, accepted)
 
 
 def _scaled(probability: float, factor: float) -> float:

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from quickdraft.device_profiles.curve import Curve
-from quickdraft.drafters.acceptance import AcceptanceTable
+from quickdraft.drafters.acceptance import AcceptanceTable, Promises
 from quickdraft.drafters.accounts import Account, settle
 from quickdraft.drafters.base import DrafterSource
 from quickdraft.drafters.merge import Merged
@@ -78,6 +78,7 @@ class Controller:
         self._names = [source.name for source in sources]
         self._index = {name: index for index, name in enumerate(self._names)}
         self._accounts = [Account(source) for source in sources]
+        self._promises = Promises()
         self._cost = StepCost(curve, MAX_NODES + 1) if curve is not None else None
         self._asked: tuple[str, ...] = ()
         self._context = 0
@@ -131,7 +132,9 @@ class Controller:
         self._context = context_length
         seconds = self._cost.seconds(context_length)
         plain = seconds[0]
-        order, reach, drawn = likeliest(merged, min(room, MAX_NODES))
+        kept = self._promises.kept
+        likely = [kept(p, len(by)) for p, by in zip(merged.likely, merged.by, strict=True)]
+        order, reach, drawn = likeliest(merged, likely, min(room, MAX_NODES))
         price, most = self._worth / plain, plain * (1.0 + self._credit)
         best = wanted = 0
         tokens = best_tokens = 1.0
@@ -159,7 +162,7 @@ class Controller:
 
     def fixed(self, merged: Merged, nodes: int) -> Decision:
         """The likeliest nodes, at most `nodes`, whatever they cost."""
-        order, reach, _ = likeliest(merged, nodes)
+        order, reach, _ = likeliest(merged, merged.likely, nodes)
         tokens = 1.0 + sum([reach[node] for node in order])
         plain = spent = 0.0
         if self.curve is not None:
@@ -208,6 +211,7 @@ class Controller:
         # What decides a drawn node is tried only where it is verified.
         untried = merged.drawn().difference(kept)
         said, by, update = merged.tokens, merged.by, self.table.update
+        promise = self._promises.update
         at, path = 0, []
         for depth, token in enumerate(tokens, 1):
             following = 0
@@ -216,6 +220,7 @@ class Controller:
                 if right:
                     following = node
                 if node not in untried:
+                    promise(merged.likely[node], len(by[node]), right)
                     for drafter, grade in by[node]:
                         update(drafter, grade, depth, right)
             if not following:
@@ -225,14 +230,18 @@ class Controller:
         return path
 
 
-def likeliest(merged: Merged, most: int) -> tuple[list[int], list[float], int]:
+def likeliest(
+    merged: Merged, likely: Sequence[float], most: int
+) -> tuple[list[int], list[float], int]:
     """The nodes that are likeliest to be accepted, best first, parents before children; the
     probability of each node of the tree; and how many of the order were drawn.
+
+    likely: by node, given that its parent is accepted.
 
     Drawn nodes come first, all of them, whatever they promise: what they promise is known only
     after they were drawn, and cutting them by it would change the distribution of the answer.
     """
-    parents, likely = merged.parent, merged.likely
+    parents = merged.parent
     reach = [1.0] * len(likely)
     for node in range(1, len(likely)):
         reach[node] = reach[parents[node]] * likely[node]

@@ -61,10 +61,11 @@ class Merged:
 def merge(root: int, drafts: Sequence[Draft | None], rate: Rate) -> Merged:
     """All paths of all drafts, equal beginnings once.
 
-    root: the last token known, the root of every draft. A node is as likely as its surest proposer
-    says. Of chosen siblings at most one can be right, so where they promise too much all but the
-    surest are lowered. Drawn children of one draft have their parent's law to themselves: those of
-    another are left out, with what hangs below them, because a node follows one law.
+    root: the last token known, the root of every draft. A node is as likely as its proposers say on
+    average (the surest of them is often too sure, which is why it is the surest). Of chosen
+    siblings at most one can be right, so where they promise too much all but the likeliest are
+    lowered. Drawn children of one draft have their parent's law to themselves: those of another are
+    left out, with what hangs below them, because a node follows one law.
     """
     merged = Merged([root], [-1], [1.0], [()], {})
     depth = [0]
@@ -114,8 +115,8 @@ def _add_chosen(
         else:
             where.append(node)
             by[node] += ((drafter, grade),)
-            if sure > likely[node] and node not in drawn:
-                likely[node] = sure
+            if node not in drawn:
+                likely[node] += (sure - likely[node]) / len(by[node])
 
 
 def _add_drawn(
@@ -160,15 +161,15 @@ def _add_drawn(
         else:
             merged.by[node] += ((drafter, grade),)
             if node not in drawn:
-                merged.likely[node] = max(merged.likely[node], sure)
+                merged.likely[node] += (sure - merged.likely[node]) / len(merged.by[node])
         where.append(node)
 
 
 def _share(merged: Merged) -> None:
     """Lower chosen siblings that together promise more than is left for them.
 
-    The surest is as likely as it says, whoever disagrees: its drafter has been in disagreements
-    before. The others share what is left.
+    The likeliest stays as it is, whoever disagrees: its drafters have been in disagreements before.
+    The others share what is left.
     """
     likely, parents = merged.likely, merged.parent
     total = [0.0] * len(likely)
