@@ -53,6 +53,14 @@ def test_the_table(tiny_bundle: Path) -> None:
     assert not done.stderr
 
 
+def test_a_backend_that_promises_less_is_held_to_that(tiny_bundle: Path) -> None:
+    done = call("verify", tiny_bundle, *SMALL[:-2], "--backend", "reference")
+    assert done.returncode == 0
+    lines = done.stdout.splitlines()
+    assert lines[0].endswith("reference, same_distribution")
+    assert lines[1].startswith("promised: plain decoding up to rounding")
+
+
 def test_a_draft_model_takes_part(tiny_bundle: Path) -> None:
     code, told = verify(tiny_bundle, *SMALL, "--draft-model", tiny_bundle)
     assert code == 0
