@@ -154,7 +154,7 @@ def test_the_worker_steps_over_a_cache_that_stays_as_it_was() -> None:
 
 def test_engine_processes() -> None:
     with EngineProcess("fake", [sys.executable, str(FAKE), "answers", "model", "2"]) as engine:
-        assert engine.facts == {"threads": 2, "setting": []}
+        assert engine.facts == {"threads": 2, "setting": [], "modes": ["plain", "ngram"]}
         assert engine.ask(op="prefill", tokens=[1, 2])["ms"] == 0.002
     assert engine._process.returncode is not None
 
