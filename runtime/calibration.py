@@ -12,7 +12,7 @@ import logging
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -55,6 +55,8 @@ class CalibrationPlan:
 
 
 FEW_ROWS = 8
+MOST_ROUNDS = 2
+"""Times the planned rounds and seconds, where the rounds do not agree."""
 SHORT = CalibrationPlan()
 """About a second for a model that takes 20 ms a step: what happens on first use."""
 THOROUGH = CalibrationPlan(
@@ -98,20 +100,28 @@ def measure_curve_of(
     steps = _Steps(backend, clock)
     times: dict[Point, list[float]] = {}
     started = clock()
-    for turn in range(plan.rounds):
+    for turn in range(MOST_ROUNDS * plan.rounds):
+        spent = clock() - started
+        if turn >= plan.rounds and (_is_steady(times) or spent > MOST_ROUNDS * plan.seconds):
+            break
         for number, point in enumerate(points):
             late = clock() - started > plan.seconds
-            if late and (turn > 1 or (turn == 0 and point[1] > FEW_ROWS)):
+            if late and (1 < turn < plan.rounds or (turn == 0 and point[1] > FEW_ROWS)):
                 break
             times.setdefault(point, []).append(steps.time(point))
-            if progress is not None:
+            if progress is not None and turn < plan.rounds:
                 progress("calibrate", turn * len(points) + number + 1, plan.rounds * len(points))
         points = list(times)
     best = {point: min(seconds) for point, seconds in times.items()}
     near = {n: seconds for (length, n), seconds in best.items() if length == 0}
     growth = {n: (s - near[n]) / length for (length, n), s in best.items() if length}
+    return Measured(Curve.smoothed(near, growth), _is_steady(times))
+
+
+def _is_steady(times: Mapping[Point, Sequence[float]]) -> bool:
+    """Whether rounds agree: a typical second best time is near the best one."""
     spread = [sorted(seconds)[1] / min(seconds) for seconds in times.values()]
-    return Measured(Curve.smoothed(near, growth), statistics.median(spread) < STEADY)
+    return statistics.median(spread) < STEADY
 
 
 class _Steps:

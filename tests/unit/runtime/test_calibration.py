@@ -77,6 +77,15 @@ def test_a_busy_machine_is_noticed() -> None:
     assert not measure(backend).steady
 
 
+def test_rounds_that_disagree_are_followed_by_more() -> None:
+    """Busy for three rounds, quiet then."""
+    backend = Timed(lambda step, rows, context: 1.0 + 0.1 * rows + max(0, 19 - step))
+    measured = measure(backend)
+    assert measured.steady
+    assert measured.curve.seconds == pytest.approx((1.1, 1.2, 1.4, 1.8))
+    assert len(backend.taken) == 5 * 6
+
+
 def test_a_short_context_has_no_growth() -> None:
     backend = Timed(lambda step, rows, context: 1.0 + context, context_length=16)
     assert measure(backend).curve.growth == (0.0,) * 4
