@@ -31,6 +31,7 @@ SIZES = (8, 4, 2, 1)
 """Sizes of the n-grams that are indexed. Longer and intermediate matches are found by comparing."""
 LONGEST = 32
 """Tokens compared at most: a longer match says no more."""
+MAX_TOKENS = 64
 SCANNED = 8
 """Occurrences of an n-gram that are looked at, the latest ones."""
 
@@ -45,7 +46,7 @@ class PromptLookupOptions:
     LIMITS: ClassVar[Mapping[str, tuple[int, int]]] = {
         "min_ngram": (1, 16),
         "max_ngram": (1, LONGEST),
-        "max_tokens": (1, 64),
+        "max_tokens": (1, MAX_TOKENS),
         "branches": (1, SCANNED),
         "branch_tokens": (1, 32),
     }
@@ -86,6 +87,9 @@ _BRANCH = 4 * len(_MATCHED) - 1
 
 def _grade(kind: int, matched: int) -> int:
     return kind * len(_MATCHED) + bisect_right(_MATCHED, matched) - 1
+
+
+_INNER_GRADES = [_grade(INNER, matched) for matched in range(1, 2 * LONGEST + MAX_TOKENS)]
 
 
 class PromptLookup:
@@ -143,7 +147,7 @@ class PromptLookup:
     def propose(self, budget: int) -> Draft | None:
         """What followed the best match as a chain, and what else followed as branches beside it."""
         most = self._settings.lookup_tokens
-        budget = min(budget, self._options.max_tokens if most is None else most)
+        budget = min(budget, MAX_TOKENS, self._options.max_tokens if most is None else most)
         found = self._continuations()[:budget] if budget > 0 else []
         if not found:
             return None
@@ -158,7 +162,7 @@ class PromptLookup:
             parents += [0, *range(len(tokens), len(tokens) + count - 1)]
             tokens += nodes
             grades.append(_BRANCH + min(rank, 2) if rank else _grade(kind, matched))
-            grades += [_grade(INNER, matched + depth) for depth in range(1, count)]
+            grades += _INNER_GRADES[matched : matched + count - 1]
         tree = Tree(np.array(tokens, np.int64), np.array(parents, np.int64))
         return Draft(tree, grades)
 

@@ -12,6 +12,7 @@ import threading
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, ClassVar
 
 from quickdraft.drafters.base import (
@@ -28,6 +29,7 @@ from quickdraft.drafters.options import checked
 WIDTH = 4
 """Successors kept per pair of tokens."""
 _BYTES_PER_PAIR = 700
+_WEIGHT = itemgetter(1)
 _WEIGHTS = (0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9)
 
 Row = tuple[Successor, ...]
@@ -112,16 +114,12 @@ class TrigramTable:
                 if other != token:
                     weights[other] = weights.get(other, 0.0) + extra
                     extra /= 2
-            best = sorted(weights.items(), key=_by_weight)[:WIDTH]
+            best = sorted(weights.items(), key=_WEIGHT, reverse=True)[:WIDTH]
             total = sum(weights.values())
             scale = 1.0 / total if total > 1.0 else 1.0
             self._rows[pair] = tuple(
-                (t, w * scale, bisect_right(_WEIGHTS, w * scale)) for t, w in best
+                [(t, w * scale, bisect_right(_WEIGHTS, w * scale)) for t, w in best]
             )
-
-
-def _by_weight(item: tuple[int, float]) -> float:
-    return -item[1]
 
 
 class Trigram:

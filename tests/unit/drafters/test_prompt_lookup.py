@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from quickdraft.drafters.base import Draft, DrafterContext, DraftSettings, Observation
 from quickdraft.drafters.prompt_lookup import (
     GRADES,
+    INNER,
     SCANNED,
     SIZES,
     PromptLookup,
@@ -86,7 +89,17 @@ def test_it_finds_what_a_scan_finds(
         for at, token in enumerate(chain):  # beyond its own end a repetition goes on
             assert token == said[end + at]
             said.append(token)
-    assert all(0 <= grade < len(GRADES) for grade in draft.grades)
+    kinds, steps = [divmod(grade, 7) for grade in draft.grades], (1, 2, 3, 4, 6, 9, 16)
+    node = 1
+    for chain, (_, count) in zip(chains, expected, strict=True):
+        if node == 1:
+            assert kinds[node][1] == bisect_right(steps, count) - 1
+        else:
+            assert kinds[node] == (4, min(chains.index(chain), 2) - 1)
+        for depth in range(1, len(chain)):
+            assert kinds[node + depth] == (INNER, bisect_right(steps, count + depth) - 1)
+        node += len(chain)
+    assert len(draft.grades) == node
 
 
 @settings(max_examples=100, deadline=None)
