@@ -55,7 +55,8 @@ class Curve:
             return cls(rows, seconds)
         known = tuple(sorted(growth))
         risen = _never_falling([max(growth[n], 0.0) for n in known])
-        return cls(rows, seconds, tuple(_line(known, risen, n) for n in rows))
+        # Once more: between equal values a line may fall by a rounding.
+        return cls(rows, seconds, tuple(_never_falling([_line(known, risen, n) for n in rows])))
 
     def at(self, rows: int, context: int = 0) -> float:
         """Seconds of a step of `rows` rows over `context` tokens: linear between measured points

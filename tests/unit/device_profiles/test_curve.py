@@ -43,6 +43,11 @@ def test_smoothed_times_never_fall(
     assert curve.at(1) == pytest.approx(lowest)
 
 
+def test_a_line_between_equal_values_does_not_fall_by_a_rounding() -> None:
+    growth = {1: 0.14695773981488122, 2: 1.0, 3: 0.4198734365986346}
+    assert len(set(Curve.smoothed({1: 1.0, 2: 1.0, 3: 1.0}, growth).growth[1:])) == 1
+
+
 def test_a_disturbed_time_takes_the_later_one() -> None:
     assert Curve.smoothed({1: 1.0, 2: 9.0, 4: 2.0}).seconds == (1.0, 2.0, 2.0)
 
