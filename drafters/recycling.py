@@ -14,6 +14,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import numpy as np
@@ -76,34 +77,34 @@ def open_recycling(context: DrafterContext, options: Mapping[str, Any]) -> Draft
 
 @dataclass(frozen=True)
 class Shape:
-    """A tree of ranks. levels: nodes of one depth, their parents and their ranks."""
+    """A tree of ranks, level by level. levels: begin and end of one, its parents, its ranks."""
 
     parent: NDArray[np.int64]
     rank: NDArray[np.int64]
-    levels: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]]
+    levels: list[tuple[int, int, NDArray[np.int64], NDArray[np.int64]]]
 
 
 @lru_cache(maxsize=128)
 def shape_of(nodes: int, candidates: int) -> Shape:
-    """The `nodes` likeliest paths of ranks, likeliest first."""
-    parent, rank, depth = [-1], [0], [0]
-    waiting = [(-RANK_RATES[0], 0, 0)]  # minus the likelihood, the parent, the rank
-    while len(parent) <= nodes:
-        negative, above, at = heapq.heappop(waiting)
-        node = len(parent)
-        parent.append(above)
-        rank.append(at)
-        depth.append(depth[above] + 1)
-        heapq.heappush(waiting, (negative * RANK_RATES[0], node, 0))
-        if at + 1 < candidates:
-            heapq.heappush(waiting, (negative / RANK_RATES[at] * RANK_RATES[at + 1], above, at + 1))
-    parents, ranks, depths = (np.array(x, np.int64) for x in (parent, rank, depth))
-    parents.flags.writeable = False  # it becomes the parents of many trees
-    levels = []
-    for level in range(1, int(depths.max()) + 1):
-        at_level = np.flatnonzero(depths == level)
-        levels.append((at_level, parents[at_level], ranks[at_level]))
-    return Shape(parents, ranks, levels)
+    """The `nodes` likeliest paths of ranks."""
+    paths: list[tuple[int, ...]] = [()]
+    waiting: list[tuple[float, tuple[int, ...]]] = [(-RANK_RATES[0], (0,))]
+    while len(paths) <= nodes:
+        negative, path = heapq.heappop(waiting)
+        paths.append(path)
+        rank = path[-1]
+        heapq.heappush(waiting, (negative * RANK_RATES[0], (*path, 0)))
+        if rank + 1 < candidates:
+            beside = negative / RANK_RATES[rank] * RANK_RATES[rank + 1]
+            heapq.heappush(waiting, (beside, (*path[:-1], rank + 1)))
+    paths.sort(key=len)
+    at = {path: node for node, path in enumerate(paths)}
+    parent = np.array([at[path[:-1]] if path else -1 for path in paths], np.int64)
+    parent.flags.writeable = False  # it becomes the parents of many trees
+    rank_of = np.array([path[-1] if path else 0 for path in paths], np.int64)
+    ends = np.cumsum(np.bincount([len(path) for path in paths])).tolist()
+    levels = [(a, b, parent[a:b], rank_of[a:b]) for a, b in pairwise(ends)]
+    return Shape(parent, rank_of, levels)
 
 
 class Successors:
@@ -131,13 +132,15 @@ class Successors:
         """Put rows of top, int64 [n, t], behind tokens, int64 [n]. Of equal tokens the last one
         wins, or the last one of the accepted rows, which saw the true conversation."""
         count = min(top.shape[1], self.candidates)
+        order = np.concatenate((np.arange(len(tokens)), accepted))
+        rows = tokens[order]
         with self._lock:
             streak = np.minimum(self.streak[tokens] + 1, STREAKS - 1)
             streak *= self.ids[tokens, 0] == top[:, 0]
-            for rows in (slice(None), accepted):
-                self.streak[tokens[rows]] = streak[rows]
-                self.ids[tokens[rows], :count] = top[rows, :count]
-                self.ids[tokens[rows], count:] = self.unknown
+            self.streak[rows] = streak[order]
+            self.ids[rows, :count] = top[order, :count]
+            if count < self.candidates:
+                self.ids[rows, count:] = self.unknown
 
     def seed(self, tokens: Sequence[int]) -> None:
         """Let rows that know nothing hold the latest successor in a text."""
@@ -151,8 +154,8 @@ class Successors:
         tokens = np.empty(len(shape.parent), np.int64)
         tokens[0] = root
         with self._lock:
-            for nodes, parents, ranks in shape.levels:
-                tokens[nodes] = self.ids[tokens[parents], ranks]
+            for begin, end, parents, ranks in shape.levels:
+                tokens[begin:end] = self.ids[tokens[parents], ranks]
             return tokens, self.streak[tokens[shape.parent]].astype(np.int64)
 
 
