@@ -55,21 +55,18 @@ def load(
         raise OptionError(f"device is {device!r}; available: {', '.join(DEVICES)}")
     started = time.perf_counter()
     from quickdraft.kvcache.blocked import check_kv_type
-    from quickdraft.models.formats import default_formats
-    from quickdraft.models.resolve import resolve
     from quickdraft.runtime.drafting import DraftingSetup
     from quickdraft.runtime.model import Model
 
-    open_bundle = partial(_open_bundle, progress=progress, offline=offline)
-    drafting = DraftingSetup(drafter, drafter_options or {}, store, open_bundle)
+    find = partial(_find, progress=progress, offline=offline)
+    drafting = DraftingSetup(drafter, drafter_options or {}, store, find)
     if kv_cache is not None:
         check_kv_type(kv_cache)  # before anything is fetched
     name = str(path_or_name)
-    formats = default_formats(backend)
-    bundle = resolve(name, weights=weights, formats=formats, progress=progress, offline=offline)
+    folder, manifest = find(name, backend, weights=weights)
     model = Model.open(
-        bundle.folder,
-        manifest=bundle.manifest,
+        folder,
+        manifest=manifest,
         backend=backend,
         drafting=drafting,
         threads=threads,
@@ -82,13 +79,18 @@ def load(
     return model
 
 
-def _open_bundle(
-    name: str, backend: str, *, progress: Progress | None, offline: bool
+def _find(
+    name: str,
+    backend: str,
+    *,
+    weights: str | None = None,
+    progress: Progress | None,
+    offline: bool,
 ) -> tuple[Path, Manifest]:
-    """The bundle of a draft model."""
+    """The bundle of a model, in the format that a backend opens where it has to be made."""
     from quickdraft.models.formats import default_formats
     from quickdraft.models.resolve import resolve
 
     formats = default_formats(backend)
-    found = resolve(name, formats=formats, progress=progress, offline=offline)
+    found = resolve(name, weights=weights, formats=formats, progress=progress, offline=offline)
     return found.folder, found.manifest

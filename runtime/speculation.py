@@ -94,6 +94,14 @@ class Verdict(NamedTuple):
     verify_s: float
 
 
+class _Gathered(NamedTuple):
+    """Drafts by drafter, seconds of those that were asked, and how many could not be used."""
+
+    drafts: list[Draft | None]
+    seconds: Mapping[str, float]
+    fallbacks: int
+
+
 class Speculation:
     """The drafters of one conversation. Changes when tokens come, never which."""
 
@@ -124,40 +132,54 @@ class Speculation:
         planned = self._nodes is None
         room = room if self._nodes is None else min(self._nodes, room)
         with shared.lock:
-            asked = controller.ask(room) if planned else range(len(self._drafters))
-        drafts: list[Draft | None] = [None] * len(self._drafters)
-        spent: dict[str, float] = {}
-        fallbacks, draws = 0, False
-        for index in asked:
-            before = time.perf_counter()
-            budget = controller.budget(index, room) if planned else room
-            draft = self._ask(index, budget) if budget > 0 else None
-            if draft is not None and not is_usable(
-                draft, shared.sources[index], root, budget, shared.spec.vocab_size
-            ):
-                draft = None
-                fallbacks += 1
-            if draft is not None and draft.laws:
-                # Two that draw would compete for the same nodes by what they drew.
-                draft = None if draws else draft
-                draws = True
-            drafts[index] = draft
-            spent[shared.names[index]] = time.perf_counter() - before
+            if planned:
+                budgets = {index: controller.budget(index, room) for index in controller.ask(room)}
+            else:
+                budgets = dict.fromkeys(range(len(self._drafters)), room)
+        gathered = self._gather(root, budgets)
         with shared.lock:
-            offered = merge(root, drafts, controller.table.rate)
+            offered = merge(root, gathered.drafts, controller.table.rate)
             if shared.chains_only and len(offered) > 2:
                 offered = chain_of(offered)
             if planned:
                 decision = controller.choose(offered, room, context_length)
             else:
-                decision = replace(controller.fixed(offered, room), asked=tuple(spent))
+                decision = replace(controller.fixed(offered, room), asked=tuple(gathered.seconds))
         # All drawn nodes or none: which of them are kept must not depend on what was drawn.
         kept = sorted({*decision.nodes, *offered.drawn()}) if offered.laws else decision.nodes
         merged = cut(offered, kept)
         tree = merged.tree if len(merged) > 1 else Tree.chain([root])
-        seconds = time.perf_counter() - started
-        names = shared.names
-        return Proposal(tree, merged, offered, decision, fallbacks, seconds, spent, names)
+        return Proposal(
+            tree,
+            merged,
+            offered,
+            decision,
+            gathered.fallbacks,
+            time.perf_counter() - started,
+            gathered.seconds,
+            shared.names,
+        )
+
+    def _gather(self, root: int, budgets: Mapping[int, int]) -> _Gathered:
+        """Ask drafters, given by index, for so many nodes each."""
+        shared = self.drafting
+        drafts: list[Draft | None] = [None] * len(self._drafters)
+        seconds: dict[str, float] = {}
+        fallbacks, draws = 0, False
+        for index, budget in budgets.items():
+            started = time.perf_counter()
+            source = shared.sources[index]
+            draft = self._ask(index, budget) if budget > 0 else None
+            if draft is not None:
+                if not is_usable(draft, source, root, budget, shared.spec.vocab_size):
+                    draft = None
+                    fallbacks += 1
+                elif draft.laws:
+                    # Two that draw would compete for the same nodes by what they drew.
+                    draft, draws = (None if draws else draft), True
+            drafts[index] = draft
+            seconds[source.name] = time.perf_counter() - started
+        return _Gathered(drafts, seconds, fallbacks)
 
     def _ask(self, index: int, budget: int) -> Draft | None:
         """One drafter's draft. Costly ones run a model of their own and are asked without lock."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @loading_options("backend", "weights", "threads", "kv_cache", "offline")
 @common_options
 def calibrate(model: str, loading: dict[str, Any], as_json: bool) -> None:
-    """Measure what a step costs by its rows, and remember it.
+    """Measure what a step costs, to plan drafting.
 
     Drafting is planned with this curve: how many tokens are worth verifying at once. The first use
     of a model measures it in about a second; this takes longer and is more precise. Run it on an
