@@ -29,9 +29,10 @@ TINY = GenerationConfig(
     temperature=1.1,
     top_k=0,
     top_p=0.97,
-    repetition_penalty=1.15,
+    frequency_penalty=0.5,
     num_draft_tokens=6,
 )
+"""The penalty sees the answer, so that a path judged by another path's tokens shows."""
 REAL = GenerationConfig(max_new_tokens=16, temperature=0.8, top_k=3, num_draft_tokens=6)
 """Three tokens at every position: 81 beginnings."""
 

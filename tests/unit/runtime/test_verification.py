@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -29,8 +29,16 @@ from quickdraft.runtime import law_checks
 from quickdraft.runtime.accept import Accepted
 from quickdraft.runtime.backends.base import StepOutput
 from quickdraft.runtime.drafting import Drafting
-from quickdraft.runtime.law_checks import DRAWS_PER_REAL_DRAW, Case, cases_of, check_tiny
+from quickdraft.runtime.engine import Decoder
+from quickdraft.runtime.law_checks import (
+    DRAWS_PER_REAL_DRAW,
+    TINY_PROMPT,
+    Case,
+    cases_of,
+    check_tiny,
+)
 from quickdraft.runtime.model import Model
+from quickdraft.runtime.sampling import process
 from quickdraft.runtime.verification import (
     Prompt,
     Verification,
@@ -159,7 +167,7 @@ def careless(
 
 def test_a_rule_that_accepts_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("quickdraft.runtime.engine.rule_for", lambda config: careless)
-    found = verify(model_with(), draws=500)
+    found = verify(model_with(), draws=300)
     assert not found.holds
     assert not any(law.holds for report in found.drafters.values() for law in report.laws)
     seeded = [d for report in found.drafters.values() for d in report.differences if d.sampled]
@@ -174,6 +182,41 @@ def test_a_commit_that_keeps_the_wrong_rows(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(GrowingCache, "commit", keep_the_first)
     case = Case("tiny model", ("recycling",))
     assert not check_tiny(case, 500, lambda: None).holds
+
+
+def draft_with_the_numbers_that_judge(monkeypatch: pytest.MonkeyPatch) -> None:
+    def settings(decoder: Decoder) -> DraftSettings:
+        seed = decoder._plan.config.seed
+        decoder._rng = np.random.default_rng(seed)
+        return DraftSettings(decoder._law(), seed or 0)
+
+    monkeypatch.setattr(Decoder, "_settings", settings)
+
+
+def leave_drafts_in_the_distribution(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("quickdraft.runtime.accept._residual", lambda p, q: p)
+
+
+def forget_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Penalties see the answer without the tokens of the path."""
+
+    def blind(logits: Any, context: Any, generated: int, *rest: Any) -> Distribution:
+        known = len(TINY_PROMPT) + 1
+        return process(logits, context[:known], min(generated, 1), *rest)
+
+    monkeypatch.setattr("quickdraft.runtime.engine.process", blind)
+
+
+@pytest.mark.parametrize(
+    "plant",
+    [draft_with_the_numbers_that_judge, leave_drafts_in_the_distribution, forget_the_path],
+)
+def test_faults_that_change_the_law(
+    plant: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = next(case for case in cases_of("small_model") if case.what.endswith("rsd_s"))
+    plant(monkeypatch)
+    assert not check_tiny(case, 2000, lambda: None).holds
 
 
 class Liar:
