@@ -46,7 +46,7 @@ class RecyclingOptions:
         "max_nodes": (1, 64),
     }
     candidates: int = 6
-    max_nodes: int = 16
+    max_nodes: int = 12
 
 
 GRADES = (

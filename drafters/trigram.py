@@ -54,8 +54,8 @@ class TrigramOptions:
     first: float = 0.6
     rate: float = 0.4
     exploration: float = 0.1
-    max_nodes: int = 16
-    floor: float = 0.03
+    max_nodes: int = 8
+    floor: float = 0.05
 
 
 GRADES = (0.02, 0.04, 0.05, 0.17, 0.27, 0.65, 0.85, 0.85, 0.85)
