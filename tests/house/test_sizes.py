@@ -19,7 +19,7 @@ PARAMETERS = 8
 
 # "path" or "path:function" or "path:function()" (parameters) -> (size, reason)
 EXCEPTIONS: dict[str, tuple[int, str]] = {
-    "quickdraft/api.py:load()": (11, "the options of opening a model, in one flat, documented call"),
+    "quickdraft/api.py:load()": (11, "the options of opening a model, flat and documented"),
 }
 
 
