@@ -53,20 +53,19 @@ def test_siblings_come_in_the_order_of_draws_without_replacement(count: int) -> 
 
 
 def test_beams_are_sequences_without_replacement() -> None:
-    """Of all sequences of two tokens, as if these had been drawn from their joint law."""
-    first = Distribution(np.arange(2), np.array([0.7, 0.3]))
-    second = {
-        0: Distribution(np.arange(2), np.array([0.6, 0.4])),
-        1: Distribution(np.arange(2), np.array([0.1, 0.9])),
-    }
+    """Of all sequences of two tokens, as if these had been drawn from their joint law; though of
+    the three first tokens only two are followed."""
+    first = Distribution(np.arange(3), np.array([0.5, 0.3, 0.2]))
+    second = [np.array([0.6, 0.4]), np.array([0.1, 0.9]), np.array([0.5, 0.5])]
 
     def laws_after(drawn: DrawnTree, nodes: Sequence[int]) -> list[Distribution]:
-        return [first if node == 0 else second[drawn.tokens[node]] for node in nodes]
+        tokens = [drawn.tokens[node] for node in nodes]
+        return [first] if nodes[0] == 0 else [Distribution(np.arange(2), second[t]) for t in tokens]
 
-    joint = [0.42, 0.28, 0.03, 0.27]
-    sequences = Distribution(np.arange(4), np.array(joint))
+    joint = np.concatenate([p * q for p, q in zip(first.probabilities, second, strict=True)])
+    sequences = Distribution(np.arange(6), joint)
     rng, counts = np.random.default_rng(0), Counter[tuple[int, ...]]()
-    for _ in range(6_000):
+    for _ in range(8_000):
         drawn = stochastic_beams(0, laws_after, 2, 2, rng)
         leaves = [n for n in range(1, len(drawn)) if drawn.tree.depth[n] == 2]
         counts[tuple(2 * drawn.tokens[drawn.parent[n]] + drawn.tokens[n] for n in leaves)] += 1

@@ -167,6 +167,34 @@ def test_a_tree_takes_one_step_a_level_and_is_not_read_again() -> None:
     assert backend.rows == [2]  # the model had read two of the four
 
 
+def test_what_cannot_be_among_the_likeliest_is_not_followed() -> None:
+    def logits(tokens: tuple[int, ...]) -> NDArray[np.float32]:
+        return np.log(np.array([0.5, 0.4, 0.1], np.float32))
+
+    source, backend = opened(logits, vocab=3, method="tree", stop_below=0.0, width=2, depth=2)
+    drafter = source.new()
+    drafter.begin([0, 1, 2], DraftSettings())
+    draft = drafter.propose(2)
+    assert draft is not None
+    assert draft.tree.tokens.tolist() == [2, 0, 1]
+    assert backend.rows == [3, 1]  # below the second one all is less likely than itself
+
+
+def test_draws_follow_the_seed() -> None:
+    source, _ = opened(method="rsd_s", stop_below=0.0)
+    drafter = source.new()
+
+    def drawn(seed: int) -> list[int]:
+        drafter.begin([1, 2, 3], DraftSettings(law=softmax, seed=seed))
+        draft = drafter.propose(6)
+        assert draft is not None
+        return [*draft.tree.tokens.tolist()]
+
+    first = [drawn(seed) for seed in range(10)]
+    assert [drawn(seed) for seed in range(10)] == first
+    assert len({tuple(tokens) for tokens in first}) > 5
+
+
 @pytest.mark.parametrize("budget", range(1, 9))
 def test_a_tree_holds_the_likeliest_paths(budget: int) -> None:
     """Against all paths of three tokens, enumerated."""
@@ -205,13 +233,13 @@ def test_a_path_ends_where_the_model_is_unsure() -> None:
 def test_budgets_are_kept(method: str, budget: int, width: int, depth: int) -> None:
     for law in (False, True):
         draft = proposal(
-            budget, law, method=method, width=width, depth=depth, stop_below=0.0, nodes=10
+            budget, law, method=method, width=width, depth=depth, stop_below=0.0, nodes=3
         )
         assert draft is not None
         assert 1 < len(draft.tree) <= budget + 1
         assert draft.tree.depth.max() <= depth
         drawn = sum(entry.count for entry in draft.laws.values())
-        assert drawn == (min(len(draft.tree) - 1, 10) if law and method != "tree" else 0)
+        assert drawn == (min(len(draft.tree) - 1, 3) if law and method != "tree" else 0)
         assert all(0 <= grade < len(GRADES) for grade in draft.grades[1:])
 
 
@@ -255,11 +283,13 @@ def test_laws_are_those_of_the_answer() -> None:
 def test_nothing_is_proposed_beyond_the_context_of_the_draft_model(method: str) -> None:
     """A target with a longer one goes on without it."""
     for law in (None, softmax):
-        source, _ = opened(context=8, method=method, stop_below=0.0)
+        source, backend = opened(context=8, method=method, stop_below=0.0)
         drafter = source.new()
         for length in range(1, 12):
             drafter.begin([1] * length, DraftSettings(law=law))
+            backend.rows.clear()
             draft = drafter.propose(6)  # the toy backend refuses positions beyond the context
+            assert max(backend.rows[1:], default=0) <= max(8 - length, 0)
             assert (draft is None) == (length > 8)
             if draft is not None:
                 assert draft.tree.depth.max() <= 9 - length

@@ -132,12 +132,12 @@ def test_typical_accepts_what_is_likely_enough() -> None:
 
 
 def test_typical_takes_the_longest_path_then_the_likeliest() -> None:
-    # 9 -> 0 (-> 1), 9 -> 2, and 9 -> 1 (-> 0)
-    tree = Tree(np.array([9, 0, 2, 1, 1, 0]), np.array([-1, 0, 0, 0, 1, 3]))
+    # 9 -> 1 -> 1, 9 -> 2, and 9 -> 0 -> 0
+    tree = Tree(np.array([9, 1, 2, 0, 1, 0]), np.array([-1, 0, 0, 0, 1, 3]))
     p = law(0.3, 0.2, 0.5)
     after = {(0,): p, (0, 1): p, (0, 2): p, (0, 3): p}
     leaves = {(0, 1, 4): Distribution.certain(5), (0, 3, 5): Distribution.certain(6)}
-    assert accept(medusa, tree, {**after, **leaves}) == Accepted([0, 1, 4], 5)
+    assert accept(medusa, tree, {**after, **leaves}) == Accepted([0, 3, 5], 6)
 
 
 def test_typical_is_greedy_where_only_one_token_can_come() -> None:
