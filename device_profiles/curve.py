@@ -48,9 +48,11 @@ class Curve:
         cls, times: Mapping[int, float], growth: Mapping[int, float] | None = None
     ) -> Curve:
         """A curve of measured seconds by rows: more rows never cost less, so a time above a later
-        one was a disturbance. growth: seconds per token of context, for some of the rows."""
+        one was a disturbance, and so was one above that of as many single rows. growth: seconds per
+        token of context, for some of the rows."""
         rows = tuple(sorted(times))
-        seconds = tuple(_never_falling([times[n] for n in rows]))
+        most = times[rows[0]] / rows[0]
+        seconds = tuple(_never_falling([min(times[n], n * most) for n in rows]))
         if not growth:
             return cls(rows, seconds)
         known = tuple(sorted(growth))

@@ -29,6 +29,10 @@ COSTLY_NODES = 16
 """Most nodes a costly drafter is asked for."""
 TRIAL_NODES = 2
 """Nodes to ask a costly drafter for, of which nothing is known or nothing good."""
+PROBE_AFTER = 48
+"""After so many steps that did not draft what was offered one drafts all the same: else a curve
+that says too much for several rows would never be put right."""
+PROBE_NODES = 3
 
 # The account, in plain steps: what a step without drafts costs.
 FIRST_CREDIT = 0.2
@@ -83,6 +87,7 @@ class Controller:
         self._asked: tuple[str, ...] = ()
         self._context = 0
         self._credit = FIRST_CREDIT
+        self._plain_steps = 0  # in a row, although there was something to verify
         # Of late, decayed: tokens, and plain steps they took. It starts with plain decoding.
         self._tokens = self._time = MEMORY / 8
 
@@ -148,6 +153,12 @@ class Controller:
             # Drawn nodes are all kept: their number was decided when their drafter was asked.
             if (value > best_value and cost <= most) or count <= drawn:
                 best, best_tokens, best_value = count, tokens, value
+        reason = _reason(len(order), best, wanted)
+        self._plain_steps = 0 if best else self._plain_steps + bool(order)
+        if self._plain_steps >= PROBE_AFTER:
+            self._plain_steps = 0
+            best, reason = min(PROBE_NODES, len(order)), "to see what it costs"
+            best_tokens = 1.0 + sum([reach[node] for node in order[:best]])
         return Decision(
             tuple(sorted(order[:best])),
             self._asked,
@@ -155,7 +166,7 @@ class Controller:
             best_tokens,
             seconds[best],
             plain,
-            _reason(len(order), best, wanted),
+            reason,
             context_length,
             tuple(sorted(order[:wanted])) if wanted > best else (),
         )

@@ -12,11 +12,12 @@ KNOTS = (1, 2, 4, 8, 16, 33)
 LEVEL_SHARE = 1 / 16
 """How much of a step's error moves all costs: the machine is shared, its clock falls."""
 SHAPE_SHARE = 1 / 48
-"""How much of it moves the cost of just so many rows."""
+"""How much of it moves the cost of just so many rows; the first ones of a number count for more,
+so that a curve that was measured badly is put right."""
 SHAPE_KEPT = 1 - 1 / 512
 CLIP = 0.2
 """A step that took longer by more than this, relatively, was disturbed by something else."""
-MOST_SHAPE = 0.4
+MOST_SHAPE = 0.7
 CONTEXT_GRAIN = 64
 REFRESHED_AFTER = 8
 
@@ -34,6 +35,7 @@ class StepCost:
         self._growth = [curve.at(n, 1) - curve.at(n) for n in rows]
         self._level = 0.0
         self._shape = [0.0] * len(KNOTS)
+        self._seen = [0.0] * len(KNOTS)
         self._places = [_place(n) for n in rows]
         self._seconds: list[float] = []
         self._grain = -1
@@ -70,7 +72,9 @@ class StepCost:
         error = min(max(error, -CLIP), CLIP)
         self._level += LEVEL_SHARE * error
         for at, weight in ((knot, 1 - share), (knot + 1, share)):
-            moved = shape[at] * SHAPE_KEPT + SHAPE_SHARE * weight * error
+            self._seen[at] += weight
+            part = max(SHAPE_SHARE, 1.0 / (2.0 + self._seen[at]))
+            moved = shape[at] * SHAPE_KEPT + part * weight * error
             shape[at] = min(max(moved, -MOST_SHAPE), MOST_SHAPE)
         self._age += 1
 
