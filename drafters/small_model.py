@@ -136,14 +136,14 @@ class SmallModel:
         Raises:
             BackendError: the model failed.
         """
-        room = self.reader.room
-        budget = min(budget, room + 1)
+        # The last token of a path is not read; of a tree, too, at most budget - 1 nodes are.
+        budget = min(budget, self.reader.room + 1)
         if budget < 1:
             return None
         logits = self.reader.catch_up()
         method = self._options.of_answer(self._settings.law is not None)
         if method == "tree":
-            draft = self._likely_tree(logits, budget, room)
+            draft = self._likely_tree(logits, budget)
         elif self._settings.law is None:
             draft = self._likely_path(logits, budget)
         else:
@@ -166,13 +166,13 @@ class SmallModel:
             logits = self.reader.guess(token)
         return Draft(Tree.chain(tokens), grades)
 
-    def _likely_tree(self, logits: Logits, budget: int, room: int) -> Draft:
+    def _likely_tree(self, logits: Logits, budget: int) -> Draft:
         """The `budget` likeliest paths of those that grow level by level from the likeliest nodes
         of the last one, in one step a level."""
         options = self._options
         tokens, parent, paths, grades = [self.reader.tokens[-1]], [-1], [1.0], [0]
         level, rows = [0], logits[None]
-        depth = min(options.depth, budget, 1 + room // options.width)
+        depth = min(options.depth, budget)
         for below in range(depth - 1, -1, -1):
             start = len(tokens)
             for node, row in zip(level, rows, strict=True):
