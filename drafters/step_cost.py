@@ -16,8 +16,9 @@ SHAPE_SHARE = 1 / 48
 so that a curve that was measured badly is put right."""
 SHAPE_KEPT = 1 - 1 / 512
 CLIP = 0.2
-"""A step that took longer by more than this, relatively, was disturbed by something else."""
-MOST_SHAPE = 0.7
+"""A step that took longer by more than this, relatively, was disturbed by something else. Nothing
+makes a step shorter than it can be, so what is too short is a mistake of the curve."""
+LEAST_SHAPE, MOST_SHAPE = -2.5, 0.4
 CONTEXT_GRAIN = 64
 REFRESHED_AFTER = 8
 
@@ -64,19 +65,29 @@ class StepCost:
         """Take in how long a step took."""
         if not (0 < seconds < math.inf and 1 <= rows <= len(self._short)):
             return
+        error = self._error(rows, context, seconds)
+        self._level += LEVEL_SHARE * min(max(error, -CLIP), CLIP)
         knot, share = self._places[rows - 1]
-        shape = self._shape
-        expected = self._short[rows - 1] + context * self._growth[rows - 1]
-        bent = shape[knot] * (1 - share) + shape[knot + 1] * share
-        error = math.log(seconds / expected) - self._level - bent
-        error = min(max(error, -CLIP), CLIP)
-        self._level += LEVEL_SHARE * error
         for at, weight in ((knot, 1 - share), (knot + 1, share)):
             self._seen[at] += weight
             part = max(SHAPE_SHARE, 1.0 / (2.0 + self._seen[at]))
-            moved = shape[at] * SHAPE_KEPT + part * weight * error
-            shape[at] = min(max(moved, -MOST_SHAPE), MOST_SHAPE)
+            self._bend(at, part * weight * min(error, CLIP))
+        for at in range(1, knot + 1):
+            # Fewer rows take no longer than these did.
+            if self.seconds(context)[KNOTS[at] - 1] > seconds:
+                self._bend(at, min(self._error(KNOTS[at], context, seconds), 0.0))
         self._age += 1
+
+    def _error(self, rows: int, context: int, seconds: float) -> float:
+        """Log of a measured time over the expected one."""
+        knot, share = self._places[rows - 1]
+        bent = self._shape[knot] * (1 - share) + self._shape[knot + 1] * share
+        expected = self._short[rows - 1] + context * self._growth[rows - 1]
+        return math.log(seconds / expected) - self._level - bent
+
+    def _bend(self, knot: int, by: float) -> None:
+        moved = self._shape[knot] * SHAPE_KEPT + by
+        self._shape[knot] = min(max(moved, LEAST_SHAPE), MOST_SHAPE)
 
 
 def _place(rows: int) -> tuple[int, float]:

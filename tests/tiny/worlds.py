@@ -67,9 +67,11 @@ class World:
         mood: Callable[[int], float] = lambda step: 1.0,
         policy: Policy | None = None,
         slowness: Callable[[int, random.Random], float] = lambda step, rng: 1.0,
+        told: Curve | None = None,
     ) -> None:
         """mood: what the truth is multiplied by at a step. policy: instead of the controller.
-        slowness: what the time of a step is multiplied by."""
+        slowness: what the time of a step is multiplied by. told: a wrong curve, for the
+        controller."""
         self.curve, self.kinds, self.mood, self.policy = curve, kinds, mood, policy
         self.slowness = slowness
         self.rng, self.noise = random.Random(seed), random.Random(seed)
@@ -79,7 +81,7 @@ class World:
             for name, kind in zip(self.names, kinds, strict=True)
         ]
         self.controller = Controller(
-            curve, sources, AcceptanceTable([kind.priors for kind in kinds])
+            told or curve, sources, AcceptanceTable([kind.priors for kind in kinds])
         )
         self.steps = 0
         self.fresh = 10**6

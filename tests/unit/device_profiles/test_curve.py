@@ -52,6 +52,10 @@ def test_a_disturbed_time_takes_the_later_one() -> None:
     assert Curve.smoothed({1: 1.0, 2: 9.0, 4: 2.0}).seconds == (1.0, 2.0, 2.0)
 
 
+def test_rows_cost_no_more_together_than_one_by_one() -> None:
+    assert Curve.smoothed({1: 1.0, 2: 9.0, 4: 9.0}).seconds == (1.0, 2.0, 4.0)
+
+
 def test_growth_is_measured_at_fewer_rows() -> None:
     curve = Curve.smoothed({1: 1.0, 3: 1.0, 5: 1.0, 9: 1.0}, {1: 0.1, 5: 0.3})
     assert curve.growth == pytest.approx((0.1, 0.2, 0.3, 0.5))

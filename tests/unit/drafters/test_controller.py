@@ -74,6 +74,15 @@ def test_nothing_is_ever_accepted(curve: str, count: int) -> None:
                 assert total < 1.03 * steps * CURVES[curve].at(1)
 
 
+def test_a_curve_that_says_too_much_is_put_right() -> None:
+    """Measured while the machine was busy, it says that drafting never pays."""
+    linear = Curve((1, 33), (MEASURED.at(1), 33 * MEASURED.at(1)))
+    kinds = [Kind((0.6,), (0.5,), length=4)]
+    assert speed(World(MEASURED, kinds, told=linear), 48, 0) == pytest.approx(1.0, abs=0.02)
+    late = speed(World(MEASURED, kinds, told=linear), 1500, 1000)
+    assert late > 0.95 * best_speed(MEASURED, kinds, SEEDS)
+
+
 @pytest.mark.parametrize("curve", CURVES)
 def test_after_good_times_bad_ones_cost_little(curve: str) -> None:
     kinds = [Kind((0.9,) * 3, (0.7, 0.5, 0.3)), Kind((0.5,), (0.5,), length=4)]
