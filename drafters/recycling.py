@@ -132,6 +132,9 @@ class Successors:
         """Put rows of top, int64 [n, t], behind tokens, int64 [n]. Of equal tokens the last one
         wins, or the last one of the accepted rows, which saw the true conversation."""
         count = min(top.shape[1], self.candidates)
+        if len(tokens) == 1:  # a plain step, of which array operations would take too much
+            self._update_row(int(tokens[0]), top[0, :count])
+            return
         order = np.concatenate((np.arange(len(tokens)), accepted))
         rows = tokens[order]
         with self._lock:
@@ -141,6 +144,14 @@ class Successors:
             self.ids[rows, :count] = top[order, :count]
             if count < self.candidates:
                 self.ids[rows, count:] = self.unknown
+
+    def _update_row(self, token: int, top: NDArray[np.int64]) -> None:
+        with self._lock:
+            row = self.ids[token]
+            held = min(int(self.streak[token]) + 1, STREAKS - 1)
+            self.streak[token] = held if row[0] == top[0] else 0
+            row[: len(top)] = top
+            row[len(top) :] = self.unknown
 
     def seed(self, tokens: Sequence[int]) -> None:
         """Let rows that know nothing hold the latest successor in a text."""
