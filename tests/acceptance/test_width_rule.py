@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from quickdraft.drafters.tree import Tree
 from quickdraft.kvcache.blocked import KV_TYPES
 from quickdraft.models.aliases import ALIASES
 from quickdraft.runtime.backends.hotpath import HotpathBackend
+from quickdraft.runtime.drafting import AUTO, DraftingSetup
 from quickdraft.runtime.model import Model
 
 pytestmark = [pytest.mark.models, pytest.mark.native, pytest.mark.timeout(600)]
@@ -21,7 +24,7 @@ pytestmark = [pytest.mark.models, pytest.mark.native, pytest.mark.timeout(600)]
 @pytest.fixture(scope="module", params=[(a, kv) for a in ALIASES for kv in KV_TYPES], ids="-".join)
 def model(request: pytest.FixtureRequest) -> Iterator[Model]:
     alias, kv = request.param
-    with load(alias, backend="hotpath", kv_cache=kv) as opened:
+    with load(alias, backend="hotpath", kv_cache=kv, store=False) as opened:
         yield opened
 
 
@@ -50,12 +53,16 @@ def test_same_bits(model: Model) -> None:
 
 
 @pytest.mark.parametrize("options", [{"temperature": 0.0}, {"temperature": 0.8, "top_k": 40}])
-def test_drafting_changes_no_token(model: Model, options: dict[str, float]) -> None:
+def test_drafting_changes_no_token(model: Model, options: dict[str, Any]) -> None:
     prompt = "def add(a, b):\n    return a + b\n\ndef sub(a, b):\n    return a - b\n\ndef add("
-    answers = []
-    for drafter in ("none", "prompt_lookup"):
-        model.drafter = drafter
-        result = model.generate(prompt, max_new_tokens=40, ignore_eos=True, seed=3, **options)
-        answers.append(result.token_ids)
-    assert result.timings.draft_n_accepted > 0
-    assert answers[0] == answers[1]
+    said = {"max_new_tokens": 40, "ignore_eos": True, "seed": 3, **options}
+    plain_answer = model.generate(prompt, num_draft_tokens=0, **said)
+    accepted = 0
+    for name in ("auto", *AUTO):
+        with closing(model.open_drafting(DraftingSetup(name, store=False))) as drafting:
+            for nodes in (None, 8):
+                session = model.session(drafting)
+                drafted = model.generate(prompt, session=session, num_draft_tokens=nodes, **said)
+                assert drafted.token_ids == plain_answer.token_ids
+                accepted += drafted.timings.draft_n_accepted
+    assert accepted > 0
