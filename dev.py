@@ -289,7 +289,8 @@ def format_sources() -> None:
 def demo() -> None:
     """Fetch a small model, export it, and let it answer while it drafts."""
     setup()
-    options = ("--temperature", "0", "--max-new-tokens", "200", "--verbose")
+    # Without the store: a second demo would be fast because it remembers the first one's answer.
+    options = ("--temperature", "0", "--max-new-tokens", "200", "--no-store", "--verbose")
     say(f"quickdraft run {DEMO_MODEL} PROMPT {' '.join(options)}, where PROMPT is")
     print(DEMO_PROMPT, flush=True)
     say("and this is the answer")

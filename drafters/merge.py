@@ -75,15 +75,12 @@ def merge(root: int, drafts: Sequence[Draft | None], rate: Rate) -> Merged:
     if any(draft.laws for _, draft in order):
         order.sort(key=lambda entry: not entry[1].laws)
     for d, draft in order:
-        if draft.laws:
-            _add_drawn(merged, depth, index, d, draft, rate)
-        else:
-            _add_chosen(merged, depth, index, d, draft, rate)
+        _add(merged, depth, index, d, draft, rate)
     _share(merged)
     return merged
 
 
-def _add_chosen(
+def _add(
     merged: Merged,
     depth: list[int],
     index: dict[tuple[int, int], int],
@@ -91,77 +88,41 @@ def _add_chosen(
     draft: Draft,
     rate: Rate,
 ) -> None:
+    """Add the nodes of one draft. depth: of the nodes so far; index: nodes by parent and token."""
     tokens, parents, likely, by = merged.tokens, merged.parent, merged.likely, merged.by
+    laws: dict[int, Drawn] = merged.laws  # type: ignore[assignment]  # ours until it is returned
     drawn = merged.drawn()
-    size = len(tokens)
+    left = {node: law.count for node, law in draft.laws.items()}
+    held = set(parents) if left else set()  # nodes that have children of other drafts
     where = [0]
     nodes = zip(draft.tree.tokens.tolist(), draft.tree.parent.tolist(), draft.grades, strict=True)
     next(nodes)  # the root
     for token, old_parent, grade in nodes:
         parent = where[old_parent]
+        if left:
+            is_drawn = left.get(old_parent, 0) > 0
+            if is_drawn:
+                left[old_parent] -= 1
+            if parent == _DROPPED or (is_drawn and parent in held):
+                where.append(_DROPPED)
+                continue
+            if is_drawn:
+                laws[parent] = draft.laws[old_parent]
         key = (parent, token)
         level = depth[parent] + 1
         sure = rate(drafter, grade, level)
         node = index.get(key)
         if node is None:
-            index[key] = size
-            where.append(size)
-            size += 1
+            node = index[key] = len(tokens)
             tokens.append(token)
             parents.append(parent)
             likely.append(sure)
             by.append(((drafter, grade),))
             depth.append(level)
         else:
-            where.append(node)
             by[node] += ((drafter, grade),)
             if node not in drawn:
                 likely[node] += (sure - likely[node]) / len(by[node])
-
-
-def _add_drawn(
-    merged: Merged,
-    depth: list[int],
-    index: dict[tuple[int, int], int],
-    drafter: int,
-    draft: Draft,
-    rate: Rate,
-) -> None:
-    """As `_add_chosen`, for a draft that has laws."""
-    tokens, parents = merged.tokens, merged.parent
-    laws: dict[int, Drawn] = merged.laws  # type: ignore[assignment]  # ours until it is returned
-    held = set(parents)  # nodes that have children of other drafts
-    left = {node: law.count for node, law in draft.laws.items()}
-    drawn = merged.drawn()
-    where = [0]
-    pairs = zip(draft.tree.tokens.tolist(), draft.tree.parent.tolist(), strict=True)
-    for i, (token, old_parent) in enumerate(pairs):
-        if i == 0:
-            continue
-        parent, grade = where[old_parent], draft.grades[i]
-        is_drawn = left.get(old_parent, 0) > 0
-        if is_drawn:
-            left[old_parent] -= 1
-        if parent == _DROPPED or (is_drawn and parent in held):
-            where.append(_DROPPED)
-            continue
-        if is_drawn:
-            laws[parent] = draft.laws[old_parent]
-        key = (parent, token)
-        node = index.get(key)
-        level = depth[parent] + 1
-        sure = rate(drafter, grade, level)
-        if node is None:
-            node = index[key] = len(tokens)
-            tokens.append(token)
-            parents.append(parent)
-            merged.likely.append(sure)
-            merged.by.append(((drafter, grade),))
-            depth.append(level)
-        else:
-            merged.by[node] += ((drafter, grade),)
-            if node not in drawn:
-                merged.likely[node] += (sure - merged.likely[node]) / len(merged.by[node])
         where.append(node)
 
 

@@ -27,7 +27,6 @@ UNPLANNED_NODES = 8
 
 _log = logging.getLogger(__name__)
 
-
 _NOBODY: Mapping[str, float] = MappingProxyType({})
 
 
@@ -145,9 +144,7 @@ class Speculation:
                 decision = controller.choose(offered, room, context_length)
             else:
                 decision = replace(controller.fixed(offered, room), asked=tuple(gathered.seconds))
-        # All drawn nodes or none: which of them are kept must not depend on what was drawn.
-        kept = sorted({*decision.nodes, *offered.drawn()}) if offered.laws else decision.nodes
-        merged = cut(offered, kept)
+        merged = cut(offered, decision.nodes)
         tree = merged.tree if len(merged) > 1 else Tree.chain([root])
         return Proposal(
             tree,
