@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -126,6 +126,55 @@ class DraftModel(Protocol):
         the committed cache; its keys and values are staged. Valid until the next step."""
 
 
+class StateReader(Drafter, Protocol):
+    """A drafter whose source names hidden states."""
+
+    def read(self, start: int, states: Mapping[int, NDArray[np.float32]]) -> None:
+        """Hidden states that the target had at tokens of the prompt, from number `start` on:
+        float32 [rows, hidden] by number of layers passed. Called in order after `begin`; what was
+        kept of an earlier answer, or is predicted, is left out."""
+
+
+class HeadOutput(NamedTuple):
+    """What a head makes of m rows.
+
+    ids: int64 [m, t], the target's tokens, likeliest first; log_probs: float32 [m, t], over the
+    head's vocabulary. states: float32 [n, hidden] of all rows; empty where the head offers none.
+    """
+
+    ids: NDArray[np.int64]
+    log_probs: NDArray[np.float32]
+    states: NDArray[np.float32]
+
+
+class HeadModel(Protocol):
+    """A small trained network that reads the target's hidden states (what runtime opens)."""
+
+    @property
+    def details(self) -> Mapping[str, Any]:
+        """What training says of it."""
+
+    @property
+    def features(self) -> int:
+        """Width of the vectors that come with its tokens."""
+
+    @property
+    def context_length(self) -> int:
+        """Most tokens it can hold."""
+
+    def new_cache(self) -> Any:
+        """An empty cache (kvcache.base.KvCache)."""
+
+    def step(
+        self, tree: Tree, cache: Any, features: NDArray[np.float32], rows: Sequence[int]
+    ) -> HeadOutput:
+        """One step over the committed cache; keys and values are staged. features: float32
+        [n, features]; rows: the m nodes that are asked. Valid until the next step."""
+
+    def close(self) -> None:
+        """Release it."""
+
+
 @dataclass(frozen=True)
 class DrafterContext:
     """What a drafter may know of the target and of where it runs.
@@ -133,7 +182,8 @@ class DrafterContext:
     key: tells the target's bundle from any other. store: folder for what is kept between
     conversations, None to keep nothing. open_model: loads a bundle as a model that drafts for this
     target, given its name or path and the name of a backend (or `auto`); it raises InputError
-    where the tokenizers differ.
+    where the tokenizers differ. open_head: loads a part of the target's bundle by its name; it
+    raises InputError where there is none, or the backend puts out no hidden states for it.
     """
 
     vocab_size: int
@@ -141,6 +191,7 @@ class DrafterContext:
     key: str = ""
     store: Path | None = None
     open_model: Callable[[str, str], DraftModel] | None = None
+    open_head: Callable[[str], HeadModel] | None = None
 
 
 @dataclass(frozen=True)
@@ -150,15 +201,17 @@ class DrafterSource:
 
     grades: per grade of its nodes, the probability to be accepted (given that the parent is) to
     start from, before anything is measured. top: how many of the target's most likely tokens after
-    every node it wants to observe. costly: proposing takes a good part of a step, so it is asked
-    only where that is expected to pay. nbytes: memory it holds for all conversations together.
-    close: saves and releases; called once.
+    every node it wants to observe. hidden: hidden states it wants to observe and read (its drafters
+    are StateReaders), by number of layers passed. costly: proposing takes a good part of a step, so
+    it is asked only where that is expected to pay. nbytes: memory it holds for all conversations
+    together. close: saves and releases; called once.
     """
 
     name: str
     grades: tuple[float, ...]
     new: Callable[[], Drafter]
     top: int = 0
+    hidden: tuple[int, ...] = ()
     costly: bool = False
     nbytes: Callable[[], int] = lambda: 0
     close: Callable[[], None] = lambda: None

@@ -55,6 +55,9 @@ class Ops(Protocol[V]):
     def output_rows(self) -> V:
         """Rows whose logits are wanted, int64 [m]."""
 
+    def features(self) -> V:
+        """Vectors that come with the tokens, float32 [n, width]; only where the part has some."""
+
     def embed(self, ids: V, table: Weight) -> V:
         """Rows of `table` [vocabulary, width] for `ids` [n]: [n, width]."""
 
@@ -91,6 +94,13 @@ class Ops(Protocol[V]):
         its ancestors, all within the window. Returns [n, heads * head_dim].
         """
 
+    def stage(self, k: V, v: V, attention: Attention) -> None:
+        """Write k and v [n, kv_heads * head_dim] as the rows of the step into a layer of the
+        target's cache, which is another one than `attend` uses; only in a predictor."""
+
+    def stack(self, parts: Sequence[V]) -> V:
+        """Rows of the parts [n_i, width], one part after another: [sum of n_i, width]."""
+
     def activate(self, x: V, kind: Activation) -> V:
         """An activation, value by value."""
 
@@ -122,4 +132,4 @@ class Ops(Protocol[V]):
         output; emitted if it was asked for."""
 
     def logits(self, x: V) -> None:
-        """Name x [m, vocabulary] the result."""
+        """Name x [m, vocabulary] the result; a predictor has none."""

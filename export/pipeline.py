@@ -13,10 +13,12 @@ from quickdraft import registry
 from quickdraft.bundle import BundleWriter
 from quickdraft.errors import CheckpointError, OptionError
 from quickdraft.export.architectures.base import find_family
+from quickdraft.export.architectures.decoder import build_decoder
 from quickdraft.export.checkpoints.base import Checkpoint
-from quickdraft.export.emitters.base import EmitRequest
+from quickdraft.export.emitters.base import Emit, EmitRequest, Part
 from quickdraft.export.quantize import weight_format
-from quickdraft.manifest import EXPORT_REVISION, Manifest, TokenizerEntry, Variant
+from quickdraft.export.trained import Attach, Target, check_target, read_trained
+from quickdraft.manifest import EXPORT_REVISION, Manifest, Role, TokenizerEntry, Variant
 from quickdraft.types import ModelSpec, Progress
 
 
@@ -46,15 +48,16 @@ def export_model(
     formats: Sequence[str] = ("onnx",),
     progress: Progress | None = None,
     overwrite: bool = False,
+    trained: Sequence[Path] = (),
     admit: Callable[[Checkpoint], Checkpoint] | None = None,
 ) -> Manifest:
     """Export a checkpoint to the bundle folder `out`, all or nothing.
 
     weights: `auto` (GGUF blocks kept; floats to int8), `fp32`, `fp16`, `int8`, `int4`, `gguf`.
     hidden_states: residual streams to offer as outputs, by number of layers passed. formats:
-    names of emitters, best first. progress: its stages are `read`, `emit` and `write`. admit:
-    sees the checkpoint before anything is made of it; it may raise, or give back one with
-    another source.
+    names of emitters, best first. progress: its stages are `read`, `emit` and `write`. trained:
+    files of trained parts to add (see export.trained). admit: sees the checkpoint before anything
+    is made of it; it may raise, or give back one with another source.
 
     Raises:
         CheckpointError, UnsupportedModel, OptionError, BundleError, or what `admit` raises:
@@ -74,6 +77,7 @@ def export_model(
         formats=formats,
         progress=report,
         overwrite=overwrite,
+        trained=trained,
     )
 
 
@@ -86,6 +90,7 @@ def export_checkpoint(
     formats: Sequence[str] = ("onnx",),
     progress: Progress | None = None,
     overwrite: bool = False,
+    trained: Sequence[Path] = (),
 ) -> Manifest:
     """`export_model` for a checkpoint that was read already."""
     report = progress or _silent
@@ -97,18 +102,38 @@ def export_checkpoint(
     description = family.read(checkpoint.config)
     spec = description.model_spec()
     _check_hidden_states(hidden_states, spec)
+    target = Target(description, family.collect(description, checkpoint.weights))
+    target.hidden_states.update(hidden_states)
+    others = [part for path in trained for part in _attach(path, checkpoint, target)]
+    parts = (_target_part(target, spec), *others)
     with BundleWriter(out, overwrite=overwrite) as writer:
-        request = EmitRequest(
-            build=lambda ops: family.build(ops, description, checkpoint.weights),
-            spec=spec,
-            folder=writer.root,
-            fmt=fmt,
-            hidden_states=tuple(hidden_states),
-        )
-        variants = [_emit(emit, request, checkpoint, report) for emit in emitters]
+        request = EmitRequest(writer.root, fmt, parts)
+        emitted = [_emit(emit, request, checkpoint, report) for emit in emitters]
         used = (checkpoint.weights[name].shape for name in sorted(checkpoint.weights.used))
         spec = replace(spec, num_parameters=sum(math.prod(shape) for shape in used))
-        return _write(writer, checkpoint, spec, variants, report)
+        roles: dict[Role, tuple[Variant, ...]] = {}
+        for index, part in enumerate(parts):
+            variants = tuple(of_parts[index] for of_parts in emitted)
+            roles[part.role] = roles.get(part.role, ()) + variants
+        return _write(writer, checkpoint, spec, roles, report)
+
+
+def _target_part(target: Target, spec: ModelSpec) -> Part:
+    return Part(
+        role="target",
+        name="model",
+        build=lambda ops: build_decoder(ops, target.spec, target.weights),
+        spec=spec,
+        hidden_states=tuple(sorted(target.hidden_states)),
+    )
+
+
+def _attach(path: Path, checkpoint: Checkpoint, target: Target) -> Sequence[Part]:
+    """The graphs that a file of a trained part adds."""
+    trained = read_trained(path)
+    check_target(trained, checkpoint, path.name)
+    attach: Attach = registry.lookup("kind of trained part", registry.TRAINED, trained.kind)
+    return attach(trained, target)
 
 
 def _silent(stage: str, done: int, total: int) -> None:
@@ -125,11 +150,8 @@ def _check_hidden_states(layers: Sequence[int], spec: ModelSpec) -> None:
 
 
 def _emit(
-    emit: Callable[[EmitRequest], Variant],
-    request: EmitRequest,
-    checkpoint: Checkpoint,
-    report: Progress,
-) -> Variant:
+    emit: Emit, request: EmitRequest, checkpoint: Checkpoint, report: Progress
+) -> list[Variant]:
     weights = checkpoint.weights
     weights.used.clear()
     weights.on_use = lambda: report("emit", len(weights.used), len(weights))
@@ -143,10 +165,12 @@ def _write(
     writer: BundleWriter,
     checkpoint: Checkpoint,
     spec: ModelSpec,
-    variants: Sequence[Variant],
+    roles: Mapping[Role, tuple[Variant, ...]],
     report: Progress,
 ) -> Manifest:
-    names = sorted({name for variant in variants for name in variant.files})
+    variants = [variant for each in roles.values() for variant in each]
+    maps = {variant.token_map for variant in variants if variant.token_map is not None}
+    names = sorted({name for variant in variants for name in variant.files} | maps)
     for done, name in enumerate(names):
         report("write", done, len(names))
         writer.add(name)
@@ -158,7 +182,7 @@ def _write(
         writer.add_bytes(template, tokenizer.chat_template.encode("utf-8"))
     manifest = Manifest(
         model=spec,
-        roles={"target": tuple(variants)},
+        roles=roles,
         tokenizer=TokenizerEntry(
             file="tokenizer.json",
             chat_template=template,

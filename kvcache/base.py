@@ -6,7 +6,8 @@ property-tested for every implementation:
 
 * append then truncate = never appended;
 * commit(path) = having decoded the tokens of that path plainly;
-* nbytes = bytes held.
+* nbytes = bytes held;
+* predicted rows, always the first ones, stay marked until they are forgotten.
 """
 
 from __future__ import annotations
@@ -31,6 +32,10 @@ class KvCache(Protocol):
         """Rows written by the last step and not yet committed."""
 
     @property
+    def predicted(self) -> int:
+        """How many of the first committed rows are predicted, and not what the target computes."""
+
+    @property
     def capacity(self) -> int:
         """Slots held; a multiple of the slot alignment of the layout."""
 
@@ -47,6 +52,13 @@ class KvCache(Protocol):
 
     def commit(self, path: Sequence[int]) -> None:
         """Keep the staged rows of `path` (increasing indices from 0), drop the others."""
+
+    def mark_predicted(self) -> None:
+        """Call all committed rows predicted.
+
+        Raises:
+            ValueError: rows are staged.
+        """
 
     def truncate(self, length: int) -> None:
         """Forget committed rows from `length` on, and everything staged."""

@@ -140,7 +140,7 @@ class BlockedCache(GrowingCache):
     def fork(self) -> BlockedCache:
         """An independent copy of the committed rows."""
         twin = BlockedCache(self._spec, self.kv_type, self._capacity, self._native_move)
-        twin._length = self._length
+        twin._length, twin._predicted = self._length, self._predicted
         self._copy_to(twin.buffer, twin.capacity)
         return twin
 

@@ -57,7 +57,7 @@ class ContiguousCache(GrowingCache):
     def fork(self) -> ContiguousCache:
         """An independent copy of the committed rows."""
         twin = ContiguousCache(self._spec, self._capacity)
-        twin._length = self._length
+        twin._length, twin._predicted = self._length, self._predicted
         self._copy_to(twin._layers)
         return twin
 

@@ -29,6 +29,7 @@ class GrowingCache(ABC):
         self._capacity = min(self._aligned(max(capacity, 1)), self._limit)
         self._length = 0
         self._staged = 0
+        self._predicted = 0
         self.version = 0
 
     def _aligned(self, rows: int) -> int:
@@ -43,6 +44,11 @@ class GrowingCache(ABC):
     def staged(self) -> int:
         """Rows written by the last step and not yet committed."""
         return self._staged
+
+    @property
+    def predicted(self) -> int:
+        """How many of the first committed rows are predicted."""
+        return self._predicted
 
     @property
     def capacity(self) -> int:
@@ -85,6 +91,13 @@ class GrowingCache(ABC):
             raise ValueError(f"cannot truncate {self._length} rows to {length}")
         self._length = length
         self._staged = 0
+        self._predicted = min(self._predicted, length)
+
+    def mark_predicted(self) -> None:
+        """Call all committed rows predicted."""
+        if self._staged:
+            raise ValueError(f"{self._staged} rows are staged")
+        self._predicted = self._length
 
     @abstractmethod
     def _resize(self, capacity: int) -> None:

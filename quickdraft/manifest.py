@@ -17,9 +17,9 @@ from quickdraft import filenames, strict_json
 from quickdraft.errors import BundleError
 from quickdraft.types import Guarantee, ModelSpec
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MANIFEST_NAME = "manifest.json"
-EXPORT_REVISION = "2"
+EXPORT_REVISION = "3"
 """Raised whenever export makes other files of the same checkpoint: what the cache holds from an
 older revision is then made again. Stands in `written_by` as "export"."""
 
@@ -81,13 +81,16 @@ class StepNames:
     With a cache of `slots`: slots, and biases, the attention bias inputs by window (None: full
     attention). With one of `blocks`: the inputs ancestors, past and full_logits, and the outputs
     top_values, top_ids and log_sum over the `top` largest logits of each row.
-    hidden_states: output by number of layers passed.
+    hidden_states: output by number of layers passed. features: input of vectors that come with the
+    tokens, None where there is none. logits, output_rows: None in a predictor. target_rows: in a
+    predictor, its input of the slots of the target's cache to write, for one of `slots`;
+    target_past: the same for one of `blocks`, as `past`.
     """
 
     tokens: str
     positions: str
-    output_rows: str
-    logits: str
+    output_rows: str | None = None
+    logits: str | None = None
     slots: str | None = None
     biases: Mapping[int | None, str] = field(default_factory=dict)
     hidden_states: Mapping[int, str] = field(default_factory=dict)
@@ -98,6 +101,9 @@ class StepNames:
     top_ids: str | None = None
     log_sum: str | None = None
     top: int = 0
+    features: str | None = None
+    target_rows: str | None = None
+    target_past: str | None = None
 
 
 @dataclass(frozen=True)
@@ -107,6 +113,12 @@ class Variant:
     model: the file to open; files: all files it needs, `model` included. weight_format: `fp32`,
     `fp16`, `int8`, `int4`, or `gguf` (the blocks of the file, kept). guarantee: holds for chains;
     for branching trees only in the hotpath flavour.
+
+    Of roles other than target: name tells parts of one role apart. spec: facts of the part, None
+    for the target. target_cache: the cache that a predictor writes, None elsewhere. features: width
+    of the vectors that come with its tokens. token_map: the file with int32 [vocabulary of the
+    part], the target's token for each of its own, None where they are the same. details: for who
+    opens the part.
     """
 
     target_format: TargetFormat
@@ -117,6 +129,12 @@ class Variant:
     step: StepNames
     cache: CacheLayout
     guarantee: Guarantee
+    name: str = ""
+    spec: ModelSpec | None = None
+    target_cache: CacheLayout | None = None
+    features: int = 0
+    token_map: str | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -240,12 +258,33 @@ def _check_roles(manifest: Manifest) -> None:
         for number, variant in enumerate(variants):
             where = f"roles[{role!r}][{number}]"
             used += [(f"{where}.files", name) for name in variant.files]
+            used += [(f"{where}.token_map", name) for name in (variant.token_map,) if name]
             _check_variant(variant, where)
+            _check_role(role, variant, where)
     for where, name in used:
         if name not in manifest.files:
             raise BundleError(f"{where} names {name[:120]!r}, which files does not list")
     for number, variant in enumerate(manifest.roles["target"]):
         _check_target(manifest.model, variant, f"roles['target'][{number}]")
+
+
+def _check_role(role: Role, variant: Variant, where: str) -> None:
+    """What tells the target, a predictor and the other parts apart."""
+    if (variant.spec is None) != (role == "target"):
+        verb = "has" if role == "target" else "lacks"
+        raise BundleError(f"{where} {verb} a spec of its own, which only parts beside it have")
+    is_predictor = role == "predictor"
+    if is_predictor != (variant.target_cache is not None):
+        raise BundleError(f"{where}.target_cache is for predictors, and for each of them")
+    for name in ("logits", "output_rows"):
+        if is_predictor == (getattr(variant.step, name) is not None):
+            raise BundleError(f"{where}.step.{name} is for every part but a predictor")
+    if bool(variant.features) != (variant.step.features is not None):
+        raise BundleError(f"{where}: features and step.features go together")
+    if variant.target_cache is not None:
+        wanted = "target_rows" if variant.target_cache.kind == "slots" else "target_past"
+        if getattr(variant.step, wanted) is None:
+            raise BundleError(f"{where}.step lacks {wanted!r}, and it is a predictor")
 
 
 def _check_target(spec: ModelSpec, variant: Variant, where: str) -> None:
@@ -262,9 +301,10 @@ def _check_target(spec: ModelSpec, variant: Variant, where: str) -> None:
         )
 
 
+_HEAD = ("full_logits", "top_values", "top_ids", "log_sum", "top")
 _NEEDED = {
     "slots": ("slots",),
-    "blocks": ("ancestors", "past", "full_logits", "top_values", "top_ids", "log_sum", "top"),
+    "blocks": ("ancestors", "past", *_HEAD),
 }
 """Fields of StepNames that a kind of cache calls for; the others of these have no meaning then."""
 
@@ -275,8 +315,11 @@ def _check_variant(variant: Variant, where: str) -> None:
     cache = variant.cache
     if cache.alignment < 1:
         raise BundleError(f"{where}.cache.alignment is 0; it must be at least 1")
+    has_logits = variant.step.logits is not None
     for kind, names in _NEEDED.items():
         for name in names:
+            if name in _HEAD and not has_logits:
+                continue
             if bool(getattr(variant.step, name)) != (cache.kind == kind):
                 verb = "lacks" if cache.kind == kind else "has"
                 raise BundleError(f"{where}.step {verb} {name!r}, and its cache is {cache.kind!r}")

@@ -46,6 +46,8 @@ DRAFTERS: Mapping[str, str] = {
     "trigram": "quickdraft.drafters.trigram:open_trigram",
     "small_model": "quickdraft.drafters.small_model:open_small_model",
 }
+TRAINED: Mapping[str, str] = {}
+"""Kinds of trained parts: functions of export.trained.Attach."""
 
 
 def lookup(kind: str, table: Mapping[str, str], name: str) -> Any:

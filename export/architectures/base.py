@@ -64,7 +64,11 @@ class Family:
         return spec
 
     def build(self, ops: Ops[V], spec: DecoderSpec, weights: WeightMap) -> None:
-        """Write the model against `ops`.
+        """Write the model against `ops`. Raises as `collect`."""
+        build_decoder(ops, spec, self.collect(spec, weights))
+
+    def collect(self, spec: DecoderSpec, weights: WeightMap) -> DecoderWeights:
+        """All weights of a checkpoint in their places.
 
         Raises:
             CheckpointError: a tensor is missing or has the wrong shape.
@@ -80,7 +84,7 @@ class Family:
                 f"the checkpoint has the tensor {left[0]!r}{more}, which the config does not "
                 f"ask for and {spec.family} does not use"
             )
-        build_decoder(ops, spec, gathered)
+        return gathered
 
 
 def find_family(config: Mapping[str, Any]) -> Family:

@@ -29,6 +29,7 @@ _READABLE: Mapping[str, np.dtype[Any]] = {
     "F16": np.dtype("<f2"),
     "BF16": np.dtype("<u2"),
 }
+_INTEGERS: Mapping[str, np.dtype[Any]] = {"U8": np.dtype("u1"), "I32": np.dtype("<i4")}
 # Besides weights, files hold masks and counters; no architecture reads those.
 _ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "BOOL": 1, "U8": 1, "I8": 1, "I32": 4, "I64": 8}
 
@@ -43,13 +44,37 @@ class _Entry:
     nbytes: int
 
 
-def read_safetensors(path: Path) -> dict[str, Weight]:
+def read_safetensors(path: Path, *, integers: bool = False) -> dict[str, Weight]:
     """The tensors of a file by name; values stay on disk until a weight is loaded.
+
+    integers: whether uint8 and int32 tensors are wanted, too.
 
     Raises:
         CheckpointError: the file is truncated or malformed, or says something impossible.
         UnsupportedModel: a tensor has a floating type we do not read.
     """
+    header, start, size = _load_header(path)
+    entries = _read_header(path, header, start)
+    _check_tiling(path, entries, start, size)
+    readable = {**_READABLE, **(_INTEGERS if integers else {})}
+    return {name: _weight(path, name, entry, readable) for name, entry in entries.items()}
+
+
+def read_metadata(path: Path) -> Mapping[str, str]:
+    """The texts in the header of a file.
+
+    Raises:
+        CheckpointError: the file is truncated or malformed.
+    """
+    header, _, _ = _load_header(path)
+    found = header.get("__metadata__", {})
+    if not isinstance(found, dict) or not all(isinstance(text, str) for text in found.values()):
+        _fail(path, "its metadata are not texts")
+    return found
+
+
+def _load_header(path: Path) -> tuple[dict[str, Any], int, int]:
+    """The parsed header, where the data starts, and the size of the file, in bytes."""
     size = path.stat().st_size
     with path.open("rb") as file:
         prefix = file.read(8)
@@ -69,18 +94,16 @@ def read_safetensors(path: Path) -> dict[str, Weight]:
         header = strict_json.loads(text, max_bytes=MAX_HEADER_BYTES, max_depth=8)
     except strict_json.JsonProblem as problem:
         _fail(path, f"its header {problem}")
-    entries = _read_header(path, header, 8 + length)
-    _check_tiling(path, entries, 8 + length, size)
-    return {name: _weight(path, name, entry) for name, entry in entries.items()}
+    if not isinstance(header, dict):
+        _fail(path, "its header is not an object")
+    return header, 8 + length, size
 
 
 def _fail(path: Path, what: str) -> NoReturn:
     raise CheckpointError(f"{path.name} is not a sound safetensors file: {what}")
 
 
-def _read_header(path: Path, header: Any, data_start: int) -> dict[str, _Entry]:
-    if not isinstance(header, dict):
-        _fail(path, "its header is not an object")
+def _read_header(path: Path, header: dict[str, Any], data_start: int) -> dict[str, _Entry]:
     header.pop("__metadata__", None)
     if not 1 <= len(header) <= MAX_TENSORS:
         _fail(path, f"it names {len(header)} tensors; 1 to {MAX_TENSORS} are allowed")
@@ -134,14 +157,14 @@ def _check_tiling(path: Path, entries: Mapping[str, _Entry], start: int, size: i
         _fail(path, f"its tensors end at byte {start} and the file at {size}: truncated, or more")
 
 
-def _weight(path: Path, name: str, entry: _Entry) -> Weight:
+def _weight(path: Path, name: str, entry: _Entry, readable: Mapping[str, np.dtype[Any]]) -> Weight:
     def load() -> Dense:
-        if entry.dtype not in _READABLE:
+        if entry.dtype not in readable:
             raise UnsupportedModel(
                 f"{path.name}: the tensor {name!r} holds integers ({entry.dtype}), not weights"
             )
         try:
-            mapped = np.memmap(path, _READABLE[entry.dtype], "r", entry.start, entry.shape or 1)
+            mapped = np.memmap(path, readable[entry.dtype], "r", entry.start, entry.shape or 1)
         except (OSError, ValueError) as error:
             raise CheckpointError(
                 f"{path.name} changed while it was read ({error}); start again"

@@ -1,30 +1,81 @@
-"""What every emitter is given."""
+"""What every emitter is given, and gives back."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from quickdraft.export.quantize import WeightFormat
+from quickdraft.export.weights import Dense, Weight
+from quickdraft.manifest import CacheLayout, Role, Variant
 from quickdraft.types import ModelSpec
 
 
 @dataclass(frozen=True)
-class EmitRequest:
-    """A model as code, its facts, and where and how to write it.
+class Part:
+    """One graph of a bundle: the target, or one that works for it.
 
-    build: called with an Ops, describes one step. folder: the bundle being written; an emitter
-    makes one subfolder. hidden_states: streams to offer, as in Ops.hidden_state. top: how many of
-    a row's largest logits the hotpath flavour puts out.
-
-    An emitter is a function of a request that writes files and returns their manifest Variant.
+    role: its place in the manifest. name: of its files, and among the parts of its role. build:
+    called with an Ops, describes one step. spec: its facts, those of its own cache among them.
+    hidden_states: streams to offer, as in Ops.hidden_state. features: width of the vectors that
+    come with its tokens, 0 for none. target: facts of the model into whose cache a predictor
+    writes, None for other roles. fmt: the weight format, None for that of the request. top: how
+    many of a row's largest logits the hotpath flavour puts out, 0 for a part without logits.
+    token_map: int32 [vocabulary of this part] as a Weight of one axis, the target's token for each
+    of its own; None where they are the same. details: for who opens it, plain JSON values.
     """
 
+    role: Role
+    name: str
     build: Callable[[Any], None]
     spec: ModelSpec
+    hidden_states: tuple[int, ...] = ()
+    features: int = 0
+    target: ModelSpec | None = None
+    fmt: WeightFormat | None = None
+    top: int = 64
+    token_map: Weight | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class EmitRequest:
+    """What to write and where.
+
+    folder: the bundle being written; an emitter makes one subfolder. parts: the target first. Parts
+    of one emitter share a data file, so what several of them hold is stored once.
+
+    An emitter is a function of a request that writes files and returns a manifest Variant for every
+    part, in order.
+    """
+
     folder: Path
     fmt: WeightFormat
-    hidden_states: tuple[int, ...] = ()
-    top: int = 64
+    parts: tuple[Part, ...]
+
+
+Emit = Callable[[EmitRequest], list[Variant]]
+
+
+def entries(part: Part, folder: Path, target_cache: CacheLayout) -> dict[str, Any]:
+    """The fields of Variant that a part other than the target has, its token map written."""
+    if part.role == "target":
+        return {}
+    token_map = None
+    if part.token_map is not None:
+        token_map = f"{part.name}.tokens"
+        loaded = part.token_map.load()
+        assert isinstance(loaded, Dense)  # a token map is a plain array  # noqa: S101
+        (folder / token_map).write_bytes(np.ascontiguousarray(loaded.values, "<i4").tobytes())
+    return {
+        "name": part.name,
+        "spec": part.spec,
+        "target_cache": target_cache if part.role == "predictor" else None,
+        "features": part.features,
+        "token_map": token_map,
+        "details": dict(part.details),
+    }

@@ -15,13 +15,13 @@ import numpy as np
 import onnx_ir as ir
 
 from quickdraft.errors import BackendError
-from quickdraft.export.emitters.base import EmitRequest
+from quickdraft.export.emitters.base import EmitRequest, Part, entries
 from quickdraft.export.emitters.hotpath_values import (
     Capped,
+    Columns,
     Embedded,
     Normed,
     NormSpec,
-    Part,
     Product,
     Rotated,
     Sum,
@@ -34,11 +34,15 @@ from quickdraft.export.emitters.hotpath_weights import PackedStore
 from quickdraft.export.emitters.hotpath_writer import DOMAIN, HotpathWriter
 from quickdraft.export.emitters.onnx_graph import DataFile, GraphBuilder
 from quickdraft.export.ops import Activation, Attention, Rope
+from quickdraft.export.quantize import WeightFormat
 from quickdraft.export.weights import Weight, concat_rows, join_biases
 from quickdraft.manifest import BlocksLayout, StepNames, Variant
-from quickdraft.types import ModelSpec
 
 LAYOUT = BlocksLayout(kind="blocks", alignment=16, cache="cache", present="present_cache")
+TARGET_LAYOUT = BlocksLayout(
+    kind="blocks", alignment=16, cache="target_cache", present="present_target_cache"
+)
+"""The cache that a predictor writes."""
 DATA_ALIGNMENT = 64
 """A cache line, and the widest vector of the kernels."""
 
@@ -46,15 +50,13 @@ DATA_ALIGNMENT = 64
 class HotpathOps:
     """Emits one step of a model; `finish` writes it."""
 
-    def __init__(
-        self, graph: GraphBuilder, store: PackedStore, spec: ModelSpec, request: EmitRequest
-    ) -> None:
+    def __init__(self, graph: GraphBuilder, store: PackedStore, part: Part) -> None:
         self._graph = graph
         self._store = store
         self._writer = HotpathWriter(graph, store)
-        self._spec = spec
-        self._wanted = set(request.hidden_states)
-        self._top = min(request.top, spec.vocab_size)
+        self._spec = part.spec
+        self._wanted = set(part.hidden_states)
+        self._top = min(part.top, part.spec.vocab_size)
         self._hidden: dict[int, str] = {}
         self._layers = 0
         self._tokens = graph.input("input_ids", ir.DataType.INT64, ["n"])
@@ -157,7 +159,7 @@ class HotpathOps:
             product = Product(use(x), concat_rows([w for w, _ in chosen]), join_biases(chosen))
             offset = 0
             for index, (weight, _) in zip(indices, chosen, strict=True):
-                results[index] = Part(product, offset, weight.shape[0])
+                results[index] = Columns(product, offset, weight.shape[0])
                 offset += weight.shape[0]
         return [results[index] for index in range(len(pairs))]
 
@@ -260,35 +262,45 @@ class HotpathOps:
         return y
 
 
-def emit_hotpath(request: EmitRequest) -> Variant:
-    """Write `onnx-hotpath/model.onnx` and `model.data`, the weights in kernel layout.
+def emit_hotpath(request: EmitRequest) -> list[Variant]:
+    """Write `onnx-hotpath/NAME.onnx` for every part, and `model.data`, the weights of all in kernel
+    layout.
 
     Raises:
-        UnsupportedModel: the model does something between our kernels that none of them takes in.
-        BackendError: the checker found the graph invalid (a fault of ours).
+        UnsupportedModel: a part does something between our kernels that none of them takes in.
+        BackendError: the checker found a graph invalid (a fault of ours).
     """
     folder = request.folder / "onnx-hotpath"
     folder.mkdir(exist_ok=True)
-    model, data_path = folder / "model.onnx", folder / "model.data"
-    data = DataFile(data_path, DATA_ALIGNMENT)
+    data = DataFile(folder / "model.data", DATA_ALIGNMENT)
     try:
-        graph = GraphBuilder(data)
-        store = PackedStore(graph, request.fmt)
-        ops = HotpathOps(graph, store, request.spec, request)
-        request.build(ops)
+        built = [_build(part, part.fmt or request.fmt, data) for part in request.parts]
     finally:
         data.close()
+    return [_finish(ops, part, folder, request) for ops, part in built]
+
+
+def _build(part: Part, fmt: WeightFormat, data: DataFile) -> tuple[HotpathOps, Part]:
+    graph = GraphBuilder(data)
+    ops = HotpathOps(graph, PackedStore(graph, fmt), part)
+    part.build(ops)
+    return ops, part
+
+
+def _finish(ops: HotpathOps, part: Part, folder: Path, request: EmitRequest) -> Variant:
+    model = folder / f"{part.name}.onnx"
     step = ops.finish(model)
     _check(model)
     return Variant(
         target_format="onnx",
         flavour="hotpath",
-        weight_format=request.fmt.name,
-        model="onnx-hotpath/model.onnx",
-        files=("onnx-hotpath/model.onnx", "onnx-hotpath/model.data"),
+        weight_format=(part.fmt or request.fmt).name,
+        model=f"onnx-hotpath/{part.name}.onnx",
+        files=(f"onnx-hotpath/{part.name}.onnx", "onnx-hotpath/model.data"),
         step=step,
         cache=LAYOUT,
         guarantee="bit_identical",
+        **entries(part, request.folder, TARGET_LAYOUT),
     )
 
 

@@ -69,7 +69,7 @@ class Product(Lazy):
 
 
 @dataclass(eq=False)
-class Part(Lazy):
+class Columns(Lazy):
     """Columns of a joined product."""
 
     product: Product

@@ -9,11 +9,11 @@ import numpy as np
 import onnx_ir as ir
 
 from quickdraft.export.emitters.hotpath_values import (
+    Columns,
     Embedded,
     Lazy,
     Normed,
     NormSpec,
-    Part,
     Product,
     Sum,
     Value,
@@ -45,7 +45,7 @@ class HotpathWriter:
 
     def columns(self, x: Value) -> tuple[ir.Value, int]:
         """The value that holds x, and its first column there."""
-        if isinstance(x, Part) and x.done is None:
+        if isinstance(x, Columns) and x.done is None:
             return self.value(x.product), x.offset
         return self.value(x), 0
 
@@ -106,7 +106,7 @@ class HotpathWriter:
                 attributes = {"format": stored.format, "k": stored.k, "n": stored.n}
                 attributes["scale"] = x.scale
                 return self.ops("Embed", [x.ids, stored.value], attributes)[0]
-            case Part():
+            case Columns():
                 limits = ([x.offset], [x.offset + x.width], [1])
                 constants = [self._graph.constant(limit) for limit in limits]
                 return self._graph.one("Slice", [self.value(x.product), *constants])
@@ -155,4 +155,4 @@ class HotpathWriter:
 
 def _is_whole(x: Normed) -> bool:
     """Whether a norm runs over whole rows of a value."""
-    return x.heads == 1 and not isinstance(x.x, Part)
+    return x.heads == 1 and not isinstance(x.x, Columns)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from quickdraft.export.emitters.base import EmitRequest
+from quickdraft.export.emitters.base import EmitRequest, Part, entries
 from quickdraft.export.emitters.composed import ComposedOps
 from quickdraft.export.emitters.weight_file import WeightFile
 from quickdraft.export.ops import Activation, Attention, Rope
@@ -24,6 +24,14 @@ from quickdraft.manifest import SlotsLayout, StepNames, Variant
 
 PROGRAM_VERSION = 1
 SLOT_ALIGNMENT = 64
+LAYOUT = SlotsLayout(
+    kind="slots",
+    alignment=SLOT_ALIGNMENT,
+    past_key="key.{layer}",
+    past_value="value.{layer}",
+    present_key="key.{layer}",
+    present_value="value.{layer}",
+)
 
 
 @dataclass(frozen=True)
@@ -162,16 +170,22 @@ class Recorder(ComposedOps[Recorded]):
         return value
 
 
-def emit_reference(request: EmitRequest) -> Variant:
-    """Write `reference/program.json` and `reference/weights.safetensors` into the folder."""
-    folder = request.folder / "reference"
+def emit_reference(request: EmitRequest) -> list[Variant]:
+    """Write a folder for every part, with a `program.json` and a `weights.safetensors`."""
+    return [_emit(part, request) for part in request.parts]
+
+
+def _emit(part: Part, request: EmitRequest) -> Variant:
+    inner = "reference" if part.role == "target" else f"reference-{part.name}"
+    folder = request.folder / inner
     folder.mkdir(parents=True, exist_ok=True)
-    recorder = Recorder(request.hidden_states)
-    request.build(recorder)
+    fmt = part.fmt or request.fmt
+    recorder = Recorder(part.hidden_states)
+    part.build(recorder)
     blocks: dict[str, dict[str, int]] = {}
     with WeightFile(folder / "weights.safetensors") as file:
         for name, weight in recorder.weights.items():
-            data = _stored(weight, request.fmt if name in recorder.matrices else None)
+            data = _stored(weight, fmt if name in recorder.matrices else None)
             if isinstance(data, Dense):
                 file.add(name, data.values)
             else:
@@ -186,7 +200,7 @@ def emit_reference(request: EmitRequest) -> Variant:
     }
     text = json.dumps(program, indent=1, allow_nan=False)
     (folder / "program.json").write_text(text, encoding="utf-8")
-    return _variant(request.fmt.name, recorder)
+    return _variant(fmt.name, recorder, inner, entries(part, request.folder, LAYOUT))
 
 
 def _stored(weight: Weight, fmt: WeightFormat | None) -> Dense | Blocked:
@@ -208,13 +222,15 @@ def _add_blocks(file: WeightFile, name: str, data: Blocked) -> None:
         file.add(f"{name}.minimum", data.minimum)
 
 
-def _variant(weight_format: str, recorder: Recorder) -> Variant:
+def _variant(
+    weight_format: str, recorder: Recorder, folder: str, more: Mapping[str, Any]
+) -> Variant:
     return Variant(
         target_format="reference",
         flavour="portable",
         weight_format=weight_format,
-        model="reference/program.json",
-        files=("reference/program.json", "reference/weights.safetensors"),
+        model=f"{folder}/program.json",
+        files=(f"{folder}/program.json", f"{folder}/weights.safetensors"),
         step=StepNames(
             tokens="tokens",
             positions="positions",
@@ -227,14 +243,8 @@ def _variant(weight_format: str, recorder: Recorder) -> Variant:
             },
             hidden_states=recorder.offered,
         ),
-        cache=SlotsLayout(
-            kind="slots",
-            alignment=SLOT_ALIGNMENT,
-            past_key="key.{layer}",
-            past_value="value.{layer}",
-            present_key="key.{layer}",
-            present_value="value.{layer}",
-        ),
+        cache=LAYOUT,
         # Matrix products round differently for different numbers of rows.
         guarantee="same_distribution",
+        **more,
     )

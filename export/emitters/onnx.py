@@ -17,14 +17,14 @@ import numpy as np
 import onnx_ir as ir
 
 from quickdraft.errors import BackendError
-from quickdraft.export.emitters.base import EmitRequest
+from quickdraft.export.emitters.base import EmitRequest, Part, entries
 from quickdraft.export.emitters.composed import ComposedOps
 from quickdraft.export.emitters.onnx_graph import CONTRIB, DataFile, GraphBuilder
 from quickdraft.export.emitters.onnx_weights import WeightStore
 from quickdraft.export.ops import Activation, Attention, Rope
+from quickdraft.export.quantize import WeightFormat
 from quickdraft.export.weights import Weight
 from quickdraft.manifest import SlotsLayout, StepNames, Variant
-from quickdraft.types import ModelSpec
 
 LAYOUT = SlotsLayout(
     kind="slots",
@@ -34,6 +34,15 @@ LAYOUT = SlotsLayout(
     present_key="present.{layer}.key",
     present_value="present.{layer}.value",
 )
+TARGET_LAYOUT = SlotsLayout(
+    kind="slots",
+    alignment=64,
+    past_key="target.{layer}.key",
+    past_value="target.{layer}.value",
+    present_key="present_target.{layer}.key",
+    present_value="present_target.{layer}.value",
+)
+"""The cache that a predictor writes."""
 
 
 @dataclass
@@ -51,13 +60,11 @@ Value = ir.Value | _Sum
 class OnnxOps(ComposedOps[Value]):
     """Emits one step of a model; `finish` writes it."""
 
-    def __init__(
-        self, graph: GraphBuilder, store: WeightStore, spec: ModelSpec, hidden_states: Sequence[int]
-    ) -> None:
+    def __init__(self, graph: GraphBuilder, store: WeightStore, part: Part) -> None:
         self._graph = graph
         self._store = store
-        self._spec = spec
-        self._wanted = set(hidden_states)
+        self._spec = part.spec
+        self._wanted = set(part.hidden_states)
         self._hidden: dict[int, str] = {}
         self._biases: dict[int | None, str] = {}
         self._memo: dict[tuple[Any, ...], ir.Value] = {}
@@ -316,34 +323,43 @@ class OnnxOps(ComposedOps[Value]):
         return x.value
 
 
-def emit_onnx(request: EmitRequest) -> Variant:
-    """Write `onnx/model.onnx` and its data file, checked by onnx's full checker.
+def emit_onnx(request: EmitRequest) -> list[Variant]:
+    """Write `onnx/NAME.onnx` for every part, checked by onnx's full checker, and their data file.
 
     Raises:
-        BackendError: the checker found the graph invalid (a fault of ours).
+        BackendError: the checker found a graph invalid (a fault of ours).
     """
     folder = request.folder / "onnx"
     folder.mkdir(exist_ok=True)
-    model, data_path = folder / "model.onnx", folder / "model.onnx_data"
-    data = DataFile(data_path)
+    data = DataFile(folder / "model.onnx_data")
     try:
-        graph = GraphBuilder(data)
-        store = WeightStore(graph, request.fmt)
-        ops = OnnxOps(graph, store, request.spec, request.hidden_states)
-        request.build(ops)
+        built = [_build(part, part.fmt or request.fmt, data) for part in request.parts]
     finally:
         data.close()
+    return [_finish(ops, part, folder, request) for ops, part in built]
+
+
+def _build(part: Part, fmt: WeightFormat, data: DataFile) -> tuple[OnnxOps, Part]:
+    graph = GraphBuilder(data)
+    ops = OnnxOps(graph, WeightStore(graph, fmt), part)
+    part.build(ops)
+    return ops, part
+
+
+def _finish(ops: OnnxOps, part: Part, folder: Path, request: EmitRequest) -> Variant:
+    model = folder / f"{part.name}.onnx"
     step = ops.finish(model)
     _check(model)
     return Variant(
         target_format="onnx",
         flavour="portable",
-        weight_format=request.fmt.name,
-        model="onnx/model.onnx",
-        files=("onnx/model.onnx", "onnx/model.onnx_data"),
+        weight_format=(part.fmt or request.fmt).name,
+        model=f"onnx/{part.name}.onnx",
+        files=(f"onnx/{part.name}.onnx", "onnx/model.onnx_data"),
         step=step,
         cache=LAYOUT,
         guarantee="bit_identical",
+        **entries(part, request.folder, TARGET_LAYOUT),
     )
 
 

@@ -139,3 +139,37 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Release the model; later steps raise BackendError."""
+
+
+class HeadBackend(Backend, Protocol):
+    """A Backend that also runs parts whose variant has features."""
+
+    def step(
+        self,
+        tree: Tree,
+        cache: KvCache,
+        rows: NDArray[np.int64] | None = None,
+        cancel: CancelToken | None = None,
+        *,
+        full_logits: bool = True,
+        features: NDArray[np.float32] | None = None,
+    ) -> StepOutput:
+        """As Backend.step. features: float32 [n, width], for such a part and only for it."""
+
+
+class Predictor(Protocol):
+    """Fills the cache of a target with predicted keys and values (arXiv 2410.08391, section 3)."""
+
+    def predict(
+        self, tokens: NDArray[np.int64], cache: KvCache, cancel: CancelToken | None = None
+    ) -> None:
+        """Append one predicted row per token, int64 [n], n >= 1, to a cache that holds nothing yet,
+        committed and marked as predicted.
+
+        Raises:
+            Cancelled: the cache is empty again.
+            ContextOverflow: the rows do not fit. BackendError: the engine failed.
+        """
+
+    def close(self) -> None:
+        """Release it."""

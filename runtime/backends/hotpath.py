@@ -260,8 +260,8 @@ def _move_rows(cache: BlockedCache, source: NDArray[np.int64], target: NDArray[n
 
 def _check_names(session: Any, variant: Variant, cache: BlocksLayout) -> None:
     step = variant.step
-    inputs = {step.tokens, step.positions, step.output_rows, cache.cache}
+    inputs = {step.tokens, step.positions, str(step.output_rows), cache.cache}
     inputs |= {str(name) for name in (step.ancestors, step.past, step.full_logits)}
-    outputs = {step.logits, cache.present, *step.hidden_states.values()}
+    outputs = {str(step.logits), cache.present, *step.hidden_states.values()}
     outputs |= {str(name) for name in (step.top_values, step.top_ids, step.log_sum)}
     ort_session.check_names(variant.model, session, inputs, outputs)

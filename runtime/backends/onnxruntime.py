@@ -135,12 +135,12 @@ class OnnxRuntimeBackend:
             names.tokens: tree.tokens,
             names.positions: positions(tree, length),
             self._slots: np.arange(length, length + n),
-            names.output_rows: rows,
+            str(names.output_rows): rows,
         }
         for window, name in names.biases.items():
             feeds[name] = attention_bias(tree, length, slots, window)
         state.feed(feeds)
-        logits = state.result(names.logits, (len(rows), self.spec.vocab_size))
+        logits = state.result(str(names.logits), (len(rows), self.spec.vocab_size))
         width = self.spec.hidden_size
         hidden = {
             layer: state.result(name, (n, width)) for layer, name in names.hidden_states.items()
@@ -179,8 +179,9 @@ def _check_names(session: Any, spec: ModelSpec, variant: Variant, cache: SlotsLa
     def layers(*patterns: str) -> set[str]:
         return {p.format(layer=layer) for p in patterns for layer in range(spec.num_layers)}
 
-    inputs = {step.tokens, step.positions, str(step.slots), step.output_rows, *step.biases.values()}
-    outputs = {step.logits, *step.hidden_states.values()}
+    inputs = {step.tokens, step.positions, str(step.slots), str(step.output_rows)}
+    inputs |= set(step.biases.values())
+    outputs = {str(step.logits), *step.hidden_states.values()}
     inputs |= layers(cache.past_key, cache.past_value)
     outputs |= layers(cache.present_key, cache.present_value)
     ort_session.check_names(variant.model, session, inputs, outputs)

@@ -24,7 +24,7 @@ native_only = pytest.mark.native
 
 def opened(kv_cache: str | None = None) -> HotpathBackend:
     request, variant = exported("llama", "fp32")
-    return HotpathBackend(request.folder, request.spec, variant, 1, kv_cache)
+    return HotpathBackend(request.folder, request.parts[0].spec, variant, 1, kv_cache)
 
 
 def test_without_onnxruntime(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,7 +89,7 @@ def test_an_unknown_kv_type() -> None:
 def test_other_backends_refuse_kv_types(kind: type, kv_cache: str, tmp_path: Path) -> None:
     request, variant = exported("llama", "fp32")
     with pytest.raises(OptionError, match=f"kv_cache is '{kv_cache}', and the backend"):
-        kind(tmp_path, request.spec, variant, kv_cache=kv_cache)
+        kind(tmp_path, request.parts[0].spec, variant, kv_cache=kv_cache)
 
 
 @native_only

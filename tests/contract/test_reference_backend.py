@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny.checkpoint import VOCAB_SIZE, tiny_checkpoint
+from tiny.parts import target_request
 
 from quickdraft.drafters.tree import Tree
 from quickdraft.errors import BackendError, BundleError, Cancelled, ContextOverflow, OptionError
 from quickdraft.export.architectures.base import find_family
-from quickdraft.export.emitters.base import EmitRequest
 from quickdraft.export.emitters.numpy import emit_reference
 from quickdraft.export.quantize import FORMATS, quantize
 from quickdraft.kvcache.contiguous import ContiguousCache
@@ -32,14 +32,14 @@ def write(
     checkpoint = tiny_checkpoint(family, **config)
     architecture = find_family(checkpoint.config)
     spec = architecture.read(checkpoint.config)
-    request = EmitRequest(
+    request = target_request(
         lambda ops: architecture.build(ops, spec, checkpoint.weights),
         spec.model_spec(),
         folder,
         FORMATS[form],
         (1,),
     )
-    return spec.model_spec(), emit_reference(request)
+    return spec.model_spec(), emit_reference(request)[0]
 
 
 @functools.cache
@@ -170,13 +170,13 @@ def test_weight_formats_are_decoded(form: str) -> None:
             same = weight.map(lambda _, rounded=rounded: rounded, weight.shape, name)  # type: ignore[misc]
             checkpoint.weights._weights[name] = same
     with tempfile.TemporaryDirectory() as folder:
-        request = EmitRequest(
+        request = target_request(
             lambda ops: architecture.build(ops, spec, checkpoint.weights),
             spec.model_spec(),
             Path(folder),
             FORMATS["fp32"],
         )
-        plain = ReferenceBackend(Path(folder), spec.model_spec(), emit_reference(request))
+        plain = ReferenceBackend(Path(folder), spec.model_spec(), emit_reference(request)[0])
     ours = small.step(tree, small.new_cache()).logits
     np.testing.assert_allclose(ours, plain.step(tree, plain.new_cache()).logits, atol=1e-5)
 

@@ -16,10 +16,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny.checkpoint import VOCAB_SIZE, tiny_checkpoint
+from tiny.parts import target_request
 
 from quickdraft.drafters.tree import Tree
 from quickdraft.export.architectures.base import find_family
-from quickdraft.export.emitters.base import EmitRequest
 from quickdraft.export.emitters.onnx import emit_onnx
 from quickdraft.export.quantize import FORMATS
 from quickdraft.kvcache.contiguous import ContiguousCache
@@ -42,14 +42,14 @@ def backend(kind: str, form: str, threads: int = 2) -> OnnxRuntimeBackend:
     spec = description.model_spec()
     folder = Path(tempfile.mkdtemp())
     variant = emit_onnx(
-        EmitRequest(
+        target_request(
             build=lambda ops: architecture.build(ops, description, checkpoint.weights),
             spec=spec,
             folder=folder,
             fmt=FORMATS[form],
             hidden_states=(1,),
         )
-    )
+    )[0]
     return OnnxRuntimeBackend(folder, spec, variant, threads=threads)
 
 

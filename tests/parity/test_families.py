@@ -20,7 +20,6 @@ from quickdraft.export.architectures.base import find_family
 from quickdraft.export.architectures.config import Config
 from quickdraft.export.architectures.rope import read_rope
 from quickdraft.export.checkpoints.hf import read_huggingface
-from quickdraft.export.emitters.base import EmitRequest
 from quickdraft.export.quantize import FORMATS
 from quickdraft.registry import ARCHITECTURES, BACKENDS, EMITTERS, lookup
 from quickdraft.runtime.backends.base import Backend
@@ -30,6 +29,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from tiny.families import CONFIGS, Oracle, save_tiny  # noqa: E402
+from tiny.parts import target_request  # noqa: E402
 from transformers import CONFIG_MAPPING, LlamaConfig  # noqa: E402
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS  # noqa: E402
 
@@ -63,14 +63,14 @@ def open_backend(name: str, folder: Path, hidden_states: tuple[int, ...] = ()) -
     checkpoint = read_huggingface(folder)
     family = find_family(checkpoint.config)
     spec = family.read(checkpoint.config)
-    request = EmitRequest(
+    request = target_request(
         lambda ops: family.build(ops, spec, checkpoint.weights),
         spec.model_spec(),
         folder,
         FORMATS["fp32"],
         hidden_states,
     )
-    variant = lookup("format", EMITTERS, EMITTER_OF[name])(request)
+    variant = lookup("format", EMITTERS, EMITTER_OF[name])(request)[0]
     open_with = functools.partial(lookup("backend", BACKENDS, name), **EXACT.get(name, {}))
     backend: Backend = open_with(folder, spec.model_spec(), variant)
     return backend

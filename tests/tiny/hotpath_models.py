@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from tiny.blocked_weights import BlockedWeights
 from tiny.family_configs import CONFIGS
+from tiny.parts import target_request
 from tiny.random_weights import RandomWeights
 
 from quickdraft.drafters.tree import Tree
@@ -37,7 +38,7 @@ def _request(name: str, form: str, folder: Path) -> EmitRequest:
     family = find_family({"model_type": model_type})
     description = family.read(changed)
     weights = BlockedWeights(form) if blocks else RandomWeights()
-    return EmitRequest(
+    return target_request(
         lambda ops: family.build(ops, description, weights),
         description.model_spec(),
         folder,
@@ -53,7 +54,7 @@ def exported(name: str, form: str) -> tuple[EmitRequest, Variant]:
     folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)  # Windows keeps what is mapped
     _FOLDERS.append(folder)
     request = _request(name, form, Path(folder.name))
-    return request, emit_hotpath(request)
+    return request, emit_hotpath(request)[0]
 
 
 @functools.cache
@@ -62,14 +63,14 @@ def backend(
 ) -> HotpathBackend:
     """A model of `exported`."""
     request, variant = exported(name, form)
-    return HotpathBackend(request.folder, request.spec, variant, threads, kv_cache)
+    return HotpathBackend(request.folder, request.parts[0].spec, variant, threads, kv_cache)
 
 
 @functools.cache
 def reference(name: str, form: str) -> ReferenceBackend:
     """The same model, interpreted with NumPy."""
     request, _ = exported(name, form)
-    return ReferenceBackend(request.folder, request.spec, emit_reference(request))
+    return ReferenceBackend(request.folder, request.parts[0].spec, emit_reference(request)[0])
 
 
 def bits(output: StepOutput) -> list[bytes]:
