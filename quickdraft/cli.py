@@ -46,6 +46,10 @@ COMMANDS = {
         "quickdraft.commands.verify:verify",
         "Compare drafted answers with plain ones.",
     ),
+    "train predictor": (
+        "quickdraft.commands.train_predictor:predictor",
+        "Fit a predictor of the KV cache, for an early first token.",
+    ),
     "doctor": ("quickdraft.commands.doctor:doctor", "Report on this machine and installation."),
 }
 
@@ -73,6 +77,9 @@ class LazyGroup(click.Group):
             args = [" ".join(args[:2]), *args[2:]]
         name = args[0]
         if name not in COMMANDS and not name.startswith("-"):
+            longer = [command for command in COMMANDS if command.startswith(f"{name} ")]
+            if longer:
+                raise click.UsageError(f"{name!r} needs one word more: {', '.join(longer)}.", ctx)
             near = get_close_matches(name, COMMANDS, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else f" There are: {', '.join(COMMANDS)}."
             raise click.UsageError(f"No such command {name!r}.{hint}", ctx)
