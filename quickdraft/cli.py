@@ -48,7 +48,7 @@ COMMANDS = {
     ),
     "train predictor": (
         "quickdraft.commands.train_predictor:predictor",
-        "Fit a predictor of the KV cache, for an early first token.",
+        "Fit a predictor of the KV cache.",
     ),
     "doctor": ("quickdraft.commands.doctor:doctor", "Report on this machine and installation."),
 }

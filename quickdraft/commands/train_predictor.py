@@ -17,7 +17,7 @@ from quickdraft.commands.options import common_options
 )
 @common_options
 def predictor(source: Path, out: Path, as_json: bool, **options: Any) -> None:
-    """Fit a predictor of the KV cache, for an early first token.
+    """Fit a predictor of the KV cache.
 
     SOURCE is a .gguf file or a Hugging Face checkpoint folder.
     """
