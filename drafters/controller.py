@@ -8,7 +8,8 @@ likeliest nodes as many are verified as make that largest. The goodput controlle
 too much on poor proposals and too little on good ones.
 
 That drafting pays does not rest on estimates alone. The controller keeps account of what drafting
-has saved and cost, and never risks more in one step than the account holds.
+has saved and cost in the answer, and never risks more in one step than the account holds: a short
+answer must not lose what another one won.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ PROBE_NODES = 3
 
 # The account, in plain steps: what a step without drafts costs.
 FIRST_CREDIT = 0.2
+"""What an answer may lose before drafting has saved anything in it."""
 MOST_CREDIT = 2.0
 ALLOWANCE = 0.01
 """What drafting may cost for nothing, per decided token."""
@@ -96,6 +98,10 @@ class Controller:
         """Tokens that the time of a plain step brings of late, at least the one of plain
         decoding."""
         return max(self._tokens / self._time, 1.0)
+
+    def begin(self) -> None:
+        """An answer starts, with an account of its own (of several at once, they share one)."""
+        self._credit = min(self._credit, FIRST_CREDIT)
 
     def ask(self, room: int) -> list[int]:
         """Indices of the drafters to ask in a step that can hold `room` nodes."""

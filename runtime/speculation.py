@@ -117,6 +117,7 @@ class Speculation:
         if nodes is None and self.drafting.curve is None:
             self._nodes = UNPLANNED_NODES
         with self.drafting.lock:
+            self.drafting.controller.begin()
             for drafter in self._drafters:
                 drafter.begin(tokens, settings)
 

@@ -93,6 +93,17 @@ def test_after_good_times_bad_ones_cost_little(curve: str) -> None:
     assert total < 1.03 * 128 * CURVES[curve].at(1)
 
 
+@pytest.mark.parametrize("curve", CURVES)
+def test_a_short_answer_does_not_lose_what_another_won(curve: str) -> None:
+    kinds = [Kind((0.9,) * 3, (0.7, 0.5, 0.3)), Kind((0.5,), (0.5,), length=4)]
+    world = World(CURVES[curve], kinds, mood=lambda step: float(step < 100))
+    for _ in range(100):
+        world.step()
+    world.controller.begin()
+    total = sum(world.step().seconds for _ in range(8))
+    assert total < 1.035 * 8 * CURVES[curve].at(1)
+
+
 @pytest.mark.parametrize("curve", ["measured", "flat", "step"])
 def test_a_text_that_begins_to_repeat_itself_is_noticed(curve: str) -> None:
     for seed in range(8):
