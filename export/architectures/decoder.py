@@ -136,35 +136,49 @@ class DecoderWeights:
 def build_decoder(ops: Ops[V], spec: DecoderSpec, weights: DecoderWeights) -> None:
     """Write the model: token ids to logits, with a hidden state after every layer."""
     positions = ops.positions()
+    x = decoder_embedding(ops, spec, weights, positions)
+    ops.hidden_state(x, 0)
+    for index, layer in enumerate(weights.layers):
+        x = decoder_layer(ops, spec, index, layer, x, positions)
+        ops.hidden_state(x, index + 1)
+    wanted = ops.take_rows(x, ops.output_rows())
+    ops.logits(decoder_logits(ops, spec, weights, wanted))
+
+
+def decoder_embedding(ops: Ops[V], spec: DecoderSpec, weights: DecoderWeights, positions: V) -> V:
+    """The residual stream [n, hidden] before the first layer."""
     x = ops.embed(ops.tokens(), weights.embedding)
     if spec.embedding_scale is not None:
         x = ops.scale(x, spec.embedding_scale)
     if weights.positions is not None:
         x = ops.add(x, ops.embed(positions, weights.positions))
-    ops.hidden_state(x, 0)
-    for index, layer in enumerate(weights.layers):
-        x = _layer(ops, spec, index, layer, x, positions)
-        ops.hidden_state(x, index + 1)
-    wanted = ops.take_rows(x, ops.output_rows())
-    logits = _linear(ops, _norm(ops, spec, wanted, weights.final_norm), weights.head)
-    if spec.logit_softcap is not None:
-        logits = ops.softcap(logits, spec.logit_softcap)
-    ops.logits(logits)
+    return x
 
 
-def _layer(
+def decoder_logits(ops: Ops[V], spec: DecoderSpec, weights: DecoderWeights, x: V) -> V:
+    """From the residual stream [m, hidden] after the last layer to logits [m, vocabulary]."""
+    normed = decoder_norm(ops, spec, x, weights.final_norm)
+    logits = _linear(ops, normed, weights.head)
+    return logits if spec.logit_softcap is None else ops.softcap(logits, spec.logit_softcap)
+
+
+def decoder_layer(
     ops: Ops[V], spec: DecoderSpec, index: int, layer: LayerWeights, x: V, positions: V
 ) -> V:
-    normed = _norm(ops, spec, x, layer.attention_norm)
+    """The residual stream [n, hidden] one layer on.
+
+    index: which of `spec.layers`, and of the cache, the layer is.
+    """
+    normed = decoder_norm(ops, spec, x, layer.attention_norm)
     mixed = _attention(ops, spec, index, layer, normed, positions)
-    mixed = _norm(ops, spec, mixed, layer.attention_post_norm)
+    mixed = decoder_norm(ops, spec, mixed, layer.attention_post_norm)
     if spec.parallel:
         # Without a norm of its own, the MLP shares that of attention.
-        own = normed if layer.mlp_norm is None else _norm(ops, spec, x, layer.mlp_norm)
+        own = normed if layer.mlp_norm is None else decoder_norm(ops, spec, x, layer.mlp_norm)
         return ops.add(x, ops.add(mixed, _mlp(ops, spec, layer, own)))
     x = ops.add(x, mixed)
-    inner = _mlp(ops, spec, layer, _norm(ops, spec, x, layer.mlp_norm))
-    return ops.add(x, _norm(ops, spec, inner, layer.mlp_post_norm))
+    inner = _mlp(ops, spec, layer, decoder_norm(ops, spec, x, layer.mlp_norm))
+    return ops.add(x, decoder_norm(ops, spec, inner, layer.mlp_post_norm))
 
 
 def _attention(
@@ -174,13 +188,28 @@ def _attention(
     value = replace(layer.value.weight, sensitive=True)
     pairs = [(part.weight, part.bias) for part in (layer.query, layer.key)]
     q, k, v = ops.linears(x, [*pairs, (value, layer.value.bias)])
-    per_head = spec.query_norm == "head"
-    q = _norm(ops, spec, q, layer.query_norm, shape.num_heads if per_head else 1)
-    k = _norm(ops, spec, k, layer.key_norm, shape.num_kv_heads if per_head else 1)
+    heads = shape.num_heads if spec.query_norm == "head" else 1
+    q = decoder_norm(ops, spec, q, layer.query_norm, heads)
     if shape.rope is not None:
         q = ops.rope(q, positions, shape.rope, shape.num_heads)
-        k = ops.rope(k, positions, shape.rope, shape.num_kv_heads)
-    attention = Attention(
+    k = decoder_keys(ops, spec, index, layer, k, positions)
+    return _linear(ops, ops.attend(q, k, v, layer_attention(spec, index)), layer.output)
+
+
+def decoder_keys(
+    ops: Ops[V], spec: DecoderSpec, index: int, layer: LayerWeights, k: V, positions: V
+) -> V:
+    """Projected keys [n, kv_heads * head_dim] as the cache has them: normed, then rotated."""
+    shape = spec.layers[index]
+    heads = shape.num_kv_heads if spec.query_norm == "head" else 1
+    k = decoder_norm(ops, spec, k, layer.key_norm, heads)
+    return k if shape.rope is None else ops.rope(k, positions, shape.rope, shape.num_kv_heads)
+
+
+def layer_attention(spec: DecoderSpec, index: int) -> Attention:
+    """How the layer `index` attends, and what its cache looks like."""
+    shape = spec.layers[index]
+    return Attention(
         layer=index,
         num_heads=shape.num_heads,
         num_kv_heads=shape.num_kv_heads,
@@ -189,7 +218,6 @@ def _attention(
         window=spec.window(index),
         softcap=spec.attention_softcap,
     )
-    return _linear(ops, ops.attend(q, k, v, attention), layer.output)
 
 
 def _mlp(ops: Ops[V], spec: DecoderSpec, layer: LayerWeights, x: V) -> V:
@@ -204,8 +232,8 @@ def _linear(ops: Ops[V], x: V, linear: Linear) -> V:
     return ops.linear(x, linear.weight, linear.bias)
 
 
-def _norm(ops: Ops[V], spec: DecoderSpec, x: V, norm: Norm | None, heads: int = 1) -> V:
-    """The norm, or x where there is none."""
+def decoder_norm(ops: Ops[V], spec: DecoderSpec, x: V, norm: Norm | None, heads: int = 1) -> V:
+    """The kind of norm that the decoder has, over each of `heads` parts; x where there is none."""
     if norm is None:
         return x
     weight = norm.weight
