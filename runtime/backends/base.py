@@ -163,12 +163,14 @@ class Predictor(Protocol):
     def predict(
         self, tokens: NDArray[np.int64], cache: KvCache, cancel: CancelToken | None = None
     ) -> None:
-        """Append one predicted row per token, int64 [n], n >= 1, to a cache that holds nothing yet,
-        committed and marked as predicted.
+        """Append a predicted row for every token that the cache has no row of, committed.
+
+        tokens: int64 [n], n > cache.length, from the first token on. Rows that the cache holds are
+        exact ones of the first tokens, and stay as they are. Afterwards all are marked predicted.
 
         Raises:
-            Cancelled: the cache is empty again.
-            ContextOverflow: the rows do not fit. BackendError: the engine failed.
+            Cancelled: the cache is as before.
+            ContextOverflow: the rows do not fit. BackendError: the engine failed. Both as Cancelled.
         """
 
     def close(self) -> None:
