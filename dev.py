@@ -186,7 +186,7 @@ def setup(everything: bool = False) -> None:
         STAMP.write_text(json.dumps(stamp), encoding="utf-8")
     if everything and stamp.get("parity") != wanted:
         install_torch()
-        pip_install("--editable", ".[onnx,dev,parity]")
+        pip_install("--editable", ".[onnx,dev,train,parity]")
         STAMP.write_text(json.dumps({**stamp, "parity": wanted}), encoding="utf-8")
 
 
