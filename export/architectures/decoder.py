@@ -7,6 +7,7 @@ is said by the weights that are there; everything else is in the spec.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
@@ -163,14 +164,21 @@ def decoder_logits(ops: Ops[V], spec: DecoderSpec, weights: DecoderWeights, x: V
 
 
 def decoder_layer(
-    ops: Ops[V], spec: DecoderSpec, index: int, layer: LayerWeights, x: V, positions: V
+    ops: Ops[V],
+    spec: DecoderSpec,
+    index: int,
+    layer: LayerWeights,
+    x: V,
+    positions: V,
+    projected: Callable[[V, V], None] | None = None,
 ) -> V:
     """The residual stream [n, hidden] one layer on.
 
-    index: which of `spec.layers`, and of the cache, the layer is.
+    index: which of `spec.layers`, and of the cache, the layer is. projected: is shown the keys and
+    values as they are projected: before their norms, before rope.
     """
     normed = decoder_norm(ops, spec, x, layer.attention_norm)
-    mixed = _attention(ops, spec, index, layer, normed, positions)
+    mixed = _attention(ops, spec, index, layer, normed, positions, projected)
     mixed = decoder_norm(ops, spec, mixed, layer.attention_post_norm)
     if spec.parallel:
         # Without a norm of its own, the MLP shares that of attention.
@@ -182,12 +190,20 @@ def decoder_layer(
 
 
 def _attention(
-    ops: Ops[V], spec: DecoderSpec, index: int, layer: LayerWeights, x: V, positions: V
+    ops: Ops[V],
+    spec: DecoderSpec,
+    index: int,
+    layer: LayerWeights,
+    x: V,
+    positions: V,
+    projected: Callable[[V, V], None] | None,
 ) -> V:
     shape = spec.layers[index]
     value = replace(layer.value.weight, sensitive=True)
     pairs = [(part.weight, part.bias) for part in (layer.query, layer.key)]
     q, k, v = ops.linears(x, [*pairs, (value, layer.value.bias)])
+    if projected is not None:
+        projected(k, v)
     heads = shape.num_heads if spec.query_norm == "head" else 1
     q = decoder_norm(ops, spec, q, layer.query_norm, heads)
     if shape.rope is not None:
