@@ -1,4 +1,4 @@
-"""The meaning of the hot path's `TreeAttention`, on the same bytes of the same cache.
+"""The meaning of the hot path's `TreeAttention` and `KvWrite`, on the same bytes of one cache.
 
 What is stored is equal to the last bit; sums are taken in float64, so results agree with the
 kernels to float32 rounding. n is the rows of a step, d the depths of its tree.
@@ -38,6 +38,18 @@ class Attention:
     window: int = 0
     softcap: float = 0.0
     q_offset: int = 0
+    k_offset: int = 0
+    v_offset: int = 0
+    kv_heads_before: int = 0
+    kv_heads_total: int = 0
+
+
+@dataclass(frozen=True)
+class KvWrite:
+    """The attributes of the op, as those of Attention."""
+
+    kv_heads: int
+    head_dim: int
     k_offset: int = 0
     v_offset: int = 0
     kv_heads_before: int = 0
@@ -106,7 +118,7 @@ def kv_head_bytes(kind: int, head_dim: int) -> int:
     return 2 * head_dim * dtype.itemsize + (8 if dtype == np.int8 else 0)
 
 
-def layer_cache(cache: Bytes, how: Attention, past: Ints) -> LayerCache:
+def layer_cache(cache: Bytes, how: Attention | KvWrite, past: Ints) -> LayerCache:
     """This layer of the cache, uint8 [bytes of all layers]; writing to it changes the cache."""
     _, kind, capacity = (int(value) for value in past)
     dtype, heads, dim = KV_TYPES[kind], how.kv_heads, how.head_dim
@@ -140,26 +152,37 @@ def tree_attention(
     qkv: float32 [n, columns] each, possibly one array three times. sinks: float32 [heads], a logit
     per head that takes part in the softmax and adds no value. Returns [n, heads * head_dim].
     """
-    q, k, v = (
-        _columns(x, offset, heads, how.head_dim)
-        for x, offset, heads in zip(
-            qkv,
-            (how.q_offset, how.k_offset, how.v_offset),
-            (how.heads, how.kv_heads, how.kv_heads),
-            strict=True,
-        )
-    )
-    layer = layer_cache(cache, how, step.past)
+    q = _columns(qkv[0], how.q_offset, how.heads, how.head_dim)
     if step.rope is not None:
-        q, k = _rotate(q, step.rope), _rotate(k, step.rope)
-    for row in range(len(q)):
-        layer.write(int(step.past[0]) + row, k[row], v[row])
+        q = _rotate(q, step.rope)
+    kv_write(qkv[1:], step.past, cache, how, step.rope)
+    layer = layer_cache(cache, how, step.past)
     y = np.empty((len(q), how.heads, how.head_dim), np.float32)
     for row in range(len(q)):
         first = max(0, int(step.positions[row]) + 1 - how.window) if how.window else 0
         keys, values = layer.read(step.path(row)[first:])
         y[row] = _attend(q[row], keys, values, how, sinks)
     return y.reshape(len(q), -1)
+
+
+def kv_write(
+    kv: tuple[Floats, Floats],
+    past: Ints,
+    cache: Bytes,
+    how: Attention | KvWrite,
+    rope: Floats | None = None,
+) -> None:
+    """The op KvWrite: store keys and values of a step in `cache`, the keys rotated.
+
+    kv: float32 [n, columns] each, possibly one array twice. past, rope: as in Step.
+    """
+    k = _columns(kv[0], how.k_offset, how.kv_heads, how.head_dim)
+    v = _columns(kv[1], how.v_offset, how.kv_heads, how.head_dim)
+    if rope is not None:
+        k = _rotate(k, rope)
+    layer = layer_cache(cache, how, past)
+    for row in range(len(k)):
+        layer.write(int(past[0]) + row, k[row], v[row])
 
 
 def _columns(x: Floats, offset: int, heads: int, head_dim: int) -> Floats:

@@ -1,6 +1,6 @@
 """The meaning of the hot path's custom ops: one NumPy function per op, on the same packed bytes.
 
-Attributes and inputs are those of the ops (domain `quickdraft`); `TreeAttention` is in
+Attributes and inputs are those of the ops (domain `quickdraft`); those of the cache are in
 `quickdraft.hotpath_attention`. Kernels add in float32 in a fixed order, these functions in float64,
 so results agree to float32 rounding; what is rounded to int8 on the way is rounded alike. Shapes
 use n for the rows of a step, m for the rows whose logits are wanted.

@@ -5,24 +5,24 @@
 
 namespace qd {
 
-// The first row whose position or ancestors are not those of such a tree; args.rows if all are. In
+// The first row whose position or ancestors are not those of such a tree; args.kv.rows if all are. In
 // a tree, ancestors come before their row, and the one at depth d stands at position past + d.
 inline int64_t first_unsound_row(const AttentionArgs& args) {
-  for (int64_t r = 0; r < args.rows; ++r) {
+  for (int64_t r = 0; r < args.kv.rows; ++r) {
     if (!args.ancestors) {
-      if (args.positions[r] != args.past + r) return r;
+      if (args.positions[r] != args.kv.past + r) return r;
       continue;
     }
     // Compared before subtracting: a position may be any int64.
-    if (args.positions[r] < args.past || args.positions[r] - args.past >= args.depths) return r;
-    const int64_t depth = args.positions[r] - args.past;
+    if (args.positions[r] < args.kv.past || args.positions[r] - args.kv.past >= args.depths) return r;
+    const int64_t depth = args.positions[r] - args.kv.past;
     const int32_t* path = args.ancestors + r * args.depths;
     for (int64_t d = 0; d < depth; ++d) {
-      if (path[d] < 0 || path[d] >= r || args.positions[path[d]] != args.past + d) return r;
+      if (path[d] < 0 || path[d] >= r || args.positions[path[d]] != args.kv.past + d) return r;
     }
     if (path[depth] != r) return r;
   }
-  return args.rows;
+  return args.kv.rows;
 }
 
 }  // namespace qd

@@ -48,6 +48,10 @@ def twin(node: OneNode) -> list[np.ndarray]:
             softcap = a.get("softcap", 0.0)
             results = twins.head_top_k(x["x"], x["rows"], stored, a["top"], bias, before, softcap)
             return [*results[:3], results[3][: len(x["rows"]) * int(x["full"][0])]]
+        case "KvWrite":
+            cache, layer = x["cache"].copy(), attention.KvWrite(**a)
+            attention.kv_write((x["k"], x["v"]), x["past"], cache, layer, x.get("rope"))
+            return [cache]
         case _:
             step = attention.Step(x["positions"], x["ancestors"], x["past"], x.get("rope"))
             cache, how = x["cache"].copy(), attention.Attention(**a)
@@ -106,6 +110,21 @@ def chain(kind: int) -> OneNode:
     )
 
 
+def written(kind: int) -> OneNode:
+    """Many rows, from the middle of a block on, of several threads."""
+    random, rows, capacity, dim = np.random.default_rng(kind), 150, 176, 64
+    cache = random.integers(0, 99, capacity * 5 * attention.kv_head_bytes(kind, dim), np.uint8)
+    return example("KvWrite").but(
+        k=normal(random, rows, 2 * dim),
+        v=normal(random, rows, 2 * dim + 7),
+        past=np.array([23, kind, capacity]),
+        cache=cache,
+        rope=random.uniform(-1, 1, (rows, 2, 20)).astype(np.float32),
+        head_dim=dim,
+        v_offset=7,
+    )
+
+
 VARIANTS: dict[str, Callable[[], OneNode]] = {
     "gated": gated,
     "plain product": lambda: example("QLinear").but(
@@ -125,7 +144,9 @@ VARIANTS: dict[str, Callable[[], OneNode]] = {
     "all of the vocabulary": lambda: example("HeadTopK").but(top=70),
     "no rope and no sinks": lambda: example("TreeAttention").but(rope=None, sinks=None),
     "only sinks": lambda: example("TreeAttention").but(rope=None),
+    "no rope of keys": lambda: example("KvWrite").but(rope=None, k_offset=32, v_offset=None),
     **{f"chain {kind}": lambda kind=kind: chain(kind) for kind in range(3)},
+    **{f"keys and values {kind}": lambda kind=kind: written(kind) for kind in range(3)},
 }
 
 
@@ -141,6 +162,10 @@ EMPTY = {
     "RopeTable": {"positions": np.zeros(0, np.int64)},
     "Embed": {"ids": np.zeros(0, np.int64)},
     "HeadTopK": {"rows": np.zeros(0, np.int64)},
+    "KvWrite": {
+        **dict.fromkeys("kv", np.zeros((0, 64), np.float32)),
+        "rope": np.zeros((0, 2, 8), np.float32),
+    },
     "TreeAttention": {
         **dict.fromkeys("qkv", np.zeros((0, 128), np.float32)),
         "positions": np.zeros(0, np.int64),
@@ -154,9 +179,9 @@ EMPTY = {
 def test_no_rows(op: str) -> None:
     node = example(op).but(**EMPTY[op])
     found = node.run()
-    assert found[0].shape[0] == 0
-    if op == "TreeAttention":
-        assert np.array_equal(found[1], node.inputs["cache"])
+    if "cache" in node.inputs:
+        assert np.array_equal(found.pop(), node.inputs["cache"])
+    assert all(array.shape[0] == 0 for array in found[:1])
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -185,6 +210,7 @@ STATED: dict[str, tuple[dict[str, Any], list[list[Any]]]] = {
     "Embed": ({"ids": ("n",)}, [["n", 32]]),
     "HeadTopK": ({"x": ("n", 96), "rows": ("m",)}, [["m", 9], ["m", 9], ["m"], []]),
     "TreeAttention": ({"q": ("n", 128), "cache": ("bytes",)}, [["n", 64], ["bytes"]]),
+    "KvWrite": ({"cache": ("bytes",)}, [["bytes"]]),
 }
 
 
@@ -208,7 +234,8 @@ def bound(session: Session, node: OneNode, cache: Any, output: Any) -> None:
         if name != "cache":
             binding.bind_cpu_input(name, array)
     binding.bind_ortvalue_input("cache", cache)
-    binding.bind_output("y")
+    for name in set(OUTPUTS[node.op]) - {"cache_out"}:
+        binding.bind_output(name)
     if output is None:
         binding.bind_output("cache_out")
     else:
@@ -216,26 +243,45 @@ def bound(session: Session, node: OneNode, cache: Any, output: Any) -> None:
     session.run_with_iobinding(binding)
 
 
-def test_cache_is_written_where_it_lies() -> None:
-    node = example("TreeAttention")
+WRITERS = ("TreeAttention", "KvWrite")
+
+
+@pytest.mark.parametrize("op", WRITERS)
+def test_cache_is_written_where_it_lies(op: str) -> None:
+    node = example(op)
     memory = node.inputs["cache"].copy()
     value = onnxruntime.OrtValue.ortvalue_from_numpy(memory)
     session = node.session()
     for _ in range(2):
         bound(session, node, value, value)
-        np.testing.assert_array_equal(value.numpy(), twin(node)[1])
+        np.testing.assert_array_equal(value.numpy(), twin(node)[-1])
 
 
-def test_cache_is_copied_where_the_caller_wants_it_elsewhere() -> None:
-    node = example("TreeAttention")
+@pytest.mark.parametrize("op", WRITERS)
+def test_cache_is_copied_where_the_caller_wants_it_elsewhere(op: str) -> None:
+    node = example(op)
     before = node.inputs["cache"].copy()
     value = onnxruntime.OrtValue.ortvalue_from_numpy(before.copy())
     other = onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros_like(before))
     bound(node.session(), node, value, other)
     np.testing.assert_array_equal(value.numpy(), before)
-    np.testing.assert_array_equal(other.numpy(), twin(node)[1])
+    np.testing.assert_array_equal(other.numpy(), twin(node)[-1])
     bound(node.session(), node, value, None)
     np.testing.assert_array_equal(value.numpy(), before)
+
+
+def test_the_two_ops_write_the_same_bits() -> None:
+    """Of the same keys and values, in every type."""
+    for kind in range(3):
+        attends = chain(kind)
+        a = attends.attributes
+        places = ("kv_heads", "head_dim", "k_offset", "v_offset", "kv_heads_before")
+        writes = example("KvWrite").but(
+            **{name: a[name] for name in (*places, "kv_heads_total")},
+            **{name: attends.inputs[name] for name in ("k", "v", "past", "cache", "rope")},
+        )
+        assert np.array_equal(attends.run()[1], writes.run()[0])
+        assert writes.run()[0].any()
 
 
 def two_layers(node: OneNode) -> Session:

@@ -73,6 +73,10 @@ AT_LOAD: list[Refusal] = [
     ("TreeAttention", {"k_offset": -4}, "attribute k_offset is -4"),
     ("TreeAttention", {"kv_heads_before": 4}, "kv_heads_before and kv_heads exceed kv_heads_total"),
     ("TreeAttention", {"sinks": zeros(2)}, "input sinks has shape [2], expected [4]"),
+    ("KvWrite", {"kv_heads": None}, "attribute kv_heads is missing"),
+    ("KvWrite", {"head_dim": 2**40}, "attribute head_dim is 1099511627776, expected an integer"),
+    ("KvWrite", {"v_offset": -1}, "attribute v_offset is -1"),
+    ("KvWrite", {"kv_heads_before": 4}, "kv_heads_before and kv_heads exceed kv_heads_total"),
 ]
 
 AT_RUN: list[Refusal] = [
@@ -115,6 +119,15 @@ AT_RUN: list[Refusal] = [
     ("TreeAttention", {"ancestors": zeros(6, 4, dtype=np.int32)}, "row 1 at position "),
     ("TreeAttention", {"ancestors": np.full((6, 4), 2**31 - 1, np.int32)}, "row 0 at position 5"),
     ("TreeAttention", {"ancestors": np.full((6, 4), -(2**31), np.int32)}, "row 0 at position 5"),
+    ("KvWrite", {"k": zeros(6, 31)}, "input k has 31 columns, expected at least 32"),
+    ("KvWrite", {"v": zeros(6, 63)}, "input v has 63 columns, expected at least 64"),
+    ("KvWrite", {"v": zeros(5, 64)}, "input v has shape [5, 64], expected [6, any]"),
+    ("KvWrite", {"rope": zeros(6, 2, 9)}, "input rope has 9 pairs, expected at most 8"),
+    ("KvWrite", {"rope": zeros(5, 2, 8)}, "input rope has shape [5, 2, 8], expected [6, 2, any]"),
+    ("KvWrite", {"past": numbers(5, 3, 32)}, "input past[1] is 3, expected 0 (float32), 1"),
+    ("KvWrite", {"past": numbers(5, 1, 40)}, "input past[2] is 40, expected slots in a"),
+    ("KvWrite", {"past": numbers(27, 1, 32)}, "past[0] is 27: with 6 new rows that does not"),
+    ("KvWrite", {"past": numbers(5, 0, 32)}, "cache has shape [10240], expected [20480]"),
     (
         "TreeAttention",
         {"ancestors": zeros(6, 0, dtype=np.int32), "positions": numbers(5, 6, 7, 8, 9, 11)},
@@ -181,8 +194,9 @@ def test_a_norm_weight_without_a_norm(name: str) -> None:
         node.but(**{name: zeros(64)}).run()
 
 
-def test_a_cache_inside_the_model() -> None:
-    node = example("TreeAttention")
+@pytest.mark.parametrize("op", ["TreeAttention", "KvWrite"])
+def test_a_cache_inside_the_model(op: str) -> None:
+    node = example(op)
     inside = OneNode(node.op, node.attributes, node.inputs, {"cache"})
     with pytest.raises(Exception, match="input cache is part of the model"):
         inside.session()

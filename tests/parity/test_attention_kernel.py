@@ -134,6 +134,21 @@ def test_instruction_sets_and_threads_agree(case: Case, threads: int) -> None:
 
 
 @quick
+@given(cases(most_rows=120), st.integers(1, 3), st.data())
+def test_writing_alone_stores_the_same_bits(case: Case, threads: int, data: st.DataObject) -> None:
+    """In one step or two, with every instruction set."""
+    _, expected = case.attend()
+    middle = data.draw(st.integers(0, len(case.qkv[0])))
+    for isa in isas():
+        cache, kernels = copy(case.cache), Kernels(isa, threads)
+        for part in (slice(0, middle), slice(middle, None)):
+            k, v = (x[part] for x in case.qkv[1:])
+            rope = at_rows(case.scores, part).rope
+            kernels.kv_write(k, v, case.step.past + part.start, cache, rope)
+        assert same_bits(cache.data, expected.data), isa
+
+
+@quick
 @given(cases(), st.data())
 def test_a_row_of_a_tree_is_its_path_decoded(case: Case, data: st.DataObject) -> None:
     y, _ = case.attend()

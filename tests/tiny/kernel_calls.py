@@ -29,7 +29,7 @@ Random = np.random.Generator
 def record(isa: str, threads: int = 1) -> list[Call]:
     """Every call made with one instruction set, and what it wrote."""
     recorder = Recorder(isa, threads)
-    for part in (_linears, _heads, _embeds, _norms, _rope_tables, _attentions, _moves):
+    for part in (_linears, _heads, _embeds, _norms, _rope_tables, _attentions, _kv_writes, _moves):
         random = np.random.default_rng(7)
         for label in part(recorder, random):
             recorder.label = label
@@ -191,6 +191,18 @@ def _attend(
     joined = values.astype(np.float32)
     q, k, v = np.split(joined, [heads * dim, (heads + cache.kv_heads) * dim], axis=1)
     kernels.attention(q, k, v, step, cache, scores)
+
+
+def _kv_writes(kernels: Recorder, random: Random) -> Iterator[str]:
+    for kind in KV_TYPES:
+        for _, kv_heads, head_dim, past, rows in (*SHAPES, (1, 4, 64, 5, 200)):
+            capacity = (past + rows + 15) // 16 * 16
+            cache = Cache(kind, capacity, kv_heads, head_dim)
+            joined, pairs = floats(random, rows, (2 * kv_heads + 1) * head_dim), head_dim // 2
+            k, _, v = np.split(joined, [kv_heads * head_dim, (kv_heads + 1) * head_dim], axis=1)
+            rope = random.uniform(-1, 1, (rows, 2, pairs)).astype(np.float32)
+            yield f"{kind} {kv_heads} heads of {head_dim}, {rows} rows from {past}"
+            kernels.kv_write(k, v, past, cache, rope if random.random() < 0.7 else None)
 
 
 def _moves(kernels: Recorder, random: Random) -> Iterator[str]:

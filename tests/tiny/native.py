@@ -27,6 +27,7 @@ from tiny.native_structs import (
     Int32s,
     Int64s,
     KvLayer,
+    KvWriteArgs,
     LinearArgs,
     NormArgs,
     NormRowsArgs,
@@ -274,20 +275,32 @@ class Kernels:
         scores = scores or Scores()
         rows, width = q.shape
         y = np.full((rows, width), np.nan, np.float32)
-        args = AttentionArgs(*map(_floats, (q, k, v)), *(a.strides[0] // 4 for a in (q, k, v)))
-        args.rows, args.heads = rows, width // cache.head_dim
-        args.positions, args.past = _int64s(step.positions), step.past
+        args = AttentionArgs(_kv_write_args(k, v, step.past, cache, scores.rope), _floats(q))
+        args.q_stride, args.heads = q.strides[0] // 4, width // cache.head_dim
+        args.positions = _int64s(step.positions)
         args.ancestors = _pointer(step.ancestors, Int32s, np.int32)
         args.depths = 0 if step.ancestors is None else step.ancestors.shape[1]
-        base = _pointer(cache.data, Bytes, np.uint8)
-        kind = KV_TYPES.index(cache.kind)
-        args.cache = KvLayer(kind, cache.capacity, cache.kv_heads, cache.head_dim, base)
-        args.rope, args.sinks = _floats(scores.rope), _floats(scores.sinks)
-        args.pairs = 0 if scores.rope is None else scores.rope.shape[2]
         args.scale, args.window, args.softcap = scores.scale, scores.window, scores.softcap
-        args.y = _floats(y)
+        args.sinks, args.y = _floats(scores.sinks), _floats(y)
         self.call("attention", args)
         return y
+
+    def kv_write(
+        self, k: np.ndarray, v: np.ndarray, past: int, cache: Cache, rope: np.ndarray | None = None
+    ) -> None:
+        """Writes k and v into slots from `past` on; arrays as in `attention`."""
+        self.call("kv_write", _kv_write_args(k, v, past, cache, rope))
+
+
+def _kv_write_args(
+    k: np.ndarray, v: np.ndarray, past: int, cache: Cache, rope: np.ndarray | None
+) -> KvWriteArgs:
+    args = KvWriteArgs(_floats(k), _floats(v), k.strides[0] // 4, v.strides[0] // 4, len(k), past)
+    base = _pointer(cache.data, Bytes, np.uint8)
+    kind = KV_TYPES.index(cache.kind)
+    args.cache = KvLayer(kind, cache.capacity, cache.kv_heads, cache.head_dim, base)
+    args.rope, args.pairs = _floats(rope), 0 if rope is None else rope.shape[2]
+    return args
 
 
 def _linear_args(x: np.ndarray, matrix: Matrix, norm: Norm | None) -> LinearArgs:

@@ -93,19 +93,29 @@ class KvLayer(Structure):
     ]
 
 
-class AttentionArgs(Structure):
+class KvWriteArgs(Structure):
     _fields_ = [
-        *[(name, Floats) for name in "qkv"],
-        *[(f"{name}_stride", c_int64) for name in "qkv"],
+        ("k", Floats),
+        ("v", Floats),
+        ("k_stride", c_int64),
+        ("v_stride", c_int64),
         ("rows", c_int64),
-        ("heads", c_int64),
-        ("positions", Int64s),
-        ("ancestors", Int32s),
-        ("depths", c_int64),
         ("past", c_int64),
         ("cache", KvLayer),
         ("rope", Floats),
         ("pairs", c_int64),
+    ]
+
+
+class AttentionArgs(Structure):
+    _fields_ = [
+        ("kv", KvWriteArgs),
+        ("q", Floats),
+        ("q_stride", c_int64),
+        ("heads", c_int64),
+        ("positions", Int64s),
+        ("ancestors", Int32s),
+        ("depths", c_int64),
         ("scale", c_float),
         ("window", c_int64),
         ("softcap", c_float),
@@ -132,6 +142,7 @@ STRUCTS = {
     "embed": EmbedArgs,
     "norm_rows": NormRowsArgs,
     "rope_table": RopeTableArgs,
+    "kv_write": KvWriteArgs,
     "attention": AttentionArgs,
     "cache": CacheArgs,
 }

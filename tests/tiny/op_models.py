@@ -23,6 +23,7 @@ INPUTS = {
     "TreeAttention": (
         *("q", "k", "v", "positions", "ancestors", "past", "cache", "rope", "sinks"),
     ),
+    "KvWrite": ("k", "v", "past", "cache", "rope"),
     "Embed": ("ids", "weights"),
     "HeadTopK": ("x", "rows", "full", "weights", "bias", "norm_weight", "norm_bias"),
 }
@@ -31,6 +32,7 @@ OUTPUTS = {
     "Norm": {"y": np.float32},
     "RopeTable": {"table": np.float32},
     "TreeAttention": {"y": np.float32, "cache_out": np.uint8},
+    "KvWrite": {"cache_out": np.uint8},
     "Embed": {"y": np.float32},
     "HeadTopK": {
         "values": np.float32,
@@ -106,7 +108,7 @@ class OneNode:
         return Session(self.model(), session_options(threads), ["CPUExecutionProvider"])
 
     def run(self, session: Session | None = None) -> list[np.ndarray]:
-        """The outputs; TreeAttention gets a copy of the cache."""
+        """The outputs; ops that write a cache get a copy."""
         feeds = {name: array.copy() for name, array in self.feeds().items()}
         return list((session or self.session()).run(None, feeds))
 
@@ -184,6 +186,15 @@ def _tree_attention(random: np.random.Generator) -> OneNode:
     return OneNode("TreeAttention", attributes, inputs, {"sinks"})
 
 
+def _kv_write(random: np.random.Generator) -> OneNode:
+    attention = _tree_attention(random)
+    joined = attention.inputs["k"][:, 64:].copy()
+    inputs = {name: attention.inputs[name] for name in ("past", "cache", "rope")}
+    places = ("kv_heads", "head_dim", "kv_heads_before", "kv_heads_total")
+    attributes = {name: attention.attributes[name] for name in places}
+    return OneNode("KvWrite", attributes | {"v_offset": 32}, {"k": joined, "v": joined, **inputs})
+
+
 def _embed(random: np.random.Generator) -> OneNode:
     stored = matrix(random, "w8", 50, 32)
     inputs = {"ids": np.array([49, 0, 7, 7]), "weights": stored.data}
@@ -212,6 +223,7 @@ _EXAMPLES: dict[str, Callable[[np.random.Generator], OneNode]] = {
     "Norm": _norm,
     "RopeTable": _rope_table,
     "TreeAttention": _tree_attention,
+    "KvWrite": _kv_write,
     "Embed": _embed,
     "HeadTopK": _head_top_k,
 }

@@ -19,6 +19,7 @@ from tiny.native_structs import (
     HeadArgs,
     Int64s,
     KvLayer,
+    KvWriteArgs,
     LinearArgs,
     NormRowsArgs,
     RopeTableArgs,
@@ -71,19 +72,27 @@ def _rope_table(a: RopeTableArgs) -> dict[str, int]:
     return {"positions": 8 * a.rows, "frequencies": 4 * a.pairs, "table": 8 * a.rows * a.pairs}
 
 
-def _attention(a: AttentionArgs) -> dict[str, int]:
+def _kv_write(a: KvWriteArgs) -> dict[str, int]:
     cache: KvLayer = a.cache
-    used = {"q": a.heads, "k": cache.kv_heads, "v": cache.kv_heads}
-    strides = {"q": a.q_stride, "k": a.k_stride, "v": a.v_stride}
+    width = cache.kv_heads * cache.head_dim
     head_bytes = kv_head_bytes(KV_TYPES[cache.type], cache.head_dim)
     return {
-        **{n: 4 * ((a.rows - 1) * strides[n] + used[n] * cache.head_dim) for n in used},
-        "positions": 8 * a.rows,
-        "ancestors": 4 * a.rows * a.depths,
+        "k": 4 * ((a.rows - 1) * a.k_stride + width),
+        "v": 4 * ((a.rows - 1) * a.v_stride + width),
         "cache.base": cache.capacity * cache.kv_heads * head_bytes,
         "rope": 8 * a.rows * a.pairs,
+    }
+
+
+def _attention(a: AttentionArgs) -> dict[str, int]:
+    rows, width = a.kv.rows, a.heads * a.kv.cache.head_dim
+    return {
+        **{f"kv.{path}": size for path, size in _kv_write(a.kv).items()},
+        "q": 4 * ((rows - 1) * a.q_stride + width),
+        "positions": 8 * rows,
+        "ancestors": 4 * rows * a.depths,
         "sinks": 4 * a.heads,
-        "y": 4 * a.rows * a.heads * cache.head_dim,
+        "y": 4 * rows * width,
     }
 
 
@@ -98,6 +107,7 @@ BUFFERS: Mapping[str, Callable[[Any], dict[str, int]]] = {
     "embed": _embed,
     "norm_rows": _norm_rows,
     "rope_table": _rope_table,
+    "kv_write": _kv_write,
     "attention": _attention,
     "move_rows": _move_rows,
 }
@@ -108,7 +118,8 @@ WRITTEN: Mapping[str, set[str]] = {
     "embed": {"y"},
     "norm_rows": {"y"},
     "rope_table": {"table"},
-    "attention": {"cache.base", "y"},
+    "kv_write": {"cache.base"},
+    "attention": {"kv.cache.base", "y"},
     "move_rows": {"cache.data"},
 }
 

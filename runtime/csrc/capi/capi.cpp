@@ -18,6 +18,7 @@ namespace {
 static_assert(std::is_standard_layout_v<LinearArgs> && std::is_standard_layout_v<HeadArgs> &&
                   std::is_standard_layout_v<EmbedArgs> && std::is_standard_layout_v<NormRowsArgs> &&
                   std::is_standard_layout_v<RopeTableArgs> &&
+                  std::is_standard_layout_v<KvWriteArgs> &&
                   std::is_standard_layout_v<AttentionArgs> && sizeof(bool) == 1,
               "the structs are mirrored by other languages");
 
@@ -78,6 +79,12 @@ bool sound(const KvLayer& cache) {
          cache.kv_heads > 0 && cache.head_dim > 0;
 }
 
+bool sound(const KvWriteArgs& a) {
+  return a.k && a.v && sound(a.cache) && a.rows >= 0 && a.past >= 0 &&
+         a.past <= a.cache.capacity && a.rows <= a.cache.capacity - a.past &&
+         (!a.rope || (a.pairs >= 1 && a.pairs <= a.cache.head_dim / 2));
+}
+
 bool sound(const QdCache& c) {
   if (!c.data || c.layers < 1 || !c.kv_heads || c.capacity % 16 != 0) return false;
   const int64_t head_bytes = qd_kv_head_bytes(c.type, c.head_dim);
@@ -98,7 +105,7 @@ using qd::kBadArgument;
 using qd::Kernels;
 using qd::sound;
 
-int qd_abi_version() { return 1; }
+int qd_abi_version() { return 2; }
 
 const char* qd_isa() {
   const Kernels* table = qd::kernels();
@@ -151,6 +158,7 @@ int64_t qd_args_bytes(const char* name) {
                {"embed", sizeof(qd::EmbedArgs)},
                {"norm_rows", sizeof(qd::NormRowsArgs)},
                {"rope_table", sizeof(qd::RopeTableArgs)},
+               {"kv_write", sizeof(qd::KvWriteArgs)},
                {"attention", sizeof(qd::AttentionArgs)},
                {"cache", sizeof(QdCache)}};
   for (const auto& known : sizes) {
@@ -202,13 +210,15 @@ int qd_rope_table(const char* isa, const qd::RopeTableArgs* args, int threads) {
   return call(&Kernels::rope_table, isa, *args, threads);
 }
 
+int qd_kv_write(const char* isa, const qd::KvWriteArgs* args, int threads) {
+  if (!args || !sound(*args)) return kBadArgument;
+  return call(&Kernels::kv_write, isa, *args, threads);
+}
+
 int qd_attention(const char* isa, const qd::AttentionArgs* args, int threads) {
-  if (!args || !args->q || !args->k || !args->v || !args->positions || !args->y ||
-      !sound(args->cache) || args->rows < 0 || args->heads < 1 ||
-      args->heads % args->cache.kv_heads != 0 || args->past < 0 ||
-      args->past > args->cache.capacity || args->rows > args->cache.capacity - args->past ||
-      (args->rope && (args->pairs < 1 || args->pairs > args->cache.head_dim / 2)) ||
-      args->window < 0 || qd::first_unsound_row(*args) < args->rows) {
+  if (!args || !args->q || !args->positions || !args->y || !sound(args->kv) || args->heads < 1 ||
+      args->heads % args->kv.cache.kv_heads != 0 || args->window < 0 ||
+      qd::first_unsound_row(*args) < args->kv.rows) {
     return kBadArgument;
   }
   return call(&Kernels::attention, isa, *args, threads);

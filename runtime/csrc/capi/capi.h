@@ -19,7 +19,7 @@ enum Status : int {
 
 }  // namespace qd
 
-// Changes whenever a signature or a struct of this file does. Now 1.
+// Changes whenever a signature or a struct of this file does. Now 2.
 QD_EXPORT int qd_abi_version();
 
 // The instruction set in use, or null where QUICKDRAFT_ISA names one that cannot run here.
@@ -60,4 +60,5 @@ QD_EXPORT int qd_head(const char* isa, const qd::HeadArgs* args, int threads);
 QD_EXPORT int qd_embed(const char* isa, const qd::EmbedArgs* args, int threads);
 QD_EXPORT int qd_norm_rows(const char* isa, const qd::NormRowsArgs* args, int threads);
 QD_EXPORT int qd_rope_table(const char* isa, const qd::RopeTableArgs* args, int threads);
+QD_EXPORT int qd_kv_write(const char* isa, const qd::KvWriteArgs* args, int threads);
 QD_EXPORT int qd_attention(const char* isa, const qd::AttentionArgs* args, int threads);

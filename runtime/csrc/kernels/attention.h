@@ -10,6 +10,7 @@
 
 #include "kernels/attention_segment.h"
 #include "kernels/kernels.h"
+#include "kernels/kv_write.h"
 #include "kernels/parallel.h"
 #include "kernels/scratch.h"
 
@@ -78,13 +79,14 @@ class StepAttention {
  public:
   explicit StepAttention(const AttentionArgs& args)
       : args_(args),
-        cache_(args.cache),
-        segments_(segments_of(args, 0, args.rows)),
+        writer_(args.kv),
+        cache_(args.kv.cache),
+        segments_(segments_of(args, 0, args.kv.rows)),
         sizes_(args, segments_.count()),
-        tiles_((args.rows + sizes_.rows_per_tile - 1) / sizes_.rows_per_tile) {}
+        tiles_((args.kv.rows + sizes_.rows_per_tile - 1) / sizes_.rows_per_tile) {}
 
   void run(const Parallel& parallel) {
-    const int64_t tasks = tiles_ * args_.cache.kv_heads;
+    const int64_t tasks = tiles_ * args_.kv.cache.kv_heads;
     const int64_t segments = segments_.count();
     const int64_t partials = tasks * segments * Workspace::partial_floats(sizes_);
     const bool split = segments > 1 && tasks < kEnoughTasks && partials <= kMostPartialFloats;
@@ -116,47 +118,32 @@ class StepAttention {
   // About the multiply-adds of the step.
   int64_t effort() const {
     int64_t positions = 0;
-    for (int64_t r = 0; r < args_.rows; ++r) positions += args_.positions[r] + 1;
+    for (int64_t r = 0; r < args_.kv.rows; ++r) positions += args_.positions[r] + 1;
     return positions * args_.heads * sizes_.dim * 2;
   }
 
   // run(task, memory) for all tasks, in lanes that share no memory.
   template <class Run>
   void spread(const Parallel& parallel, int64_t lanes, int64_t tasks, Run run) {
-    auto lane = [&](size_t index) {
-      const int64_t first = static_cast<int64_t>(index);
-      for (int64_t task = first; task < tasks; task += lanes)
-        run(task, memory_ + first * Workspace::floats(sizes_));
-    };
-    if (!worth_threads_) {
-      for (int64_t i = 0; i < smaller(lanes, tasks); ++i) lane(static_cast<size_t>(i));
-      return;
-    }
-    run_parallel(parallel, static_cast<size_t>(smaller(lanes, tasks)), lane);
+    run_in_lanes(parallel, worth_threads_ ? lanes : 1, tasks, [&](int64_t task, int64_t lane) {
+      run(task, memory_ + lane * Workspace::floats(sizes_));
+    });
   }
 
   void write(const Parallel& parallel, int64_t lanes) {
-    // Sixteen slots side by side share memory, so they are written by one task.
-    const int64_t first = args_.past / 16, end = (args_.past + args_.rows + 15) / 16;
-    const auto write_group = [&](int64_t task, float* memory) {
-      const int64_t begin = larger(args_.past, (first + task) * 16);
-      const int64_t stop = smaller(args_.past + args_.rows, (first + task + 1) * 16);
-      for (int64_t slot = begin; slot < stop; ++slot)
-        write_row(args_, cache_, slot - args_.past, memory);
-    };
-    if (end - first > 2) return spread(parallel, lanes, end - first, write_group);
-    for (int64_t task = 0; task < end - first; ++task) write_group(task, memory_);
+    const auto run = [&](int64_t task, float* memory) { writer_.run(task, memory); };
+    spread(parallel, writer_.tasks() > 2 ? lanes : 1, writer_.tasks(), run);
   }
 
   TileAttention<Stored> tile(int64_t task, const Workspace& space) const {
-    return TileAttention<Stored>(args_, cache_, sizes_, space, task / args_.cache.kv_heads,
-                                 task % args_.cache.kv_heads);
+    return TileAttention<Stored>(args_, cache_, sizes_, space, task / args_.kv.cache.kv_heads,
+                                 task % args_.kv.cache.kv_heads);
   }
   int64_t first_row(int64_t task) const {
-    return task / args_.cache.kv_heads * sizes_.rows_per_tile;
+    return task / args_.kv.cache.kv_heads * sizes_.rows_per_tile;
   }
   int64_t end_row(int64_t task) const {
-    return smaller(args_.rows, first_row(task) + sizes_.rows_per_tile);
+    return smaller(args_.kv.rows, first_row(task) + sizes_.rows_per_tile);
   }
 
   void attend(int64_t task, float* memory) const {
@@ -198,7 +185,7 @@ class StepAttention {
   void finish(int64_t task, const Partial& state) const {
     for (int64_t r = first_row(task); r < end_row(task); ++r)
       for (int64_t h = 0; h < sizes_.group; ++h) {
-        const int64_t head = task % args_.cache.kv_heads * sizes_.group + h;
+        const int64_t head = task % args_.kv.cache.kv_heads * sizes_.group + h;
         finish_query(state, (r - first_row(task)) * sizes_.group + h, sizes_.dim,
                      args_.sinks ? args_.sinks + head : nullptr,
                      args_.y + (r * args_.heads + head) * sizes_.dim);
@@ -206,6 +193,7 @@ class StepAttention {
   }
 
   const AttentionArgs& args_;
+  const KvWriter<Stored> writer_;
   const KvView<Stored> cache_;
   const Segments segments_;
   const Sizes sizes_;
@@ -216,8 +204,8 @@ class StepAttention {
 };
 
 inline void attention(const AttentionArgs& args, const Parallel& parallel) {
-  if (args.rows == 0) return;
-  switch (args.cache.type) {
+  if (args.kv.rows == 0) return;
+  switch (args.kv.cache.type) {
     case KvType::kF32: return StepAttention<float>(args).run(parallel);
     case KvType::kF16: return StepAttention<uint16_t>(args).run(parallel);
     case KvType::kI8: return StepAttention<int8_t>(args).run(parallel);

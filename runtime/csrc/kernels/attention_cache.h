@@ -1,23 +1,16 @@
-// One layer of the KV cache as attention sees it: addresses, writing a row, widening to float32.
+// One layer of the KV cache as kernels see it: addresses, widening to float32.
 #pragma once
 
 #include <cstdint>
-#include <cstring>
-#include <limits>
 
 #include "kernels/attention_tiles.h"
 #include "kernels/kernels.h"
-#include "kernels/rope.h"
 
 namespace qd::QD_ISA {
 
 inline float widen(float x) { return x; }
 inline float widen(uint16_t x) { return half_to_float(x); }
 inline float widen(int8_t x) { return static_cast<float>(x); }
-
-inline void narrow(float* p, V v) { store(p, v); }
-inline void narrow(uint16_t* p, V v) { store_half(p, v); }
-inline void narrow(int8_t* p, V v) { store_i8(p, v); }
 
 // KvLayer (kernels.h) with values of type Stored. Scales are null unless Stored is int8.
 template <class Stored>
@@ -52,72 +45,6 @@ struct KvView {
     return value_scales + slot * heads + head;
   }
 };
-
-// The scale of an int8 row: its largest magnitude is code 127. NaN for a row that is not finite, so
-// that whoever sees this row gets NaN, as with the wider types.
-inline float int8_scale(const float* x, int64_t dim) {
-  V largest = zero(), poison = zero();
-  for (int64_t d = 0; d < dim; d += 16) {
-    const V v = load_columns(x + d, static_cast<int>(dim - d < 16 ? dim - d : 16));
-    largest = max(largest, abs(v));
-    poison = fma(v, zero(), poison);
-  }
-  const bool finite = sum(poison) == 0;
-  return finite ? max_of(largest) / 127.0f : std::numeric_limits<float>::quiet_NaN();
-}
-
-// Writes x [dim] in the type of the cache, value d to target[d * stride]. Returns the scale of
-// int8.
-template <class Stored>
-inline float write_head(const float* x, int64_t dim, Stored* target, int64_t stride) {
-  float scale = 1;
-  V divisor = set1(1);
-  if constexpr (sizeof(Stored) == 1) {
-    scale = int8_scale(x, dim);
-    if (scale > 0) divisor = set1(scale);
-  }
-  const bool poisoned = scale != scale;
-  for (int64_t d = 0; d < dim; d += 16) {
-    const int n = static_cast<int>(dim - d < 16 ? dim - d : 16);
-    V v = load_columns(x + d, n);
-    if constexpr (sizeof(Stored) == 1) {
-      // Clamped because the quotient may exceed 127 where the scale is subnormal.
-      v = max(set1(-127), min(set1(127), round_even(div(v, divisor))));
-      if (poisoned) v = zero();
-    }
-    Stored narrowed[16];
-    narrow(narrowed, v);
-    if (stride == 1)
-      std::memcpy(target + d, narrowed, static_cast<size_t>(n) * sizeof(Stored));
-    else
-      for (int i = 0; i < n; ++i) target[(d + i) * stride] = narrowed[i];
-  }
-  return scale;
-}
-
-// Writes key and value of row r into slot past + r. rotated: room for one head.
-template <class Stored>
-inline void write_row(const AttentionArgs& args, const KvView<Stored>& cache, int64_t r,
-                      float* rotated) {
-  const int64_t slot = args.past + r, lane = slot % 16, dim = cache.dim;
-  for (int64_t h = 0; h < cache.heads; ++h) {
-    const float* key = args.k + r * args.k_stride + h * dim;
-    if (args.rope) {
-      const float* cosines = args.rope + r * 2 * args.pairs;
-      rotate_head(key, dim, cosines, cosines + args.pairs, args.pairs, rotated);
-      key = rotated;
-    }
-    const KeyGroups<Stored> group = cache.key_groups(slot / 16, h);
-    const float key_scale = write_head(key, dim, group.first + lane, 16);
-    const ValueRows<Stored> row = cache.value_rows(slot, h);
-    const float* value = args.v + r * args.v_stride + h * dim;
-    const float value_scale = write_head(value, dim, row.first, 1);
-    if constexpr (KvView<Stored>::kScaled) {
-      group.scales[lane] = key_scale;
-      *cache.value_scale(slot, h) = value_scale;
-    }
-  }
-}
 
 // The same keys as float32: `groups` of them, one after the other in out.
 template <class Stored>

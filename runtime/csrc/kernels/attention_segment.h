@@ -12,6 +12,7 @@
 #include "kernels/attention_cache.h"
 #include "kernels/math.h"
 #include "kernels/prefetch.h"
+#include "kernels/rope.h"
 
 namespace qd::QD_ISA {
 
@@ -49,14 +50,14 @@ struct Sizes {
   int64_t queries;  // of a tile: rows_per_tile * group
 
   Sizes(const AttentionArgs& args, int64_t segments)
-      : dim(args.cache.head_dim),
+      : dim(args.kv.cache.head_dim),
         columns(round_up16(dim)),
-        group(args.heads / args.cache.kv_heads) {
+        group(args.heads / args.kv.cache.kv_heads) {
     // As many as there may be, for each widened value serves them all, unless that leaves too few
     // tasks to share out; but no fewer than fill a register tile.
-    const int64_t parts = (kTasksToShare - 1) / (args.cache.kv_heads * segments) + 1;
+    const int64_t parts = (kTasksToShare - 1) / (args.kv.cache.kv_heads * segments) + 1;
     const int64_t fewest = (kTileQueries - 1) / group + 1;
-    const int64_t shared = larger(fewest, (args.rows - 1) / parts + 1);
+    const int64_t shared = larger(fewest, (args.kv.rows - 1) / parts + 1);
     rows_per_tile = group < kMostQueries ? smaller(kMostQueries / group, shared) : 1;
     queries = rows_per_tile * group;
   }
@@ -142,7 +143,7 @@ class TileAttention {
                 const Workspace& space, int64_t tile, int64_t head)
       : args_(args), cache_(cache), sizes_(sizes), space_(space), head_(head) {
     first_row_ = tile * sizes.rows_per_tile;
-    rows_ = smaller(sizes.rows_per_tile, args.rows - first_row_);
+    rows_ = smaller(sizes.rows_per_tile, args.kv.rows - first_row_);
     queries_ = rows_ * sizes.group;
     widen_ = sizeof(Stored) < sizeof(float) && queries_ > kWidenFrom;
     for (int64_t i = 0; i < queries_; ++i) load_query(i);
@@ -175,8 +176,8 @@ class TileAttention {
     const int64_t row = first_row_ + row_of(i);
     const int64_t head = head_ * sizes_.group + i % sizes_.group;
     const float* q = args_.q + row * args_.q_stride + head * sizes_.dim;
-    const float* cosines = args_.rope ? args_.rope + row * 2 * args_.pairs : nullptr;
-    const int64_t pairs = args_.rope ? args_.pairs : 0;
+    const float* cosines = args_.kv.rope ? args_.kv.rope + row * 2 * args_.kv.pairs : nullptr;
+    const int64_t pairs = args_.kv.rope ? args_.kv.pairs : 0;
     rotate_head(q, sizes_.dim, cosines, cosines + pairs, pairs, space_.queries.row(i));
   }
 
@@ -187,7 +188,7 @@ class TileAttention {
   Span span_of(int64_t row) const {
     const int64_t end = args_.positions[row] + 1;
     const int64_t begin = args_.window > 0 ? larger(0, end - args_.window) : 0;
-    const int64_t in_place = args_.ancestors ? smaller(end, args_.past) : end;
+    const int64_t in_place = args_.ancestors ? smaller(end, args_.kv.past) : end;
     Span seen;
     seen.low = clamp(begin - start_, 0, kSegment);
     seen.high = clamp(end - start_, 0, kSegment);
@@ -196,8 +197,8 @@ class TileAttention {
   }
   // Slot of a position past the prefix of row first_row_ + r, relative to the segment.
   int64_t step_slot(int64_t r, int64_t position) const {
-    const int64_t depth = start_ + position - args_.past;
-    return args_.past + args_.ancestors[(first_row_ + r) * args_.depths + depth];
+    const int64_t depth = start_ + position - args_.kv.past;
+    return args_.kv.past + args_.ancestors[(first_row_ + r) * args_.depths + depth];
   }
   // The smallest low and the largest prefix among queries first .. first + count - 1.
   Span prefix_of(int64_t first, int64_t count) const {
@@ -252,8 +253,8 @@ class TileAttention {
 
   // Scores against all slots of the step, of which each row picks its own path.
   void score_step() {
-    const int64_t last = args_.past + args_.rows;
-    for (int64_t slot = args_.past / 16 * 16; slot < last; slot += kPositions) {
+    const int64_t last = args_.kv.past + args_.kv.rows;
+    for (int64_t slot = args_.kv.past / 16 * 16; slot < last; slot += kPositions) {
       const int64_t groups = smaller(kPositions, round_up16(last - slot)) / 16;
       const KeyGroups<Stored> keys = cache_.key_groups(slot / 16, head_);
       if (widen_)

@@ -135,27 +135,32 @@ struct KvLayer {
   uint8_t* base = nullptr;
 };
 
-// Rotates q and k (if rope is not null), writes k and v of row i to slot past + i, then attends:
-// row i at logical position positions[i] = past + depth sees positions 0 .. positions[i], those
-// below `past` in the slot of the same number, the others in slots past + ancestors[i, d] for d = 0
-// .. depth (the row itself last). ancestors null: a chain, row i has depth i. Sums run over logical
-// positions in fixed blocks. window w > 0: only positions above positions[i] - w. softcap c > 0: c
-// * tanh(score / c). sinks: [heads], a logit per head that takes part in the softmax and adds no
-// value, or null.
-struct AttentionArgs {
-  const float* q = nullptr;  // row r of query head h: q[r * q_stride + h * head_dim]
-  const float* k = nullptr;
+// Rotates k (if rope is not null), then writes k and v of row i to slot past + i.
+struct KvWriteArgs {
+  const float* k = nullptr;  // row r of KV head h: k[r * k_stride + h * head_dim]
   const float* v = nullptr;
-  int64_t q_stride = 0, k_stride = 0, v_stride = 0;
+  int64_t k_stride = 0, v_stride = 0;
   int64_t rows = 0;
-  int64_t heads = 0;
-  const int64_t* positions = nullptr;  // [rows]
-  const int32_t* ancestors = nullptr;  // [rows, depths] or null
-  int64_t depths = 0;
   int64_t past = 0;
   KvLayer cache;
   const float* rope = nullptr;  // [rows, 2, pairs] or null; halves rotated against each other
   int64_t pairs = 0;            // the first 2 * pairs values of each head are rotated
+};
+
+// Writes keys and values, rotates q as k, then attends: row i at logical position positions[i] =
+// past + depth sees positions 0 .. positions[i], those below `past` in the slot of the same number,
+// the others in slots past + ancestors[i, d] for d = 0 .. depth (the row itself last). ancestors
+// null: a chain, row i has depth i. Sums run over logical positions in fixed blocks. window w > 0:
+// only positions above positions[i] - w. softcap c > 0: c * tanh(score / c). sinks: [heads], a
+// logit per head that takes part in the softmax and adds no value, or null.
+struct AttentionArgs {
+  KvWriteArgs kv;            // the rows of the step
+  const float* q = nullptr;  // row r of query head h: q[r * q_stride + h * head_dim]
+  int64_t q_stride = 0;
+  int64_t heads = 0;
+  const int64_t* positions = nullptr;  // [rows]
+  const int32_t* ancestors = nullptr;  // [rows, depths] or null
+  int64_t depths = 0;
   float scale = 1;
   int64_t window = 0;
   float softcap = 0;
@@ -170,6 +175,7 @@ struct Kernels {
   void (*embed)(const EmbedArgs&, const Parallel&);
   void (*norm_rows)(const NormRowsArgs&, const Parallel&);
   void (*rope_table)(const RopeTableArgs&, const Parallel&);
+  void (*kv_write)(const KvWriteArgs&, const Parallel&);
   void (*attention)(const AttentionArgs&, const Parallel&);
 };
 

@@ -5,6 +5,7 @@
 #include "kernels/embed.h"
 #include "kernels/head.h"
 #include "kernels/kernels.h"
+#include "kernels/kv_write.h"
 #include "kernels/linear.h"
 #include "kernels/math.h"
 #include "kernels/norm.h"
@@ -15,6 +16,7 @@
 
 namespace qd::QD_ISA {
 
-const Kernels kTable = {QD_TEXT(QD_ISA), linear, head, embed, norm_rows, rope_table, attention};
+const Kernels kTable = {QD_TEXT(QD_ISA), linear,     head,     embed,
+                        norm_rows,       rope_table, kv_write, attention};
 
 }  // namespace qd::QD_ISA

@@ -10,6 +10,7 @@ Op qlinear_op();
 Op norm_op();
 Op rope_table_op();
 Op tree_attention_op();
+Op kv_write_op();
 Op embed_op();
 Op head_top_k_op();
 

@@ -36,7 +36,7 @@ pytestmark = pytest.mark.native
 
 
 def test_version() -> None:
-    assert library().qd_abi_version() == 1
+    assert library().qd_abi_version() == 2
 
 
 def test_instruction_sets() -> None:
@@ -140,12 +140,21 @@ def stored() -> Matrix:
 
 X = np.ones((2, 32), np.float32)
 ROWS = np.array([1, 0], np.int64)
+
+
+def kv_write(kernels: Kernels) -> Any:
+    cache = Cache("f16", 16, 1, 16)
+    kernels.kv_write(X[:, :16], X[:, 16:], 1, cache, X[:, None, :16].reshape(2, 2, 8))
+    return [cache.data]
+
+
 CALLS: dict[str, Callable[[Kernels], Any]] = {
     "linear": lambda kernels: kernels.linear(X, stored(), Norm("rms"), None, "gelu"),
     "head": lambda kernels: kernels.head(X, stored(), ROWS, 3),
     "embed": lambda kernels: kernels.embed(stored(), ROWS),
     "norm_rows": lambda kernels: kernels.norm_rows(X, Norm("layer"), heads=4),
     "rope_table": lambda kernels: kernels.rope_table(ROWS, X[0]),
+    "kv_write": kv_write,
     "attention": lambda kernels: kernels.attention(
         X, X[:, :16], X[:, 16:], Step(np.arange(2), 0), Cache("f32", 16, 1, 16), Scores(0.2)
     ),
@@ -230,15 +239,26 @@ BAD: dict[str, dict[str, list[Any]]] = {
     },
     "attention": {
         "q": [None],
-        "k": [None],
-        "v": [None],
+        "kv.k": [None],
+        "kv.v": [None],
         "positions": [None],
         "y": [None],
-        "rows": [-1, 17],
+        "kv.rows": [-1, 17],
         "heads": [0],
-        "past": [-1, 1, 15, 2**63 - 1],
+        "kv.past": [-1, 1, 15, 2**63 - 1],
         "window": [-1],
-        "cache.type": [3],
+        "kv.cache.type": [3],
+        "kv.cache.capacity": [15, -16],
+        "kv.cache.kv_heads": [0],
+        "kv.cache.head_dim": [0],
+    },
+    "kv_write": {
+        "k": [None],
+        "v": [None],
+        "rows": [-1, 16],
+        "past": [-1, 15, 2**63 - 1],
+        "pairs": [0, 9],
+        "cache.type": [3, -1],
         "cache.capacity": [15, -16],
         "cache.kv_heads": [0],
         "cache.head_dim": [0],

@@ -77,7 +77,7 @@ def fake(abi: int, cache_bytes: int) -> FakeHandle:
     return FakeHandle(qd_abi_version=Answer(abi), qd_args_bytes=Answer(cache_bytes))
 
 
-@pytest.mark.parametrize(("abi", "cache_bytes"), [(0, 56), (2, 56), (1, 48)])
+@pytest.mark.parametrize(("abi", "cache_bytes"), [(1, 56), (3, 56), (2, 48)])
 def test_another_version_is_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, abi: int, cache_bytes: int
 ) -> None:
@@ -85,7 +85,7 @@ def test_another_version_is_refused(
     path.touch()
     monkeypatch.setenv("QUICKDRAFT_LIBRARY", str(path))
     monkeypatch.setattr(native.ctypes, "CDLL", lambda name: fake(abi, cache_bytes))
-    with pytest.raises(BackendError, match=f"version {abi} of the interface.* needs 1"):
+    with pytest.raises(BackendError, match=f"version {abi} of the interface.* needs 2"):
         native.load()
 
 
