@@ -11,7 +11,7 @@ import pytest
 from house.repo import modules, package_folders, parse, pyproject
 
 # What each layer may import besides itself. `bottom` is every file directly in quickdraft/ that
-# is not named in TOP; `top` may look everywhere.
+# is not named in TOP; `train` is quickdraft.drafters.train; `top` may look everywhere.
 BELOW = {
     "bottom": set(),
     "device_profiles": {"bottom"},
@@ -19,11 +19,16 @@ BELOW = {
     "drafters": {"bottom", "device_profiles", "kvcache"},
     "runtime": {"bottom", "device_profiles", "kvcache", "drafters"},
     "export": {"bottom", "device_profiles"},
-    "top": {"bottom", "device_profiles", "kvcache", "drafters", "runtime", "export"},
+    "train": {"bottom", "device_profiles", "kvcache", "drafters", "export"},
+    "top": {"bottom", "device_profiles", "kvcache", "drafters", "runtime", "export", "train"},
 }
 TOP = {"api", "cli", "commands", "models", "__main__"}
-# Training may use torch one day; today nothing in the package may.
+# What runs models must not need any of these. Some of them are for training, which is all that
+# may look at the emitter that needs torch.
 BANNED = {"torch", "transformers", "gguf", "optimum", "accelerate"}
+FOR_TRAINING = {"torch", "accelerate"}
+TRAIN = "quickdraft.drafters.train"
+TORCH_EMITTER = ("quickdraft.export.emitters.torch", "quickdraft.export.emitters.torch_ops")
 FRAMEWORKS = BANNED | {"onnx", "onnx_ir", "onnxruntime", "coremltools", "openvino", "tokenizers"}
 # Import names that differ from the name of the distribution.
 IMPORT_NAMES = {"huggingface-hub": "huggingface_hub", "onnx-ir": "onnx_ir"}
@@ -31,10 +36,17 @@ IMPORT_NAMES = {"huggingface-hub": "huggingface_hub", "onnx-ir": "onnx_ir"}
 
 def layer_of(module: str) -> str:
     """The layer a module of ours belongs to."""
+    if module == TRAIN or module.startswith(f"{TRAIN}."):
+        return "train"
     first = module.split(".")[1] if "." in module else ""
     if f"quickdraft.{first}" in package_folders():
         return first
     return "top" if first in TOP else "bottom"
+
+
+def trains(module: str) -> bool:
+    """Whether a module of ours is there for training alone, and so may need torch."""
+    return layer_of(module) == "train" or module in TORCH_EMITTER
 
 
 def imports(tree: ast.AST) -> Iterator[tuple[str, int]]:
@@ -59,12 +71,14 @@ def violations(module: str, tree: ast.AST) -> list[str]:
             found.append(f"{module}:{line} imports {name}; use the full name")
         elif root in package_folders().values() and root != "quickdraft":
             found.append(f"{module}:{line} imports {name}; say quickdraft.{name}")
-        elif root in BANNED:
+        elif root in BANNED and not (root in FOR_TRAINING and trains(module)):
             found.append(f"{module}:{line} imports {name}; the package works without it")
         elif root == "quickdraft" and name != "quickdraft":
             other = layer_of(name)
             if other != layer and other not in BELOW[layer]:
                 found.append(f"{module}:{line} imports {name}; {layer} is not above {other}")
+            elif name in TORCH_EMITTER and not trains(module) and layer != "top":
+                found.append(f"{module}:{line} imports {name}; only training may need torch")
     return found
 
 
@@ -88,16 +102,42 @@ def test_imports_point_down() -> None:
         ("quickdraft.runtime.x", "from . import y"),
         ("quickdraft.runtime.x", "from kvcache.base import KvCache"),
         ("quickdraft.runtime.x", "if TYPE_CHECKING:\n    import torch"),
+        ("quickdraft.export.emitters.x", "import torch"),
+        ("quickdraft.export.emitters.x", "from quickdraft.export.emitters.torch import TorchModel"),
+        ("quickdraft.export.emitters.x", "from quickdraft.export.emitters import torch_ops"),
+        ("quickdraft.commands.x", "def f():\n    import torch"),
+        ("quickdraft.runtime.x", "from quickdraft.drafters.train.loop import run"),
+        ("quickdraft.drafters.x", "from quickdraft.drafters.train import loop"),
+        ("quickdraft.drafters.x", "def f():\n    import quickdraft.drafters.train"),
+        ("quickdraft.export.x", "from quickdraft.drafters.train.loop import run"),
+        ("quickdraft.drafters.train.x", "from quickdraft.runtime.model import Model"),
+        ("quickdraft.drafters.train.x", "from quickdraft.commands import options"),
+        ("quickdraft.drafters.train.x", "import transformers"),
     ],
 )
 def test_planted_imports_are_found(module: str, source: str) -> None:
     assert violations(module, ast.parse(source))
 
 
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("quickdraft.drafters.train.x", "import torch, accelerate"),
+        ("quickdraft.drafters.train.x", "from quickdraft.export.emitters.torch import TorchModel"),
+        ("quickdraft.drafters.train.x", "from quickdraft.drafters.tree import Tree"),
+        ("quickdraft.export.emitters.torch", "from torch import nn"),
+        ("quickdraft.commands.x", "def f():\n    from quickdraft.drafters.train import loop"),
+    ],
+)
+def test_training_may_use_torch(module: str, source: str) -> None:
+    assert not violations(module, ast.parse(source))
+
+
 def test_third_party_imports_are_declared() -> None:
     project = pyproject()["project"]
     wanted = [*project["dependencies"], *project["optional-dependencies"]["onnx"]]
-    wanted += project["optional-dependencies"]["bench"]
+    for extra in ("bench", "train"):
+        wanted += project["optional-dependencies"][extra]
     names = {line.split(">")[0].split("=")[0].split("<")[0].strip() for line in wanted}
     allowed = {IMPORT_NAMES.get(name, name) for name in names} | set(sys.stdlib_module_names)
     found = {
@@ -137,7 +177,7 @@ def test_command_line_starts_without_frameworks() -> None:
 
 
 def test_every_module_imports_without_torch() -> None:
-    names = ", ".join(sorted(modules()))
+    names = ", ".join(sorted(name for name in modules() if not trains(name)))
     _, loaded = measure(f"import {names}")
     assert "quickdraft" in loaded
     assert not loaded & BANNED
