@@ -39,6 +39,8 @@ BACKENDS: Mapping[str, str] = {
     "reference": "quickdraft.runtime.backends.reference:ReferenceBackend",
     "onnxruntime": "quickdraft.runtime.backends.onnxruntime:OnnxRuntimeBackend",
 }
+PREDICTORS: Mapping[str, str] = {}
+"""By backend: classes of runtime.backends.base.Predictor."""
 DRAFTERS: Mapping[str, str] = {
     "prompt_lookup": "quickdraft.drafters.prompt_lookup:open_prompt_lookup",
     "ngram_store": "quickdraft.drafters.ngram_store:open_ngram_store",
@@ -46,7 +48,9 @@ DRAFTERS: Mapping[str, str] = {
     "trigram": "quickdraft.drafters.trigram:open_trigram",
     "small_model": "quickdraft.drafters.small_model:open_small_model",
 }
-TRAINED: Mapping[str, str] = {}
+TRAINED: Mapping[str, str] = {
+    "predictor": "quickdraft.export.prediction:attach",
+}
 """Kinds of trained parts: functions of export.trained.Attach."""
 
 

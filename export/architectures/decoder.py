@@ -170,7 +170,7 @@ def decoder_layer(
     layer: LayerWeights,
     x: V,
     positions: V,
-    projected: Callable[[V, V], None] | None = None,
+    projected: Callable[[tuple[V, V]], None] | None = None,
 ) -> V:
     """The residual stream [n, hidden] one layer on.
 
@@ -196,14 +196,14 @@ def _attention(
     layer: LayerWeights,
     x: V,
     positions: V,
-    projected: Callable[[V, V], None] | None,
+    projected: Callable[[tuple[V, V]], None] | None,
 ) -> V:
     shape = spec.layers[index]
     value = replace(layer.value.weight, sensitive=True)
     pairs = [(part.weight, part.bias) for part in (layer.query, layer.key)]
     q, k, v = ops.linears(x, [*pairs, (value, layer.value.bias)])
     if projected is not None:
-        projected(k, v)
+        projected((k, v))
     heads = shape.num_heads if spec.query_norm == "head" else 1
     q = decoder_norm(ops, spec, q, layer.query_norm, heads)
     if shape.rope is not None:

@@ -1,0 +1,56 @@
+"""Which layers an auxiliary model keeps, and which of its layers each target layer is read from.
+
+Horton et al. 2024, arXiv 2410.08391.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+Features = Literal["hidden", "kv"]
+Sources = tuple[tuple[int, ...], ...]
+
+FRACTIONS: Mapping[float, tuple[int, ...]] = {
+    0.25: (0,),
+    0.5: (0, 2),
+    0.75: (0, 1, 2),
+    1.0: (0, 1, 2, 3),
+}
+"""Which of four layers stay, by the share of them."""
+
+
+def kept_layers(count: int, fraction: float) -> tuple[int, ...]:
+    """The layers of a pruned auxiliary: at regular intervals. fraction: a key of FRACTIONS."""
+    return tuple(layer for layer in range(count) if layer % 4 in FRACTIONS[fraction])
+
+
+def layer_map(targets: int, auxiliaries: int) -> tuple[int, ...]:
+    """The auxiliary layer that each target layer reads: the first `targets % auxiliaries` of them
+    serve one target layer more than the others, as in the paper.
+
+    Where the auxiliary has more layers than the target, which the paper has not, they are spread
+    evenly.
+    """
+    if auxiliaries > targets:
+        steps = max(1, targets - 1)
+        return tuple(round(layer * (auxiliaries - 1) / steps) for layer in range(targets))
+    each, more = divmod(targets, auxiliaries)
+    counts = [each + (index < more) for index in range(auxiliaries)]
+    return tuple(index for index, count in enumerate(counts) for _ in range(count))
+
+
+def pruned_sources(features: Features, count: int, keep: Sequence[int], computed: int) -> Sources:
+    """What each of `count` target layers reads of an auxiliary of the layers `keep`.
+
+    With `kv`, the last layer kept at or below, as in the paper. With `hidden`, the stream that has
+    passed all layers kept below, but at most `computed` of them.
+    """
+    if features == "kv":
+        return tuple((max(sum(k <= i for k in keep) - 1, 0),) for i in range(count))
+    return tuple((min(sum(k < i for k in keep), computed),) for i in range(count))
+
+
+def sibling_sources(targets: int, auxiliaries: int) -> Sources:
+    """The same for a smaller sibling: `layer_map`; of a stream, that before the layer it names."""
+    return tuple((source,) for source in layer_map(targets, auxiliaries))
