@@ -26,6 +26,8 @@ older revision is then made again. Stands in `written_by` as "export"."""
 MAX_MANIFEST_BYTES = 1 << 20
 MAX_MANIFEST_DEPTH = 32
 MAX_FILES = 1000
+PART_NAME = re.compile("[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+"""Names of parts stand in options and messages."""
 
 Role = Literal["target", "drafter", "auxiliary", "predictor", "encoder"]
 TargetFormat = Literal["onnx", "openvino", "coreml", "reference"]
@@ -114,11 +116,11 @@ class Variant:
     `fp16`, `int8`, `int4`, or `gguf` (the blocks of the file, kept). guarantee: holds for chains;
     for branching trees only in the hotpath flavour.
 
-    Of roles other than target: name tells parts of one role apart. spec: facts of the part, None
-    for the target. target_cache: the cache that a predictor writes, None elsewhere. features: width
-    of the vectors that come with its tokens. token_map: the file with int32 [vocabulary of the
-    part], the target's token for each of its own, None where they are the same. details: for who
-    opens the part.
+    Of roles other than target: name tells parts of one role and flavour apart. spec: facts of the
+    part, None for the target. target_cache: the cache that a predictor writes, None elsewhere.
+    features: width of the vectors that come with its tokens. token_map: the file with int32
+    [vocabulary of the part], little-endian, the target's token for each of its own, None where they
+    are the same. details: for who opens the part.
     """
 
     target_format: TargetFormat
@@ -230,8 +232,7 @@ def _check_version(value: Any) -> None:
 
 
 def _check_files(manifest: Manifest) -> None:
-    if any(window == 0 for window in manifest.model.windows):
-        raise BundleError("model.windows has a window of 0; it must be at least 1")
+    _check_windows(manifest.model, "model")
     if not 1 <= len(manifest.files) <= MAX_FILES:
         raise BundleError(f"it lists {len(manifest.files)} files; 1 to {MAX_FILES} are allowed")
     for name, entry in manifest.files.items():
@@ -258,41 +259,29 @@ def _check_roles(manifest: Manifest) -> None:
         for number, variant in enumerate(variants):
             where = f"roles[{role!r}][{number}]"
             used += [(f"{where}.files", name) for name in variant.files]
-            used += [(f"{where}.token_map", name) for name in (variant.token_map,) if name]
+            if variant.token_map is not None:
+                used.append((f"{where}.token_map", variant.token_map))
             _check_variant(variant, where)
-            _check_role(role, variant, where)
+            if role == "target":
+                _check_target(manifest.model, variant, where)
+            else:
+                _check_part(role, variant, where)
+        _check_part_names(variants, role)
     for where, name in used:
         if name not in manifest.files:
             raise BundleError(f"{where} names {name[:120]!r}, which files does not list")
-    for number, variant in enumerate(manifest.roles["target"]):
-        _check_target(manifest.model, variant, f"roles['target'][{number}]")
+    _check_token_maps(manifest)
 
 
-def _check_role(role: Role, variant: Variant, where: str) -> None:
-    """What tells the target, a predictor and the other parts apart."""
-    if (variant.spec is None) != (role == "target"):
-        verb = "has" if role == "target" else "lacks"
-        raise BundleError(f"{where} {verb} a spec of its own, which only parts beside it have")
-    is_predictor = role == "predictor"
-    if is_predictor != (variant.target_cache is not None):
-        raise BundleError(f"{where}.target_cache is for predictors, and for each of them")
-    for name in ("logits", "output_rows"):
-        if is_predictor == (getattr(variant.step, name) is not None):
-            raise BundleError(f"{where}.step.{name} is for every part but a predictor")
-    if bool(variant.features) != (variant.step.features is not None):
-        raise BundleError(f"{where}: features and step.features go together")
-    if variant.target_cache is not None:
-        wanted = "target_rows" if variant.target_cache.kind == "slots" else "target_past"
-        if getattr(variant.step, wanted) is None:
-            raise BundleError(f"{where}.step lacks {wanted!r}, and it is a predictor")
+_OF_PARTS = ("name", "spec", "target_cache", "features", "token_map")
 
 
 def _check_target(spec: ModelSpec, variant: Variant, where: str) -> None:
     """What a step of the target needs that only the facts of the model tell."""
-    if variant.step.top > spec.vocab_size:
-        raise BundleError(
-            f"{where}.step.top is {variant.step.top}, and the vocabulary has {spec.vocab_size}"
-        )
+    for name in _OF_PARTS:
+        if getattr(variant, name):
+            raise BundleError(f"{where} has {name!r}, which is for parts beside the target")
+    _check_step(variant, spec, where, is_predictor=False)
     missing = set(spec.windows) - set(variant.step.biases)
     if variant.cache.kind == "slots" and missing:
         raise BundleError(
@@ -301,35 +290,101 @@ def _check_target(spec: ModelSpec, variant: Variant, where: str) -> None:
         )
 
 
+def _check_part(role: Role, variant: Variant, where: str) -> None:
+    """What a part beside the target must say, and what only a predictor may."""
+    if variant.spec is None:
+        raise BundleError(f"{where} lacks a spec, which every part beside the target has")
+    _check_windows(variant.spec, f"{where}.spec")
+    if not PART_NAME.fullmatch(variant.name):
+        raise BundleError(
+            f"{where}.name is {variant.name[:120]!r}; it must be 1 to 100 letters, digits, dots, "
+            "dashes or underscores, a letter or digit first"
+        )
+    is_predictor = role == "predictor"
+    if is_predictor != (variant.target_cache is not None):
+        verb = "lacks" if is_predictor else "has"
+        raise BundleError(f"{where} {verb} a target_cache, the cache that a predictor writes")
+    if is_predictor and variant.token_map is not None:
+        raise BundleError(f"{where} has a token_map, and a predictor puts out no tokens")
+    if variant.target_cache is not None:
+        _check_layout(variant.target_cache, f"{where}.target_cache")
+        if variant.target_cache.kind != variant.cache.kind:
+            raise BundleError(
+                f"{where} has a cache of {variant.cache.kind!r} and writes one of "
+                f"{variant.target_cache.kind!r}; they must be of one kind"
+            )
+    _check_step(variant, variant.spec, where, is_predictor=is_predictor)
+
+
+def _check_part_names(variants: tuple[Variant, ...], role: Role) -> None:
+    seen: set[tuple[str, str, str]] = set()
+    for variant in variants:
+        key = (variant.target_format, variant.flavour, variant.name)
+        if role != "target" and key in seen:
+            raise BundleError(f"roles[{role!r}] has two parts {variant.name!r} of one flavour")
+        seen.add(key)
+
+
+def _check_token_maps(manifest: Manifest) -> None:
+    for role, variants in manifest.roles.items():
+        for variant in variants:
+            if variant.token_map is None or variant.spec is None:
+                continue
+            size, rows = manifest.files[variant.token_map].size, variant.spec.vocab_size
+            if size != 4 * rows:
+                raise BundleError(
+                    f"the token map {variant.token_map!r} of the {role} {variant.name!r} is {size} "
+                    f"bytes long; a vocabulary of {rows} needs {4 * rows}"
+                )
+
+
 _HEAD = ("full_logits", "top_values", "top_ids", "log_sum", "top")
-_NEEDED = {
-    "slots": ("slots",),
-    "blocks": ("ancestors", "past", *_HEAD),
-}
-"""Fields of StepNames that a kind of cache calls for; the others of these have no meaning then."""
+
+
+def _check_step(variant: Variant, spec: ModelSpec, where: str, *, is_predictor: bool) -> None:
+    """The names that a step has, and no others: a name that is never bound, or never read, is a
+    mistake that would show as wrong answers."""
+    step, blocks = variant.step, variant.cache.kind == "blocks"
+    kind = f"its cache is {variant.cache.kind!r}"
+    wanted = {
+        "slots": (not blocks, kind),
+        "ancestors": (blocks, kind),
+        "past": (blocks, kind),
+        **dict.fromkeys(_HEAD, (blocks and not is_predictor, kind)),
+        "features": (variant.features > 0, f"its features are {variant.features} wide"),
+    }
+    for name in ("output_rows", "logits"):
+        wanted[name] = (not is_predictor, "only a predictor goes without")
+    wanted["target_rows"] = (is_predictor and not blocks, "only a predictor over slots has it")
+    wanted["target_past"] = (is_predictor and blocks, "only a predictor over blocks has it")
+    for name, (needed, reason) in wanted.items():
+        if bool(getattr(step, name)) != needed:
+            verb = "lacks" if needed else "has"
+            raise BundleError(f"{where}.step {verb} {name!r}, and {reason}")
+    if step.top > spec.vocab_size:
+        raise BundleError(
+            f"{where}.step.top is {step.top}, and the vocabulary has {spec.vocab_size}"
+        )
 
 
 def _check_variant(variant: Variant, where: str) -> None:
     if variant.model not in variant.files:
         raise BundleError(f"{where}.model is {variant.model[:120]!r}, which its files lack")
-    cache = variant.cache
+    _check_layout(variant.cache, f"{where}.cache")
+
+
+def _check_windows(spec: ModelSpec, where: str) -> None:
+    if any(window == 0 for window in spec.windows):
+        raise BundleError(f"{where}.windows has a window of 0; it must be at least 1")
+
+
+def _check_layout(cache: CacheLayout, where: str) -> None:
     if cache.alignment < 1:
-        raise BundleError(f"{where}.cache.alignment is 0; it must be at least 1")
-    has_logits = variant.step.logits is not None
-    for kind, names in _NEEDED.items():
-        for name in names:
-            if name in _HEAD and not has_logits:
-                continue
-            if bool(getattr(variant.step, name)) != (cache.kind == kind):
-                verb = "lacks" if cache.kind == kind else "has"
-                raise BundleError(f"{where}.step {verb} {name!r}, and its cache is {cache.kind!r}")
-    if cache.kind == "slots":
-        _check_patterns(cache, where)
-
-
-def _check_patterns(cache: SlotsLayout, where: str) -> None:
+        raise BundleError(f"{where}.alignment is 0; it must be at least 1")
+    if not isinstance(cache, SlotsLayout):
+        return
     for name in ("past_key", "past_value", "present_key", "present_value"):
         pattern = getattr(cache, name)
         # Filled in by str.format later, which must find this one plain field and no other.
         if "{layer}" not in pattern or set("{}") & set(pattern.replace("{layer}", "", 1)):
-            raise BundleError(f"{where}.cache.{name} is {pattern[:120]!r}; it must hold {{layer}}")
+            raise BundleError(f"{where}.{name} is {pattern[:120]!r}; it must hold {{layer}}")

@@ -12,6 +12,7 @@ from quickdraft.manifest import (
     BlocksLayout,
     FileEntry,
     Manifest,
+    Role,
     SlotsLayout,
     SourceEntry,
     StepNames,
@@ -137,6 +138,44 @@ def tiny_blocks_manifest() -> Manifest:
         guarantee="bit_identical",
     )
     return replace(manifest, roles={"target": (variant,)})
+
+
+def with_parts(base: Manifest) -> Manifest:
+    """A manifest that also has a part of every other role that decoders have."""
+    target = base.roles["target"][0]
+    spec = replace(base.model, num_layers=1, num_heads=(4,), num_kv_heads=(2,), windows=(None,))
+    head = replace(
+        target,
+        name="head",
+        spec=replace(spec, vocab_size=5),
+        step=replace(target.step, features="features", top=min(target.step.top, 5)),
+        features=32,
+        token_map="head.tokens",
+        details={"kind": "head", "depth": 3},
+    )
+    auxiliary = replace(target, name="0.25-hidden", spec=spec)
+    blocks = target.cache.kind == "blocks"
+    step = replace(
+        target.step,
+        output_rows=None,
+        logits=None,
+        full_logits=None,
+        top_values=None,
+        top_ids=None,
+        log_sum=None,
+        top=0,
+        target_past="target_past" if blocks else None,
+        target_rows=None if blocks else "target_rows",
+    )
+    predictor = replace(auxiliary, step=step, target_cache=target.cache)
+    roles: dict[Role, tuple[Variant, ...]] = {
+        **base.roles,
+        "drafter": (head,),
+        "auxiliary": (auxiliary,),
+        "predictor": (predictor,),
+    }
+    files = {**base.files, "head.tokens": FileEntry(20, "1" * 64)}
+    return replace(base, roles=roles, files=files)
 
 
 def write_tiny_bundle(folder: Path, files: Mapping[str, bytes] = TINY_FILES) -> Manifest:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny.bundles import tiny_blocks_manifest, tiny_manifest, with_extra_file
+from tiny.bundles import tiny_blocks_manifest, tiny_manifest, with_extra_file, with_parts
 
 from quickdraft.errors import BundleError
 from quickdraft.filenames import collision, name_problem
@@ -19,11 +19,14 @@ from quickdraft.manifest import MAX_FILES, FileEntry, Manifest, SourceEntry, par
 
 TEXT = tiny_manifest().to_json().encode()
 BLOCKS = tiny_blocks_manifest().to_json().encode()
+PARTS = with_parts(tiny_manifest()).to_json().encode()
+BLOCK_PARTS = with_parts(tiny_blocks_manifest()).to_json().encode()
 
 
 def test_reads_back_what_it_wrote() -> None:
-    assert parse_manifest(TEXT, "m") == tiny_manifest()
-    assert parse_manifest(BLOCKS, "m") == tiny_blocks_manifest()
+    for plain in (tiny_manifest(), tiny_blocks_manifest()):
+        for manifest in (plain, with_parts(plain)):
+            assert parse_manifest(manifest.to_json().encode(), "m") == manifest
 
 
 @given(
@@ -64,9 +67,10 @@ def _outcome(text: bytes) -> str:
 @settings(max_examples=150)
 def test_damage_is_refused_or_changes_nothing_unseen(data: st.DataObject) -> None:
     """Any edit of the text gives a BundleError or another valid manifest, never another error."""
-    at = data.draw(st.integers(0, len(TEXT) - 1))
+    whole = data.draw(st.sampled_from([TEXT, PARTS]))
+    at = data.draw(st.integers(0, len(whole) - 1))
     cut = data.draw(st.integers(0, 40))
-    text = TEXT[:at] + data.draw(st.binary(max_size=6)) + TEXT[at + cut :]
+    text = whole[:at] + data.draw(st.binary(max_size=6)) + whole[at + cut :]
     assert _outcome(text) in ("manifest", "refused")
 
 
@@ -88,7 +92,7 @@ def _nodes(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 @given(st.data())
 @settings(max_examples=150)
 def test_any_value_anywhere_is_refused_or_valid(data: st.DataObject) -> None:
-    value = json.loads(TEXT)
+    value = json.loads(data.draw(st.sampled_from([TEXT, PARTS, BLOCK_PARTS])))
     path = data.draw(st.sampled_from(_nodes(value)[1:]))
     parent = value
     for key in path[:-1]:
@@ -210,6 +214,103 @@ BAD_TEXTS = {
         ),
         "1 to 1000 are allowed",
     ),
+}
+
+
+def _part(role: str, text: bytes = PARTS, **changes: Any) -> bytes:
+    return _edited(lambda m: m["roles"][role][0].update(changes), text)
+
+
+def _part_step(role: str, text: bytes = PARTS, **changes: Any) -> bytes:
+    return _edited(lambda m: m["roles"][role][0]["step"].update(changes), text)
+
+
+_SPEC = json.loads(PARTS)["roles"]["auxiliary"][0]["spec"]
+_CACHE = json.loads(TEXT)["roles"]["target"][0]["cache"]
+_BLOCKS_CACHE = json.loads(BLOCKS)["roles"]["target"][0]["cache"]
+
+BAD_TEXTS |= {
+    "target-with-spec": (_part("target", spec=_SPEC), "has 'spec', which is for parts"),
+    "target-with-name": (_part("target", name="a"), "has 'name', which is for parts"),
+    "target-with-features": (_part("target", features=3), "has 'features', which is for"),
+    "target-with-map": (_part("target", token_map="head.tokens"), "has 'token_map', which"),
+    "target-with-target-cache": (_part("target", target_cache=_CACHE), "has 'target_cache', which"),
+    "target-without-logits": (
+        _part_step("target", logits=None),
+        "lacks 'logits', and only a predictor",
+    ),
+    "part-without-spec": (_part("auxiliary", spec=None), "lacks a spec"),
+    "part-without-name": (_part("auxiliary", name=""), "name is ''; it must be 1 to 100"),
+    "part-with-a-path": (_part("drafter", name="a/b"), "name is 'a/b'"),
+    "part-with-a-plus": (_part("predictor", name="a+b"), "name is 'a+b'"),
+    "part-with-control": (_part("predictor", name="a\x1b[2J"), "name is 'a\\x1b[2J'"),
+    "part-long-name": (_part("predictor", name="a" * 101), "it must be 1 to 100"),
+    "two-parts-of-a-name": (
+        _edited(lambda m: m["roles"]["drafter"].append(m["roles"]["drafter"][0]), PARTS),
+        "two parts 'head' of one flavour",
+    ),
+    "part-window-0": (
+        _edited(lambda m: m["roles"]["auxiliary"][0]["spec"].update(windows=[0]), PARTS),
+        "spec.windows has a window of 0",
+    ),
+    "part-spec-of-no-layers": (
+        _edited(lambda m: m["roles"]["auxiliary"][0]["spec"].update(num_layers=0), PARTS),
+        "at least 1",
+    ),
+    "drafter-with-target-cache": (_part("drafter", target_cache=_CACHE), "has a target_cache"),
+    "predictor-without-target-cache": (
+        _part("predictor", target_cache=None),
+        "lacks a target_cache",
+    ),
+    "predictor-of-another-kind": (
+        _part("predictor", target_cache=_BLOCKS_CACHE),
+        "has a cache of 'slots' and writes one of 'blocks'",
+    ),
+    "predictor-alignment-0": (
+        _part("predictor", target_cache={**_CACHE, "alignment": 0}),
+        "target_cache.alignment is 0",
+    ),
+    "predictor-format-attack": (
+        _part("predictor", target_cache={**_CACHE, "present_value": "{layer!r}"}),
+        "target_cache.present_value",
+    ),
+    "predictor-with-logits": (_part_step("predictor", logits="logits"), "has 'logits', and only"),
+    "predictor-with-output-rows": (_part_step("predictor", output_rows="x"), "has 'output_rows'"),
+    "predictor-with-top": (_part_step("predictor", BLOCK_PARTS, top=3), "has 'top'"),
+    "predictor-without-rows": (
+        _part_step("predictor", target_rows=None),
+        "lacks 'target_rows', and only a predictor over slots",
+    ),
+    "predictor-without-past": (
+        _part_step("predictor", BLOCK_PARTS, target_past=None),
+        "lacks 'target_past', and only a predictor over blocks",
+    ),
+    "predictor-with-both": (
+        _part_step("predictor", BLOCK_PARTS, target_rows="x"),
+        "has 'target_rows', and only a predictor over slots",
+    ),
+    "predictor-with-map": (_part("predictor", token_map="head.tokens"), "has a token_map"),
+    "drafter-with-rows": (_part_step("drafter", target_rows="x"), "has 'target_rows'"),
+    "drafter-without-logits": (_part_step("drafter", logits=None), "lacks 'logits'"),
+    "features-without-input": (
+        _part_step("drafter", features=None),
+        "lacks 'features', and its features are 32 wide",
+    ),
+    "input-without-features": (
+        _part("drafter", features=0),
+        "has 'features', and its features are 0 wide",
+    ),
+    "map-not-listed": (_part("drafter", token_map="other"), "token_map names 'other'"),
+    "map-empty-name": (_part("drafter", token_map=""), "token_map names ''"),
+    "map-of-another-size": (
+        _edited(lambda m: m["files"]["head.tokens"].update(size=24), PARTS),
+        "is 24 bytes long; a vocabulary of 5 needs 20",
+    ),
+    "head-top-beyond-its-vocabulary": (
+        _part_step("drafter", BLOCK_PARTS, top=6),
+        "step.top is 6, and the vocabulary has 5",
+    ),
+    "details-a-list": (_part("drafter", details=[]), "details"),
 }
 
 

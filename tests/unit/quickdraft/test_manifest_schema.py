@@ -9,7 +9,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from tiny.bundles import tiny_blocks_manifest, tiny_manifest
+from tiny.bundles import tiny_blocks_manifest, tiny_manifest, with_parts
 
 from quickdraft import manifest, types
 from quickdraft.errors import BundleError
@@ -25,10 +25,17 @@ def plain(blocks: bool = False) -> Any:
     return json.loads((tiny_blocks_manifest() if blocks else tiny_manifest()).to_json())
 
 
+def parts(blocks: bool = False) -> Any:
+    whole = with_parts(tiny_blocks_manifest() if blocks else tiny_manifest())
+    return json.loads(whole.to_json())
+
+
 def test_the_schema_is_one_and_takes_a_manifest() -> None:
     VALIDATOR.check_schema(SCHEMA)
     VALIDATOR.validate(plain())
     VALIDATOR.validate(plain(blocks=True))
+    VALIDATOR.validate(parts())
+    VALIDATOR.validate(parts(blocks=True))
 
 
 DEFINITIONS = {
@@ -63,7 +70,7 @@ def test_keys_of_the_whole_are_those_of_the_dataclass() -> None:
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        (("schema_version",), 3),
+        (("schema_version",), 4),
         (("model", "num_layers"), 0),
         (("model", "head_dim"), "4"),
         (("model", "windows"), [None, 0]),
@@ -71,6 +78,14 @@ def test_keys_of_the_whole_are_those_of_the_dataclass() -> None:
         (("roles", "target"), []),
         (("roles", "target", 0, "flavour"), "fast"),
         (("roles", "target", 0, "extra"), 1),
+        (("roles", "target", 0, "name"), "x"),
+        (("roles", "target", 0, "spec"), plain()["model"]),
+        (("roles", "target", 0, "features"), 1),
+        (("roles", "target", 0, "token_map"), "model.onnx"),
+        (("roles", "target", 0, "target_cache"), plain()["roles"]["target"][0]["cache"]),
+        (("roles", "target", 0, "step", "logits"), None),
+        (("roles", "target", 0, "step", "output_rows"), ""),
+        (("roles", "target", 0, "step", "target_rows"), "x"),
         (("roles", "target", 0, "cache", "past_key"), "{layer}{x}"),
         (("roles", "target", 0, "cache", "alignment"), 0),
         (("roles", "target", 0, "cache", "kind"), "blocks"),
@@ -106,6 +121,50 @@ def test_both_refuse(path: tuple[Any, ...], value: Any) -> None:
 )
 def test_both_refuse_of_blocks(path: tuple[Any, ...], value: Any) -> None:
     _both_refuse(plain(blocks=True), ("roles", "target", 0, *path), value)
+
+
+@pytest.mark.parametrize("blocks", [False, True])
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("drafter", 0, "spec"), None),
+        (("drafter", 0, "name"), ""),
+        (("drafter", 0, "name"), "a+b"),
+        (("drafter", 0, "features"), 0),
+        (("drafter", 0, "step", "features"), None),
+        (("drafter", 0, "step", "logits"), None),
+        (("drafter", 0, "step", "target_past"), "x"),
+        (("drafter", 0, "target_cache"), plain()["roles"]["target"][0]["cache"]),
+        (("drafter", 0, "token_map"), ""),
+        (("drafter", 0, "details"), []),
+        (("auxiliary", 0, "spec", "num_layers"), 0),
+        (("auxiliary", 0, "step", "features"), "x"),
+        (("predictor", 0, "target_cache"), None),
+        (("predictor", 0, "target_cache", "alignment"), 0),
+        (("predictor", 0, "cache"), "other"),
+        (("predictor", 0, "token_map"), "head.tokens"),
+        (("predictor", 0, "step", "logits"), "x"),
+        (("predictor", 0, "step", "output_rows"), "x"),
+        (("predictor", 0, "step", "top"), 1),
+    ],
+)
+def test_both_refuse_of_parts(path: tuple[Any, ...], value: Any, blocks: bool) -> None:
+    if value == "other":
+        value = plain(not blocks)["roles"]["target"][0]["cache"]
+    _both_refuse(parts(blocks), ("roles", *path), value)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "name", "value"),
+    [
+        (False, "target_rows", None),
+        (False, "target_past", "x"),
+        (True, "target_past", None),
+        (True, "target_rows", "x"),
+    ],
+)
+def test_both_refuse_of_predictors(blocks: bool, name: str, value: Any) -> None:
+    _both_refuse(parts(blocks), ("roles", "predictor", 0, "step", name), value)
 
 
 def _both_refuse(whole: Any, path: tuple[Any, ...], value: Any) -> None:
