@@ -46,6 +46,10 @@ COMMANDS = {
         "quickdraft.commands.verify:verify",
         "Compare drafted answers with plain ones.",
     ),
+    "train generate": (
+        "quickdraft.commands.train_generate:generate",
+        "Let the target answer prompts, for drafts to learn from.",
+    ),
     "train predictor": (
         "quickdraft.commands.train_predictor:predictor",
         "Fit a predictor of the KV cache.",

@@ -1,0 +1,1 @@
+../../quickdraft/answers.py

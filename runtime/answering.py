@@ -1,0 +1,241 @@
+"""The target answers training prompts, so that drafts can learn what it would say.
+
+Sequence-level distillation as in FastDraft (Zafrir et al., arXiv 2411.11055): one answer a prompt,
+greedy or at one of a few temperatures. Drafted answers are the target's own, so drafting is on.
+What a prompt is answered with depends on the seed and its id alone, not on which others there are
+or what was answered before. Prompts come in an order drawn at random, so that a file that was cut
+short is still a mix of all kinds.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from quickdraft import strict_json
+from quickdraft.answers import Answer, AnswersHeader, AnswersWriter
+from quickdraft.errors import InputError, OptionError
+from quickdraft.runtime.backends.base import CancelToken
+from quickdraft.runtime.backends.opening import variant_for
+from quickdraft.runtime.generation import GenerationConfig
+
+if TYPE_CHECKING:
+    from quickdraft.runtime.model import Model
+
+TEMPERATURES = (0.0, 0.6, 0.8, 1.0)
+FIELDS = ("prompt", "question")
+"""Where a row may hold its prompt."""
+_MAX_LINE = 4 << 20
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt. id: the same in every run, and no other's."""
+
+    id: str
+    text: str
+
+
+@dataclass(frozen=True)
+class AnswerOptions:
+    """How prompts are answered.
+
+    max_new_tokens: of an answer. temperatures: each prompt draws one of them; 0 is greedy.
+    max_prompt_tokens: longer prompts are left out. raw: prompts are continued as they are, without
+    chat template.
+    """
+
+    max_new_tokens: int = 256
+    temperatures: tuple[float, ...] = TEMPERATURES
+    max_prompt_tokens: int = 1024
+    raw: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.temperatures:
+            raise OptionError("there is no temperature; give at least one, such as 0")
+        for temperature in self.temperatures:
+            self.config(temperature, self.seed)
+        if self.max_prompt_tokens < 1:
+            raise OptionError(f"max_prompt_tokens is {self.max_prompt_tokens}; it must be above 0")
+
+    def config(self, temperature: float, seed: int) -> GenerationConfig:
+        """Options of one answer."""
+        return GenerationConfig(
+            max_new_tokens=self.max_new_tokens, temperature=temperature, seed=seed
+        )
+
+    def header(self, model: Model) -> AnswersHeader:
+        """What the file of a model's answers begins with."""
+        manifest = model.manifest
+        top_k = self.config(1.0, 0).top_k
+        return AnswersHeader(
+            model=manifest.source.name,
+            fingerprint=manifest.source.fingerprint,
+            weights=variant_for(manifest, model.backend.name).weight_format,
+            tokenizer=manifest.files[manifest.tokenizer.file].sha256,
+            vocab_size=manifest.model.vocab_size,
+            seed=self.seed,
+            options={
+                "max_new_tokens": self.max_new_tokens,
+                "temperatures": list(self.temperatures),
+                "top_k": top_k,
+                "max_prompt_tokens": self.max_prompt_tokens,
+                "raw": self.raw,
+            },
+        )
+
+
+@dataclass(frozen=True)
+class Answered:
+    """How far it is. total: prompts asked for, known answers included; done: answers in the file,
+    of these prompts; skipped: prompts that are too long or that the template refuses. tokens,
+    steps, seconds: of this run."""
+
+    total: int
+    done: int
+    skipped: int = 0
+    answers: int = 0
+    tokens: int = 0
+    steps: int = 0
+    seconds: float = 0.0
+
+    @property
+    def complete(self) -> bool:
+        """Whether no prompt is left."""
+        return self.done + self.skipped == self.total
+
+
+def read_prompts(files: Sequence[Path]) -> list[Prompt]:
+    """Prompts of .jsonl and .jsonl.gz files, by their `prompt` (or `question`) and `id`; rows
+    without an id are known by the name of their file and the number of their line.
+
+    Raises:
+        InputError: a file cannot be read, a row has no prompt, or two rows have one id and
+            different prompts.
+    """
+    found: dict[str, Prompt] = {}
+    for file in files:
+        for at, row in _rows(file):
+            prompt = _prompt(file, at, row)
+            if found.setdefault(prompt.id, prompt).text != prompt.text:
+                raise InputError(f"{file}: line {at} has the id of another prompt, {prompt.id!r}")
+    if not found:
+        raise InputError("the files hold no prompt")
+    return list(found.values())
+
+
+def shuffled(prompts: Iterable[Prompt], seed: int) -> list[Prompt]:
+    """Prompts in an order that depends on the seed and their ids alone."""
+    return sorted(prompts, key=lambda prompt: _number("order", seed, prompt.id))
+
+
+def answer_prompts(
+    model: Model,
+    prompts: Sequence[Prompt],
+    options: AnswerOptions,
+    writer: AnswersWriter,
+    *,
+    minutes: float | None = None,
+    cancel: CancelToken | None = None,
+    progress: Callable[[Answered], None] = lambda answered: None,
+) -> Answered:
+    """Answer the prompts that have no answer yet, in order, each written when it is whole.
+
+    minutes: begin no answer after this time. cancel: drops the answer that runs. progress: told
+    after every answer.
+
+    Raises:
+        BackendError, StorageError: an answer failed, or could not be written. Those before it are
+            in the file.
+    """
+    started = time.monotonic()
+    done = sum(prompt.id in writer.done for prompt in prompts)
+    told = Answered(total=len(prompts), done=done)
+    session = model.session()  # prompts share the beginning of the chat template
+    for prompt in prompts:
+        if prompt.id in writer.done:
+            continue
+        if cancel is not None and cancel.cancelled:
+            break
+        if minutes is not None and time.monotonic() - started >= 60 * minutes:
+            break
+        ids = _ids(model, prompt, options)
+        if ids is None:
+            told = replace(told, skipped=told.skipped + 1)
+            continue
+        temperature, seed = _draw(prompt, options)
+        config = options.config(temperature, seed)
+        result = model.generate(ids, config, session=session, cancel=cancel)
+        if result.finish_reason == "cancelled":
+            break
+        tokens = result.token_ids
+        writer.add(Answer(prompt.id, ids, tokens, temperature, seed, result.finish_reason))
+        told = replace(
+            told,
+            done=told.done + 1,
+            answers=told.answers + 1,
+            tokens=told.tokens + len(tokens),
+            steps=told.steps + len(result.steps),
+            seconds=time.monotonic() - started,
+        )
+        progress(told)
+    return replace(told, seconds=time.monotonic() - started)
+
+
+def _ids(model: Model, prompt: Prompt, options: AnswerOptions) -> list[int] | None:
+    """Token ids of a prompt; None where it cannot be asked: too long for the options or the model,
+    or refused by the template. Which prompts these are is the same in every run."""
+    limit = min(options.max_prompt_tokens, model.spec.context_length - options.max_new_tokens)
+    try:
+        if options.raw or model.chat_template is None:
+            ids = model.tokenize(prompt.text)
+        else:
+            ids = model.tokenize_chat([{"role": "user", "content": prompt.text}])
+    except InputError:  # too long, or refused by the template
+        return None
+    return ids if 1 <= len(ids) <= limit else None
+
+
+def _draw(prompt: Prompt, options: AnswerOptions) -> tuple[float, int]:
+    """The temperature and the seed of an answer."""
+    at = _number("temperature", options.seed, prompt.id) % len(options.temperatures)
+    return options.temperatures[at], _number("answer", options.seed, prompt.id) >> 11
+
+
+def _number(what: str, seed: int, name: str) -> int:
+    """64 bits that depend on all three."""
+    told = f"{what} {seed} {name}".encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(told, digest_size=8).digest())
+
+
+def _rows(file: Path) -> Iterable[tuple[int, dict[str, Any]]]:
+    opened = gzip.open if file.suffix == ".gz" else open
+    try:
+        with opened(file, "rb") as lines:
+            for at, line in enumerate(lines, 1):
+                if not line.strip():
+                    continue
+                row = strict_json.loads(line, max_bytes=_MAX_LINE, max_depth=16)
+                if not isinstance(row, dict):
+                    raise InputError(f"{file}: line {at} is not an object with a prompt")
+                yield at, row
+    except strict_json.JsonProblem as problem:
+        raise InputError(f"{file}: line {at} {problem}") from None
+    except (OSError, EOFError) as error:
+        raise InputError(f"{file} cannot be read: {error}") from error
+
+
+def _prompt(file: Path, at: int, row: dict[str, Any]) -> Prompt:
+    text = next((row[name] for name in FIELDS if isinstance(row.get(name), str)), "")
+    if not text.strip():
+        raise InputError(f"{file}: line {at} has no text under {' or '.join(FIELDS)}")
+    name = row.get("id", f"{file.name.partition('.')[0]}/{at}")
+    if isinstance(name, bool) or not isinstance(name, (str, int)):
+        raise InputError(f"{file}: line {at} has the id {name!r}; it must be text or a number")
+    return Prompt(str(name), text)
