@@ -19,7 +19,11 @@ from quickdraft.device_profiles import machine
 from quickdraft.errors import BackendError, MissingExtra
 
 PACKAGES = ("numpy", "tokenizers", "safetensors", "huggingface-hub", "onnxruntime", "onnx-ir")
-EXTRAS = {"onnx": ("onnxruntime", "onnx_ir", "onnx"), "bench": ("matplotlib", "psutil")}
+EXTRAS = {
+    "onnx": ("onnxruntime", "onnx_ir", "onnx"),
+    "bench": ("matplotlib", "psutil"),
+    "train": ("accelerate", "torch"),
+}
 
 # y = -x for one float32, opset 13, as a serialized ModelProto.
 _NEGATION = (
