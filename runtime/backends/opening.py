@@ -1,16 +1,20 @@
-"""Choose and construct the backend of a bundle."""
+"""Choose and construct the backend of a bundle, and of the parts beside its target."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quickdraft.errors import BackendError, BundleError
-from quickdraft.manifest import Flavour, Manifest, TargetFormat, Variant
-from quickdraft.registry import BACKENDS, lookup
-from quickdraft.runtime.backends.base import Backend
+import numpy as np
+from numpy.typing import NDArray
+
+from quickdraft.errors import BackendError, BundleError, InputError
+from quickdraft.manifest import Flavour, Manifest, Role, TargetFormat, Variant
+from quickdraft.registry import BACKENDS, PREDICTORS, lookup
+from quickdraft.runtime.backends.base import Backend, HeadBackend, Predictor
 
 OPENS: dict[str, tuple[TargetFormat, Flavour | None]] = {
     "hotpath": ("onnx", "hotpath"),
@@ -19,6 +23,8 @@ OPENS: dict[str, tuple[TargetFormat, Flavour | None]] = {
 }
 """What each backend of this package opens (None: any flavour); best backend first. A backend from
 elsewhere is given the first variant, and refuses what it cannot open."""
+_TRAINED_BY: Mapping[Role, str] = {"auxiliary": "predictor", "predictor": "predictor"}
+"""What of `quickdraft train` makes parts of a role, where it is not `draft`."""
 
 _log = logging.getLogger(__name__)
 
@@ -104,13 +110,123 @@ def variant_for(manifest: Manifest, name: str) -> Variant:
 
 
 def _find(manifest: Manifest, name: str) -> Variant | None:
+    return next(iter(parts(manifest, name, "target")), None)
+
+
+def _opens(name: str, variant: Variant) -> bool:
+    """Whether the backend `name` opens a variant; one from elsewhere is asked itself."""
     wanted, flavour = OPENS.get(name, (None, None))
-    for variant in manifest.roles.get("target", ()):
-        if wanted in (None, variant.target_format) and flavour in (None, variant.flavour):
-            return variant
-    return None
+    return wanted in (None, variant.target_format) and flavour in (None, variant.flavour)
 
 
 def _content(manifest: Manifest) -> str:
     found = [f"{v.target_format} {v.flavour}" for v in manifest.roles.get("target", ())]
     return f"it has: {', '.join(found)}" if found else "it has no target model"
+
+
+def parts(manifest: Manifest, name: str, role: Role) -> tuple[Variant, ...]:
+    """The parts of a role that work with the backend `name`, best first."""
+    return tuple(variant for variant in manifest.roles.get(role, ()) if _opens(name, variant))
+
+
+def find_part(manifest: Manifest, name: str, role: Role, part: str | None = None) -> Variant:
+    """The part of a role for the backend `name`. part: which one; None: the first.
+
+    Raises:
+        InputError: there is none, or none of that name.
+    """
+    found = parts(manifest, name, role)
+    for variant in found:
+        if part in (None, variant.name):
+            return variant
+    wanted = f"no {role}" if part is None else f"no {role} {part!r}"
+    others = ", ".join(variant.name for variant in found)
+    elsewhere = sorted({f"{v.target_format} {v.flavour}" for v in manifest.roles.get(role, ())})
+    if others:
+        content = f"it has: {others}"
+    elif elsewhere:
+        content = f"what it has is for: {', '.join(elsewhere)}"
+    else:
+        content = "it has none at all"
+    raise InputError(
+        f"the bundle of {manifest.source.name} has {wanted} for the backend {name!r}; {content}. "
+        f"Make one with `quickdraft train {_TRAINED_BY.get(role, 'draft')}`, then add its file "
+        "with `quickdraft export --trained FILE`"
+    )
+
+
+def open_part(
+    folder: Path,
+    manifest: Manifest,
+    name: str,
+    role: Role,
+    part: str | None = None,
+    threads: int | None = None,
+    kv_cache: str | None = None,
+) -> HeadBackend:
+    """Load a drafter or auxiliary of a bundle as a backend of its own, whose spec is the part's.
+
+    name: of the registry, as the backend of the target. part: see find_part.
+
+    Raises:
+        InputError: see find_part. OptionError: the backend refuses an option.
+        BundleError: its files are damaged. BackendError: it cannot run here.
+    """
+    variant = find_part(manifest, name, role, part)
+    options: dict[str, Any] = {} if kv_cache is None else {"kv_cache": kv_cache}
+    backend_class = lookup("backend", BACKENDS, name)
+    opened: HeadBackend = backend_class(folder, variant.spec, variant, threads=threads, **options)
+    return opened
+
+
+def open_predictor(
+    folder: Path,
+    manifest: Manifest,
+    backend: Backend,
+    part: str | None = None,
+    threads: int | None = None,
+) -> Predictor:
+    """Load a predictor for the caches of the target, which `backend` runs.
+
+    part: see find_part. A class of the registry is constructed as `Class(backend, folder, variant,
+    threads=None)`.
+
+    Raises:
+        OptionError: no predictors run with this backend. InputError: see find_part.
+        BundleError: its files are damaged. BackendError: it cannot run here.
+    """
+    variant = find_part(manifest, backend.name, "predictor", part)
+    predictor_class = lookup("backend of predictors", PREDICTORS, backend.name)
+    opened: Predictor = predictor_class(backend, folder, variant, threads=threads)
+    return opened
+
+
+def read_token_map(folder: Path, variant: Variant, vocab_size: int) -> NDArray[np.int64] | None:
+    """The target's token for each of a part's: int64 [vocabulary of the part], None where they are
+    the same. vocab_size: of the target.
+
+    Raises:
+        BundleError: it is damaged.
+    """
+    if variant.token_map is None or variant.spec is None:
+        return None
+    path = folder / variant.token_map
+    try:
+        found = np.fromfile(path, "<i4").astype(np.int64)
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read: {error.strerror or error}") from error
+    if len(found) != variant.spec.vocab_size:
+        raise BundleError(
+            f"{path} holds {len(found)} tokens, and the part {variant.name!r} has "
+            f"{variant.spec.vocab_size}; export the model again"
+        )
+    if found.min() < 0 or found.max() >= vocab_size:
+        raise BundleError(
+            f"{path} names a token outside the vocabulary of {vocab_size}; export the model again"
+        )
+    return found
+
+
+def predictor_variants(manifest: Manifest, name: str) -> tuple[Variant, ...]:
+    """The predictors that work with the backend `name`, best first."""
+    return parts(manifest, name, "predictor")
