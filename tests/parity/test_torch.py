@@ -116,6 +116,22 @@ def test_chunks(name: str) -> None:
     assert_near(chunks, model(tokens).logits)
 
 
+def test_gradients_go_through_the_past() -> None:
+    tiny, tokens = tiny_decoder("llama"), torch.from_numpy(random_tokens(13, 1, 9))
+    key = tiny.weights.layers[0].key.weight.name
+
+    def gradient(cut: bool) -> Any:
+        model = TorchModel(tiny.build, train=lambda name: name == key)
+        past = model(tokens[:, :6]).present
+        model(tokens[:, 6:], past=past.detach() if cut else past).logits.square().mean().backward()
+        return model.find(key).grad
+
+    whole = TorchModel(tiny.build, train=lambda name: name == key)
+    whole(tokens).logits[:, 6:].square().mean().backward()
+    assert_near(gradient(cut=False), whole.find(key).grad)
+    assert float((gradient(cut=True) - whole.find(key).grad).abs().max()) > 1e-3
+
+
 @pytest.mark.parametrize("name", ["llama", *WINDOWED])
 def test_documents_side_by_side(name: str) -> None:
     """Positions that start again and a mask between documents: as if each were alone."""
