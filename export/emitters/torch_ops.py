@@ -136,7 +136,8 @@ class TorchOps(ComposedOps[Tensor]):
         return functional.embedding(ids, self._weight(table)).to(self._dtype)
 
     def take_rows(self, x: Tensor, rows: Tensor) -> Tensor:
-        """[b, s, width] to [b, m, width], or to [wanted rows, width] where rows are a mask."""
+        """[b, n, width] to [b, m, width], or to [wanted rows, width] where rows are a mask. Without
+        wanted rows all there are, which after `stack` are more than the rows of the call."""
         if rows is self._all_rows:
             return x
         if rows.dtype == torch.bool:
