@@ -28,18 +28,18 @@ from quickdraft.drafters.base import (
     Observation,
 )
 from quickdraft.drafters.distribution import Distribution
+from quickdraft.drafters.levels import GrowingTree, grade
 from quickdraft.drafters.options import checked
 from quickdraft.drafters.reader import Logits, Reader
 from quickdraft.drafters.rsd import DrawnTree, LawsAfter, constant_branching, stochastic_beams
 from quickdraft.drafters.tree import Tree
 from quickdraft.errors import OptionError
 
-_SURE = (0.05, 0.15, 0.3, 0.45, 0.6, 0.75, 0.85, 0.92, 0.97)
 _PEAK = (0.35, 0.65, 0.9)
 _CHOSEN_RATES = (0.02, 0.1, 0.28, 0.5, 0.65, 0.8, 0.88, 0.92, 0.97, 0.99)
 _DRAWN_RATES = ((0.45, 0.57, 0.67, 0.93), (0.1, 0.15, 0.16, 0.03), (0.05, 0.06, 0.06, 0.01))
 GRADES = (*_CHOSEN_RATES, *chain.from_iterable(_DRAWN_RATES))
-"""Of chosen nodes, by the probability the draft model gives them (`_SURE`). Then of drawn ones, by
+"""Of chosen nodes, by the probability the draft model gives them. Then of drawn ones, by
 their place among their siblings and, within that, by the largest probability after the last token
 known (`_PEAK`)."""
 
@@ -160,7 +160,7 @@ class SmallModel:
             if path < LEAST:
                 break
             tokens.append(token)
-            grades.append(bisect_right(_SURE, probability))
+            grades.append(grade(probability))
             if len(tokens) > budget or path < self._options.stop_below:
                 break
             logits = self.reader.guess(token)
@@ -170,34 +170,19 @@ class SmallModel:
         """The `budget` likeliest paths of those that grow level by level from the likeliest nodes
         of the last one, in one step a level."""
         options = self._options
-        tokens, parent, paths, grades = [self.reader.tokens[-1]], [-1], [1.0], [0]
+        tree = GrowingTree(self.reader.tokens[-1])
         level, rows = [0], logits[None]
         depth = min(options.depth, budget)
         for below in range(depth - 1, -1, -1):
-            start = len(tokens)
+            start = len(tree.tokens)
             for node, row in zip(level, rows, strict=True):
-                for token, probability in self._likely(row, self._path(tokens, parent, node)):
-                    path = paths[node] * probability
-                    if path < LEAST:
-                        break
-                    tokens.append(token)
-                    parent.append(node)
-                    paths.append(path)
-                    grades.append(bisect_right(_SURE, probability))
-            # Below a node that will not be among the likeliest there is none that will.
-            worst = sorted(paths, reverse=True)[budget] if len(paths) > budget else 0.0
-            new = sorted(range(start, len(tokens)), key=lambda node: -paths[node])[: options.width]
-            level = [n for n in new if paths[n] > worst and paths[n] >= options.stop_below]
+                path = [tree.tokens[each] for each in tree.path(node)]
+                tree.add(node, self._likely(row, path), LEAST)
+            level = tree.best(start, options.width, budget, options.stop_below)
             if not level or not below:
                 break
-            rows = self.reader.branch(tokens, parent, level)
-        kept = sorted(sorted(range(len(tokens)), key=lambda node: -paths[node])[: budget + 1])
-        new_index = {node: i for i, node in enumerate(kept)}
-        tree = Tree(
-            np.array([tokens[node] for node in kept], np.int64),
-            np.array([new_index.get(parent[node], -1) for node in kept], np.int64),
-        )
-        return Draft(tree, [grades[node] for node in kept])
+            rows = self.reader.branch(tree.tokens, tree.parent, level)
+        return tree.draft(budget)
 
     def _drawn(self, logits: Logits, method: str, budget: int) -> Draft:
         """Tokens drawn from the laws of the draft model."""

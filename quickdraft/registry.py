@@ -39,7 +39,9 @@ BACKENDS: Mapping[str, str] = {
     "reference": "quickdraft.runtime.backends.reference:ReferenceBackend",
     "onnxruntime": "quickdraft.runtime.backends.onnxruntime:OnnxRuntimeBackend",
 }
-PREDICTORS: Mapping[str, str] = {}
+PREDICTORS: Mapping[str, str] = {
+    "hotpath": "quickdraft.runtime.backends.hotpath_predictor:HotpathPredictor",
+}
 """By backend: classes of runtime.backends.base.Predictor."""
 DRAFTERS: Mapping[str, str] = {
     "prompt_lookup": "quickdraft.drafters.prompt_lookup:open_prompt_lookup",
@@ -47,9 +49,11 @@ DRAFTERS: Mapping[str, str] = {
     "recycling": "quickdraft.drafters.recycling:open_recycling",
     "trigram": "quickdraft.drafters.trigram:open_trigram",
     "small_model": "quickdraft.drafters.small_model:open_small_model",
+    "eagle": "quickdraft.drafters.eagle:open_eagle",
 }
 TRAINED: Mapping[str, str] = {
     "predictor": "quickdraft.export.prediction:attach",
+    "eagle": "quickdraft.export.heads.eagle:attach_eagle",
 }
 """Kinds of trained parts: functions of export.trained.Attach."""
 

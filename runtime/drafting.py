@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 
 from quickdraft.device_profiles.curve import Curve
 from quickdraft.drafters.acceptance import AcceptanceTable
-from quickdraft.drafters.base import DrafterContext, DrafterSource, DraftModel
+from quickdraft.drafters.base import DrafterContext, DrafterSource, DraftModel, HeadModel
 from quickdraft.drafters.controller import Controller
 from quickdraft.errors import OptionError
 from quickdraft.hashes import cache_root
@@ -21,6 +21,7 @@ from quickdraft.manifest import Manifest
 from quickdraft.registry import DRAFTERS, lookup
 from quickdraft.runtime.backends.base import Backend
 from quickdraft.runtime.draft_model import BundleOpener, open_draft_model
+from quickdraft.runtime.heads import BackendHead
 from quickdraft.runtime.text import Tokenizer
 
 AUTO = ("prompt_lookup", "ngram_store", "recycling", "trigram")
@@ -36,7 +37,8 @@ class DraftingSetup:
     drafter: `none`, or names of the registry between commas; `auto` stands for those without a
     model. options: by name of the drafter, by name of the option. store: whether drafters may keep
     what they learn for later runs (never with QUICKDRAFT_NO_STORE=1), or the folder for it, where
-    it is not the user's. open_bundle: finds the bundles of draft models.
+    it is not the user's. open_bundle: finds the bundles of draft models. open_head: loads a part
+    of the target's bundle (see DrafterContext).
 
     Raises:
         OptionError: a name is unknown or comes twice, or an option is for a drafter not asked for.
@@ -46,6 +48,7 @@ class DraftingSetup:
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     store: bool | Path = True
     open_bundle: BundleOpener | None = None
+    open_head: Callable[[str], BackendHead] | None = None
 
     def __post_init__(self) -> None:
         names = self.names
@@ -88,6 +91,7 @@ class Drafting:
         self.curve = curve
         self.chains_only = backend.trees != "exact"
         self.top = max((source.top for source in sources), default=0)
+        self.hidden = tuple(sorted({layer for source in sources for layer in source.hidden}))
         table = AcceptanceTable([source.grades for source in sources])
         self.controller = Controller(curve, self.sources, table)
         self.lock = threading.Lock()
@@ -108,7 +112,7 @@ class Drafting:
 
         Raises:
             OptionError: an option of a drafter is unknown or has a bad value.
-            InputError: a draft model cannot be used for this target.
+            InputError: a draft model or head cannot be used for this target.
         """
         key = bundle_key(manifest)
         with ExitStack() as stack:
@@ -118,12 +122,19 @@ class Drafting:
                 stack.callback(model.close)
                 return model
 
+            def open_head(name: str) -> HeadModel:
+                assert setup.open_head is not None  # offered only then  # noqa: S101
+                head = setup.open_head(name)
+                stack.callback(head.close)
+                return head
+
             context = DrafterContext(
                 vocab_size=backend.spec.vocab_size,
                 context_length=backend.spec.context_length,
                 key=key,
                 store=store_folder(key, setup.store),
                 open_model=open_model,
+                open_head=None if setup.open_head is None else open_head,
             )
             sources = []
             for name in setup.names:

@@ -8,12 +8,19 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from quickdraft.drafters.base import Draft, DrafterSource, DraftSettings, Drawn, Observation
+from quickdraft.drafters.base import (
+    Draft,
+    DrafterSource,
+    DraftSettings,
+    Drawn,
+    Observation,
+    StateReader,
+)
 from quickdraft.drafters.controller import Decision
 from quickdraft.drafters.merge import Merged, chain_of, cut, merge
 from quickdraft.drafters.tree import Tree
@@ -121,6 +128,17 @@ class Speculation:
             for drafter in self._drafters:
                 drafter.begin(tokens, settings)
 
+    def read(self, start: int, output: StepOutput, count: int) -> None:
+        """Show drafters the target's hidden states at `count` tokens of the prompt, from number
+        `start` on."""
+        if not self.drafting.hidden or not count:
+            return
+        with self.drafting.lock:
+            for source, drafter in zip(self.drafting.sources, self._drafters, strict=True):
+                if source.hidden:
+                    states = {k: output.hidden_states[k][:count] for k in source.hidden}
+                    cast(StateReader, drafter).read(start, states)
+
     def propose(self, root: int, room: int, context_length: int) -> Proposal:
         """The next tree: what the drafters make of the tokens so far, cut to what pays.
 
@@ -198,7 +216,8 @@ class Speculation:
         """Tell drafters and controller what was decided."""
         shared = self.drafting
         top = top_ids(verdict.output, shared.top) if shared.top else None
-        states = {k: v[list(verdict.states)] for k, v in verdict.output.hidden_states.items()}
+        rows = list(verdict.states)
+        states = {k: verdict.output.hidden_states[k][rows] for k in shared.hidden}
         observation = Observation(verdict.tokens, proposal.tree, verdict.path, top, states)
         with shared.lock:
             for drafter in self._drafters:

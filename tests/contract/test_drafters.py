@@ -80,7 +80,7 @@ def observe(said: list[int], block: list[int], top: int) -> Observation:
     """A chain of which all but the last token was drafted."""
     tree = Tree.chain([said[-1], *block[:-1]])
     ids = np.array([[(t + i) % VOCAB for i in range(top)] for t in tree.tokens.tolist()], np.int64)
-    states = {1: np.zeros((len(block), 8), np.float32)}
+    states = {1: np.zeros((len(block), 4), np.float32)}
     path = list(range(len(block)))
     return Observation(block, tree, path, ids if top else None, states)
 

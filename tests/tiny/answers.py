@@ -21,6 +21,7 @@ from tiny.toy_backend import (
     toy_source,
     toy_spec,
 )
+from tiny.toy_head import ToyHead
 
 from quickdraft.device_profiles.curve import Curve
 from quickdraft.drafters.base import DrafterContext, DrafterSource, DraftModel
@@ -58,7 +59,11 @@ def open_source(
         similar = lambda tokens: logits(tokens) + noise(tokens)  # noqa: E731
         return BackendDraftModel(ToyBackend(similar, toy_spec(vocab, CONTEXT)), vocab)
 
-    context = DrafterContext(vocab, CONTEXT, open_model=open_model)
+    def open_head(name: str) -> ToyHead:
+        noise = hashed(vocab, markov=0.0, scale=1.5)
+        return ToyHead(lambda tokens: 3 * (logits(tokens) + noise(tokens)), vocab, CONTEXT)
+
+    context = DrafterContext(vocab, CONTEXT, open_model=open_model, open_head=open_head)
     source: DrafterSource = lookup("drafter", ALL, name)(
         context, {**NEEDED.get(name, {}), **options}
     )

@@ -7,7 +7,7 @@ with them the answer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 
 import numpy as np
@@ -169,6 +169,11 @@ class ToyDrafter:
         # Grades that come and go, so that trees are cut here and there.
         return None if tree is None else Draft(tree, [token % 3 for token in tree.tokens.tolist()])
 
+    def read(self, start: int, states: Mapping[int, NDArray[np.float32]]) -> None:
+        assert start + len(states[1]) < len(self.tokens)
+        for number, row in enumerate(states[1], start):
+            assert row[:2].tolist() == [self.tokens[number], number]
+
     def observe(self, observation: Observation) -> None:
         # Row i of the hidden states must be the row whose logits chose token i: the one before it.
         told = observation.hidden_states[1]
@@ -221,7 +226,7 @@ def toy_source(
     if drafter is None:
         assert propose is not None
         drafter = partial(ToyDrafter, propose)
-    return DrafterSource(name, (0.3, 0.6, 0.9), drafter)
+    return DrafterSource(name, (0.3, 0.6, 0.9), drafter, hidden=(1,))
 
 
 def oracle(logits_of: LogitsOf) -> Propose:

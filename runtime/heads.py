@@ -1,0 +1,102 @@
+"""A head of a bundle, opened beside its target and wrapped for drafters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quickdraft.drafters.base import HeadOutput
+from quickdraft.drafters.tree import Tree
+from quickdraft.errors import InputError
+from quickdraft.manifest import Manifest, Variant
+from quickdraft.runtime.backends.base import Backend, HeadBackend, TopTokens
+from quickdraft.runtime.sampling import largest
+
+TOP = 16
+"""Likeliest tokens of a row, from backends that give all logits."""
+
+
+class BackendHead:
+    """A backend as drafters.base.HeadModel."""
+
+    def __init__(
+        self, backend: HeadBackend, variant: Variant, token_map: NDArray[np.int64] | None
+    ) -> None:
+        """token_map: int64 [vocabulary of the head], the target's token for each of its own; None
+        where they are the same."""
+        self.details: Mapping[str, Any] = variant.details
+        self.features = variant.features
+        self.context_length = backend.spec.context_length
+        self._backend = backend
+        self._token_map = token_map
+        self._state = int(variant.details.get("state", -1))
+        self._none = np.zeros((0, backend.spec.hidden_size), np.float32)
+
+    def new_cache(self) -> Any:
+        """An empty cache."""
+        return self._backend.new_cache()
+
+    def step(
+        self, tree: Tree, cache: Any, features: NDArray[np.float32], rows: Sequence[int]
+    ) -> HeadOutput:
+        """One step over the committed cache; see drafters.base.HeadModel.
+
+        Raises:
+            ContextOverflow, BackendError: as steps of the backend.
+        """
+        wanted = np.asarray(rows, np.int64)
+        output = self._backend.step(tree, cache, wanted, full_logits=False, features=features)
+        top = output.top if output.top is not None else _top(output.logits)
+        ids = top.ids if self._token_map is None else self._token_map[top.ids]
+        states = output.hidden_states.get(self._state, self._none)
+        return HeadOutput(ids, top.values - top.log_sum[:, None], states)
+
+    def close(self) -> None:
+        """Release the head."""
+        self._backend.close()
+
+
+def open_head(
+    folder: Path, manifest: Manifest, target: Backend, threads: int | None, name: str
+) -> BackendHead:
+    """Load the head `name` of a bundle for its loaded target.
+
+    Raises:
+        InputError: the bundle has no such part for the backend, or its target does not put out
+            what the head reads.
+        BundleError: its files are damaged. BackendError: it cannot run here.
+    """
+    from quickdraft.runtime.backends.opening import (
+        find_part,
+        open_part,
+        read_token_map,
+        variant_for,
+    )
+
+    variant = find_part(manifest, target.name, "drafter", name)
+    offered = variant_for(manifest, target.name).step.hidden_states
+    missing = [k for k in variant.details.get("hidden_states", ()) if k not in offered]
+    if missing:
+        raise InputError(
+            f"the draft {name!r} of {manifest.source.name} reads the hidden states after "
+            f"{missing[0]} layers, which the model does not put out; export it again with both"
+        )
+    token_map = read_token_map(folder, variant, manifest.model.vocab_size)
+    backend = open_part(folder, manifest, target.name, "drafter", name, threads)
+    return BackendHead(backend, variant, token_map)
+
+
+def _top(logits: NDArray[np.float32]) -> TopTokens:
+    """The `TOP` largest logits of every row."""
+    count = min(TOP, logits.shape[1])
+    ids = np.empty((len(logits), count), np.int64)
+    for row, values in zip(ids, logits, strict=True):
+        found = largest(values, count)
+        row[:] = found[np.argsort(-values[found], kind="stable")][:count]
+    best = logits.max(axis=1)
+    sums = np.exp(logits - best[:, None]).sum(axis=1)
+    return TopTokens(np.take_along_axis(logits, ids, axis=1), ids, best + np.log(sums))
