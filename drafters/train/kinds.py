@@ -1,0 +1,60 @@
+"""Kinds of drafts that `quickdraft train draft` trains: a new one is a file and a line here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+
+from quickdraft.drafters.train.data import Corpus
+from quickdraft.drafters.train.loop import LoopOptions, Trainee
+from quickdraft.export.trained import Target
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a kind of draft is prepared from.
+
+    target: what it is for. training, held_out: answers of the target. options: of this kind, by
+    name; text is read as what it should be. seed: of the first weights and of the order of data.
+    """
+
+    target: Target
+    training: Corpus
+    held_out: Corpus
+    options: Mapping[str, Any]
+    seed: int
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class DraftTraining:
+    """A draft that is ready to be trained.
+
+    options: all of its options, plain JSON values. loop: of the training, where the user gives
+    nothing else. settings: of the trained part. tensors: what it has learnt so far, to be written
+    (see export.trained.write_trained). recipe: one line for the card.
+    """
+
+    trainee: Trainee
+    options: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    tensors: Callable[[], Mapping[str, NDArray[Any]]]
+    recipe: str
+    loop: Callable[..., LoopOptions] = LoopOptions
+
+
+Prepare = Callable[[Request], DraftTraining]
+"""What KINDS names.
+
+Raises:
+    OptionError: an option is unknown or has a bad value.
+"""
+
+KINDS: Mapping[str, str] = {
+    "compact": "quickdraft.drafters.train.compact:prepare_compact",
+}
+"""Also the kinds of trained parts in registry.TRAINED."""
