@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -24,11 +25,13 @@ from quickdraft.export.emitters.hotpath_values import (
     NormSpec,
     Product,
     Rotated,
+    Stacked,
     Sum,
     Taken,
     Value,
     unsupported,
     use,
+    width_of,
 )
 from quickdraft.export.emitters.hotpath_weights import PackedStore
 from quickdraft.export.emitters.hotpath_writer import DOMAIN, HotpathWriter
@@ -37,6 +40,7 @@ from quickdraft.export.ops import Activation, Attention, Rope
 from quickdraft.export.quantize import WeightFormat
 from quickdraft.export.weights import Weight, concat_rows, join_biases
 from quickdraft.manifest import BlocksLayout, StepNames, Variant
+from quickdraft.types import ModelSpec
 
 LAYOUT = BlocksLayout(kind="blocks", alignment=16, cache="cache", present="present_cache")
 TARGET_LAYOUT = BlocksLayout(
@@ -54,18 +58,28 @@ class HotpathOps:
         self._graph = graph
         self._store = store
         self._writer = HotpathWriter(graph, store)
+        self._part = part
         self._spec = part.spec
         self._wanted = set(part.hidden_states)
         self._top = min(part.top, part.spec.vocab_size)
         self._hidden: dict[int, str] = {}
         self._layers = 0
+        self._staged: set[int] = set()
         self._tokens = graph.input("input_ids", ir.DataType.INT64, ["n"])
         self._positions = graph.input("position_ids", ir.DataType.INT64, ["n"])
         self._ancestors = graph.input("ancestors", ir.DataType.INT32, ["n", "depths"])
-        self._rows = graph.input("output_rows", ir.DataType.INT64, ["m"])
         self._past = graph.input("past", ir.DataType.INT64, [3])
-        self._full = graph.input("full_logits", ir.DataType.INT64, [1])
         self._cache = graph.input(LAYOUT.cache, ir.DataType.UINT8, ["cache_bytes"])
+        if part.features:
+            width = part.features
+            self._features = graph.input("features", ir.DataType.FLOAT, ["n", width])
+        if part.target is None:
+            self._rows = graph.input("output_rows", ir.DataType.INT64, ["m"])
+            self._full = graph.input("full_logits", ir.DataType.INT64, [1])
+        else:
+            self._target_past = graph.input("target_past", ir.DataType.INT64, [3])
+            shape = ["target_cache_bytes"]
+            self._target = graph.input(TARGET_LAYOUT.cache, ir.DataType.UINT8, shape)
 
     # Inputs and outputs
 
@@ -80,6 +94,10 @@ class HotpathOps:
     def output_rows(self) -> Value:
         """Rows whose logits are wanted, [m]."""
         return self._rows
+
+    def features(self) -> Value:
+        """Vectors that come with the tokens, [n, width]."""
+        return self._features
 
     def hidden_state(self, x: Value, layer: int) -> None:
         """Emit the residual stream if this layer was asked for."""
@@ -114,22 +132,40 @@ class HotpathOps:
 
     def finish(self, path: Path) -> StepNames:
         """Write the graph and say how its tensors are called."""
-        self._graph.output(self._cache, LAYOUT.present, ir.DataType.UINT8, ["cache_bytes"])
-        self._graph.save(path, self._spec.family, DOMAIN)
-        return StepNames(
+        # Without attention the cache is passed on: one name cannot be an input and an output.
+        cache = self._cache if self._layers else self._graph.one("Identity", [self._cache])
+        self._graph.output(cache, LAYOUT.present, ir.DataType.UINT8, ["cache_bytes"])
+        names = StepNames(
             tokens="input_ids",
             positions="position_ids",
-            output_rows="output_rows",
-            logits="logits",
             hidden_states=self._hidden,
             ancestors="ancestors",
             past="past",
-            full_logits="full_logits",
-            top_values="top_values",
-            top_ids="top_ids",
-            log_sum="log_sum",
-            top=self._top,
+            features="features" if self._part.features else None,
         )
+        if self._part.target is None:
+            names = replace(
+                names,
+                output_rows="output_rows",
+                logits="logits",
+                full_logits="full_logits",
+                top_values="top_values",
+                top_ids="top_ids",
+                log_sum="log_sum",
+                top=self._top,
+            )
+        else:
+            names = replace(names, target_past="target_past")
+            self._finish_target(self._part.target)
+        self._graph.save(path, self._spec.family, DOMAIN)
+        return names
+
+    def _finish_target(self, target: ModelSpec) -> None:
+        missing = set(range(target.num_layers)) - self._staged
+        if missing:
+            raise BackendError(f"{self._part.name} predicts nothing for layer {min(missing)}")
+        shape = ["target_cache_bytes"]
+        self._graph.output(self._target, TARGET_LAYOUT.present, ir.DataType.UINT8, shape)
 
     # What is taken in by the op that uses it
 
@@ -183,30 +219,35 @@ class HotpathOps:
 
     def rms_norm(self, x: Value, weight: Weight | None, eps: float, heads: int = 1) -> Value:
         """A norm that a following product may take in."""
-        return Normed(use(x), NormSpec("rms", eps, self._width(weight, heads), weight), heads)
+        width = self._width(x, weight, heads)
+        return Normed(use(x), NormSpec("rms", eps, width, weight), heads)
 
     def layer_norm(
         self, x: Value, weight: Weight | None, bias: Weight | None, eps: float, heads: int = 1
     ) -> Value:
         """A norm that a following product may take in."""
-        return Normed(
-            use(x), NormSpec("layer", eps, self._width(weight, heads), weight, bias), heads
-        )
+        width = self._width(x, weight, heads)
+        return Normed(use(x), NormSpec("layer", eps, width, weight, bias), heads)
 
-    def _width(self, weight: Weight | None, heads: int) -> int:
-        if heads > 1:
-            return self._spec.head_dim
-        return self._spec.hidden_size if weight is None else weight.shape[-1]
+    def _width(self, x: Value, weight: Weight | None, heads: int) -> int:
+        """Of a part of x; the residual stream is a value that does not tell."""
+        if heads == 1 and weight is not None:
+            return weight.shape[-1]
+        width = width_of(x)
+        return (self._spec.hidden_size if width is None else width) // heads
 
     def rope(self, x: Value, positions: Value, rope: Rope, heads: int) -> Value:
         """Left to attention."""
         return Rotated(use(x), rope)
 
     def activate(self, x: Value, kind: Activation) -> Value:
-        """Taken in by the product before it."""
-        if not isinstance(x, Product) or x.activation or x.uses:
+        """Taken in by the product before it. Ops of ONNX, whose bits depend on the rows beside,
+        stand in elsewhere, where no answer rests on them."""
+        if isinstance(x, Product) and not x.activation and not x.uses:
+            return replace(x, activation=kind)
+        if self._part.role != "drafter":
             raise unsupported(f"needs {kind} to follow a matrix product")
-        return replace(x, activation=kind)
+        return self._writer.activate(self._writer.value(use(x)), kind)
 
     def add(self, a: Value, b: Value) -> Value:
         """A sum that its last term may take in; sums of sums become one."""
@@ -231,35 +272,65 @@ class HotpathOps:
         """Left to the output head."""
         return Capped(use(x), cap)
 
+    def stack(self, parts: Sequence[Value]) -> Value:
+        """Rows of several values; rows may be taken of all together."""
+        return Stacked(tuple(use(part) for part in parts))
+
     # What is written at once
 
     def attend(self, q: Value, k: Value, v: Value, attention: Attention) -> Value:
         """TreeAttention; q, k and v may be columns of one joined product."""
-        a, heads = attention, self._spec.num_kv_heads
+        a = attention
         if a.layer != self._layers:
             raise BackendError(f"attention of layer {a.layer} comes after {self._layers} others")
         self._layers += 1
         rope = q.rope if isinstance(q, Rotated) else None
         if (k.rope if isinstance(k, Rotated) else None) != rope:
             raise unsupported("rotates queries and keys alike")
-        columns = [self._writer.columns(x.x if isinstance(x, Rotated) else x) for x in (q, k, v)]
-        attributes = {
+        inputs, attributes = self._columns(q=q, k=k, v=v)
+        attributes |= _place(a, self._spec.num_kv_heads) | {
             "heads": a.num_heads,
-            "kv_heads": a.num_kv_heads,
-            "head_dim": a.head_dim,
             "scale": float(a.scale),
             "window": a.window or 0,
             "softcap": float(a.softcap or 0),
-            "kv_heads_before": sum(heads[: a.layer]),
-            "kv_heads_total": sum(heads),
         }
-        for name, (_, offset) in zip("qkv", columns, strict=True):
-            attributes[f"{name}_offset"] = offset
         table = self._writer.rope_table(rope, self._positions)
-        step = [self._positions, self._ancestors, self._past, self._cache, table]
-        inputs = [*(value for value, _ in columns), *step]
+        inputs += [self._positions, self._ancestors, self._past, self._cache, table]
         y, self._cache = self._writer.ops("TreeAttention", inputs, attributes, outputs=2)
         return y
+
+    def stage(self, k: Value, v: Value, attention: Attention) -> None:
+        """KvWrite into the target's cache; k and v may be columns of one joined product."""
+        a, target = attention, self._part.target
+        if target is None or a.layer in self._staged:
+            raise BackendError(f"{self._part.name} has no use for a row of the target's {a.layer}")
+        self._staged.add(a.layer)
+        rope = k.rope if isinstance(k, Rotated) else None
+        inputs, attributes = self._columns(k=k, v=v)
+        attributes |= _place(a, target.num_kv_heads)
+        table = self._writer.rope_table(rope, self._positions)
+        inputs += [self._target_past, self._target, table]
+        self._target = self._writer.ops("KvWrite", inputs, attributes)[0]
+
+    def _columns(self, **values: Value) -> tuple[list[ir.Value | None], dict[str, Any]]:
+        """Inputs and their offsets, as attributes; rotations are left to the op."""
+        inputs: list[ir.Value | None] = []
+        offsets = {}
+        for name, x in values.items():
+            value, offset = self._writer.columns(x.x if isinstance(x, Rotated) else x)
+            inputs.append(value)
+            offsets[f"{name}_offset"] = offset
+        return inputs, offsets
+
+
+def _place(a: Attention, kv_heads: Sequence[int]) -> dict[str, Any]:
+    """Where the layer lies in a cache of so many heads by layer."""
+    return {
+        "kv_heads": a.num_kv_heads,
+        "head_dim": a.head_dim,
+        "kv_heads_before": sum(kv_heads[: a.layer]),
+        "kv_heads_total": sum(kv_heads),
+    }
 
 
 def emit_hotpath(request: EmitRequest) -> list[Variant]:

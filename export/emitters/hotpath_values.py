@@ -111,11 +111,39 @@ class Taken(Lazy):
 
 
 @dataclass(eq=False)
+class Stacked(Lazy):
+    """Rows of the parts, one part after another."""
+
+    parts: tuple[Value, ...]
+
+
+@dataclass(eq=False)
 class Capped(Lazy):
     """cap * tanh(x / cap), which the output head does itself."""
 
     x: Value
     cap: float
+
+
+def width_of(x: Value) -> int | None:
+    """Columns of x, where the value itself tells."""
+    match x:
+        case Product():
+            return x.weight.shape[0]
+        case Columns():
+            return x.width
+        case Embedded():
+            return x.table.shape[1]
+        case Normed():
+            return x.heads * x.norm.width
+        case Taken() | Rotated():
+            return width_of(x.x)
+        case Sum() | Stacked():
+            inner = x.terms if isinstance(x, Sum) else x.parts
+            return next((width for width in map(width_of, inner) if width is not None), None)
+        case ir.Value(shape=ir.Shape() as shape) if len(shape) == 2:
+            return shape[1] if isinstance(shape[1], int) else None
+    return None
 
 
 def unsupported(reason: str) -> UnsupportedModel:

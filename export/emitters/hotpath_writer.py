@@ -15,13 +15,15 @@ from quickdraft.export.emitters.hotpath_values import (
     Normed,
     NormSpec,
     Product,
+    Stacked,
     Sum,
+    Taken,
     Value,
     unsupported,
 )
 from quickdraft.export.emitters.hotpath_weights import PackedStore
 from quickdraft.export.emitters.onnx_graph import GraphBuilder
-from quickdraft.export.ops import Rope
+from quickdraft.export.ops import Activation, Rope
 from quickdraft.export.weights import Weight
 
 DOMAIN = "quickdraft"
@@ -48,6 +50,16 @@ class HotpathWriter:
         if isinstance(x, Columns) and x.done is None:
             return self.value(x.product), x.offset
         return self.value(x), 0
+
+    def activate(self, x: ir.Value, kind: Activation) -> ir.Value:
+        """An activation by itself."""
+        match kind:
+            case "silu":
+                return self._graph.one("Mul", [x, self._graph.one("Sigmoid", [x])])
+            case "relu":
+                return self._graph.one("Relu", [x])
+        how = {"gelu": "none", "gelu_tanh": "tanh"}[kind]
+        return self._graph.one("Gelu", [x], {"approximate": how})
 
     def rope_table(self, rope: Rope | None, positions: ir.Value) -> ir.Value | None:
         """Sines and cosines of this step's rows, shared by all layers."""
@@ -110,6 +122,10 @@ class HotpathWriter:
                 limits = ([x.offset], [x.offset + x.width], [1])
                 constants = [self._graph.constant(limit) for limit in limits]
                 return self._graph.one("Slice", [self.value(x.product), *constants])
+            case Taken():
+                return self._graph.one("Gather", [self.value(x.x), x.rows], {"axis": 0})
+            case Stacked():
+                return self._graph.one("Concat", [self.value(p) for p in x.parts], {"axis": 0})
         raise unsupported(f"has no op for a {type(x).__name__} value where this model uses one")
 
     def _write_product(self, x: Product, residual: ir.Value | None) -> ir.Value:

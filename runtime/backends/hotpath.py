@@ -18,7 +18,7 @@ from quickdraft.drafters.tree import Tree
 from quickdraft.errors import BackendError, BundleError
 from quickdraft.kvcache.base import KvCache
 from quickdraft.kvcache.blocked import KV_TYPES, BlockedCache, check_kv_type
-from quickdraft.manifest import BlocksLayout, StepNames, Variant
+from quickdraft.manifest import BlocksLayout, Variant
 from quickdraft.runtime import native
 from quickdraft.runtime.backends import ort_session
 from quickdraft.runtime.backends.base import CancelToken, StepOutput, TopTokens, Trees
@@ -68,8 +68,8 @@ class HotpathBackend:
         self.guarantee = variant.guarantee
         self.top = variant.step.top
         self._session: Any = ort_session.open_session(folder / variant.model, options)
-        _check_names(self._session, variant, variant.cache)
-        self._step = variant.step
+        check_names(self._session, variant)
+        self._variant = variant
         self._layout = variant.cache
         self._states: weakref.WeakKeyDictionary[BlockedCache, _State] = weakref.WeakKeyDictionary()
         self._lock = threading.Lock()
@@ -86,8 +86,9 @@ class HotpathBackend:
         cancel: CancelToken | None = None,
         *,
         full_logits: bool = True,
+        features: NDArray[np.float32] | None = None,
     ) -> StepOutput:
-        """See Backend.step."""
+        """See HeadBackend.step."""
         session = self._session  # `close` may come from another thread; a step that runs ends
         if session is None:
             raise BackendError("the model was closed")
@@ -97,12 +98,14 @@ class HotpathBackend:
             cancel.check()
         length = cache.length
         check_step(tree, length, self.spec)
+        if features is not None or self._variant.features:
+            check_features(self._variant, len(tree), features)
         cache.stage(len(tree))
         try:
             depths = 0 if tree.is_chain else int(tree.depth.max()) + 1
             shape = _Shape(len(tree), depths, 0 if rows is None else len(rows), full_logits)
             frame = self._frame(session, cache, shape)
-            frame.fill(tree, length, rows)
+            frame.fill(tree, length, rows, features)
             frame.bound.run(cancel)
         except BaseException:
             cache.truncate(length)
@@ -121,7 +124,7 @@ class HotpathBackend:
         if frame is None:
             bound = ort_session.Bound(session)
             bound.in_place(self._layout.cache, self._layout.present, cache.buffer)
-            frame = state.frames[shape] = _Frame(bound, shape, self._step, self.spec, cache)
+            frame = state.frames[shape] = _Frame(bound, shape, self._variant, self.spec, cache)
         return frame
 
     def close(self) -> None:
@@ -155,11 +158,12 @@ class _Frame:
         self,
         bound: ort_session.Bound,
         shape: _Shape,
-        names: StepNames,
+        variant: Variant,
         spec: ModelSpec,
         cache: BlockedCache,
     ) -> None:
         self.bound = bound
+        names = variant.step
         n, wanted = shape.rows, shape.wanted or shape.rows
         self._tokens = np.zeros(n, np.int64)
         self._positions = np.zeros(n, np.int64)
@@ -178,6 +182,9 @@ class _Frame:
             (names.full_logits, self._full),
         ):
             bound.input(str(name), array)
+        self._features = np.zeros((n, variant.features), np.float32)
+        if names.features is not None:
+            bound.input(names.features, self._features)
 
         def result(name: str | None, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
             array = np.zeros(shape, dtype)
@@ -198,9 +205,17 @@ class _Frame:
             logits = result(names.logits, (wanted, spec.vocab_size), np.float32)
         self.output = StepOutput(logits, hidden, top)
 
-    def fill(self, tree: Tree, length: int, rows: NDArray[np.int64] | None) -> None:
+    def fill(
+        self,
+        tree: Tree,
+        length: int,
+        rows: NDArray[np.int64] | None,
+        features: NDArray[np.float32] | None,
+    ) -> None:
         """Write the inputs of a step over `length` committed rows."""
         self._tokens[:] = tree.tokens
+        if features is not None:
+            self._features[:] = features
         self._past[0] = length
         if rows is not None:
             self._rows[:] = rows
@@ -258,10 +273,33 @@ def _move_rows(cache: BlockedCache, source: NDArray[np.int64], target: NDArray[n
     native.move_rows(cache.buffer, form, source, target)
 
 
-def _check_names(session: Any, variant: Variant, cache: BlocksLayout) -> None:
+def check_names(session: Any, variant: Variant) -> None:
+    """Compare a graph with what the manifest promises of it.
+
+    Raises:
+        BundleError: they differ.
+    """
     step = variant.step
-    inputs = {step.tokens, step.positions, str(step.output_rows), cache.cache}
-    inputs |= {str(name) for name in (step.ancestors, step.past, step.full_logits)}
-    outputs = {str(step.logits), cache.present, *step.hidden_states.values()}
-    outputs |= {str(name) for name in (step.top_values, step.top_ids, step.log_sum)}
-    ort_session.check_names(variant.model, session, inputs, outputs)
+    inputs = {step.tokens, step.positions, step.ancestors, step.past, step.features}
+    inputs |= {step.output_rows, step.full_logits, step.target_past}
+    outputs = {step.logits, step.top_values, step.top_ids, step.log_sum}
+    outputs |= set(step.hidden_states.values())
+    for cache in (variant.cache, variant.target_cache):
+        if isinstance(cache, BlocksLayout):
+            inputs.add(cache.cache)
+            outputs.add(cache.present)
+    found = ({name for name in names if name is not None} for names in (inputs, outputs))
+    ort_session.check_names(variant.model, session, *found)
+
+
+def check_features(variant: Variant, rows: int, found: NDArray[np.float32] | None) -> None:
+    """Refuse vectors that are not those a part takes with its tokens.
+
+    Raises:
+        BackendError: they have another shape, or are missing, or too much.
+    """
+    if variant.features and found is not None and found.shape == (rows, variant.features):
+        return
+    wanted = f"features {[rows, variant.features]}" if variant.features else "no features"
+    given = "none" if found is None else f"some of shape {list(found.shape)}"
+    raise BackendError(f"a step of {variant.model} takes {wanted}, and was given {given}")

@@ -29,12 +29,16 @@ def attributes(node: onnx.NodeProto) -> dict[str, Any]:
     return {k: v.decode() if isinstance(v, bytes) else v for k, v in values.items()}
 
 
-def run_chain(graph: onnx.GraphProto, tokens: Array, rows: Array) -> dict[str, Array]:
+def run_chain(
+    graph: onnx.GraphProto, tokens: Array, rows: Array, features: Array | None = None
+) -> dict[str, Array]:
     """Every named value of a first step."""
     values: dict[str, Any] = {i.name: numpy_helper.to_array(i) for i in graph.initializer}
     values["input_ids"], values["output_rows"] = tokens, rows
+    if features is not None:
+        values["features"] = features
     values["position_ids"] = np.arange(len(tokens))
-    for name in ("ancestors", "past", "full_logits", "cache"):
+    for name in ("ancestors", "past", "full_logits", "cache", "target_past", "target_cache"):
         values[name] = np.zeros(0)
     for node in graph.node:
         inputs = [values[name] if name else None for name in node.input]
@@ -117,8 +121,12 @@ OPS: Mapping[str, Callable[[Inputs, Mapping[str, Any]], list[Array]]] = {
     "Norm": _norm,
     "RopeTable": lambda i, a: [hotpath_ops.rope_table(i[0], i[1], a["factor"])],
     "TreeAttention": _attention,
+    "KvWrite": lambda i, a: [i[3]],
     "HeadTopK": _head,
     "Add": lambda i, a: [i[0] + i[1]],
     "Mul": lambda i, a: [i[0] * i[1]],
+    "Concat": lambda i, a: [np.concatenate(i)],  # type: ignore[arg-type]
+    "Gather": lambda i, a: [i[0][i[1]]],
+    "Identity": lambda i, a: list(i),
     "Slice": _slice,
 }

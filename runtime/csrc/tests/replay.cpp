@@ -79,7 +79,9 @@ int run(const std::string& name, const void* args, const char* isa, int threads)
   if (name == "rope_table") {
     return qd_rope_table(isa, static_cast<const qd::RopeTableArgs*>(args), threads);
   }
-  if (name == "kv_write") return qd_kv_write(isa, static_cast<const qd::KvWriteArgs*>(args), threads);
+  if (name == "kv_write") {
+    return qd_kv_write(isa, static_cast<const qd::KvWriteArgs*>(args), threads);
+  }
   if (name == "attention") {
     return qd_attention(isa, static_cast<const qd::AttentionArgs*>(args), threads);
   }

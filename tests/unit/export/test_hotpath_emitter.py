@@ -14,6 +14,7 @@ from tiny.checkpoint import tiny_checkpoint
 from tiny.family_configs import CONFIGS
 from tiny.hotpath_graph import attributes, load, run_chain
 from tiny.native import needs_native
+from tiny.parts import target_request
 from tiny.random_weights import RandomWeights
 
 from quickdraft.drafters.tree import Tree
@@ -42,7 +43,7 @@ def request(
     model_type, config = CONFIGS[name]
     family = find_family({"model_type": model_type})
     spec = family.read({**config, "model_type": model_type, **more})
-    return EmitRequest(
+    return target_request(
         lambda ops: family.build(ops, spec, RandomWeights()),
         spec.model_spec(),
         folder,
@@ -52,7 +53,7 @@ def request(
 
 
 def emit(asked: EmitRequest) -> tuple[onnx.GraphProto, Variant]:
-    variant = emit_hotpath(asked)
+    (variant,) = emit_hotpath(asked)
     return load(asked.folder / variant.model), variant
 
 
@@ -61,8 +62,8 @@ def nodes(graph: onnx.GraphProto, op_type: str) -> list[onnx.NodeProto]:
 
 
 def reference_logits(asked: EmitRequest) -> Any:
-    variant = emit_reference(asked)
-    backend = ReferenceBackend(asked.folder, asked.spec, variant)
+    (variant,) = emit_reference(asked)
+    backend = ReferenceBackend(asked.folder, asked.parts[0].spec, variant)
     return backend.step(Tree.chain(TOKENS), backend.new_cache(), rows=ROWS)
 
 
@@ -84,7 +85,7 @@ def test_every_family_computes_what_the_reference_does(name: str, tmp_path: Path
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_kernels_compute_it_too(name: str, tmp_path: Path) -> None:
     asked = request(name, tmp_path)
-    backend = HotpathBackend(tmp_path, asked.spec, emit_hotpath(asked), 1, kv_cache="f32")
+    backend = HotpathBackend(tmp_path, asked.parts[0].spec, emit_hotpath(asked)[0], 1, "f32")
     output = backend.step(Tree.chain(TOKENS), backend.new_cache(), rows=ROWS)
     reference = reference_logits(asked).logits
     assert np.abs(output.logits - reference).max() < 1e-4
@@ -126,7 +127,7 @@ PER_LAYER = {
 def test_nothing_is_left_between_the_kernels(name: str, tmp_path: Path) -> None:
     graph, _ = emit(request(name, tmp_path))
     asked = request(name, tmp_path)
-    layers, (products, norms) = asked.spec.num_layers, PER_LAYER[name]
+    layers, (products, norms) = asked.parts[0].spec.num_layers, PER_LAYER[name]
     count = Counter(node.op_type for node in graph.node)
     assert count.pop("QLinear") == products * layers
     assert count.pop("Norm", 0) == norms * layers
@@ -186,7 +187,7 @@ def test_head_norms_read_columns_of_the_joined_product(tmp_path: Path) -> None:
 def test_a_layer_of_grouped_heads_is_four_products(form: str, tmp_path: Path) -> None:
     asked = request("llama", tmp_path, form, num_key_value_heads=1, num_attention_heads=4)
     graph, _ = emit(asked)
-    assert len(nodes(graph, "QLinear")) == 4 * asked.spec.num_layers
+    assert len(nodes(graph, "QLinear")) == 4 * asked.parts[0].spec.num_layers
 
 
 def test_a_tied_embedding_is_stored_once(tmp_path: Path) -> None:
@@ -234,7 +235,8 @@ def test_the_cache_passes_through_every_layer(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("asked_for", "top"), [(1, 1), (64, 64), (1000, 320)])
 def test_the_number_of_largest_logits(asked_for: int, top: int, tmp_path: Path) -> None:
-    graph, variant = emit(replace(request("llama", tmp_path), top=asked_for))
+    asked = request("llama", tmp_path)
+    graph, variant = emit(replace(asked, parts=(replace(asked.parts[0], top=asked_for),)))
     assert variant.step.top == attributes(nodes(graph, "HeadTopK")[0])["top"] == top
 
 
@@ -248,7 +250,7 @@ def test_gate_and_up_of_different_blocks_are_multiplied_outside(tmp_path: Path) 
             weights[name] = _as_blocks(weight, 4, "Q4_0")
     asked = _of_checkpoint(checkpoint.config, weights, tmp_path)
     graph, _ = emit(asked)
-    assert len(nodes(graph, "Mul")) == asked.spec.num_layers
+    assert len(nodes(graph, "Mul")) == asked.parts[0].spec.num_layers
     values, reference = run_chain(graph, TOKENS, ROWS), reference_logits(asked)
     assert np.abs(values["logits"] - reference.logits).max() < 0.25 * reference.logits.std()
 
@@ -261,7 +263,7 @@ def _as_blocks(weight: Weight, bits: int, stored_as: str) -> Weight:
 def _of_checkpoint(config: Any, weights: dict[str, Weight], folder: Path) -> EmitRequest:
     family = find_family(config)
     spec = family.read(config)
-    return EmitRequest(
+    return target_request(
         lambda ops: family.build(ops, spec, WeightMap(weights)),
         spec.model_spec(),
         folder,
@@ -313,7 +315,7 @@ def _capped_inside(ops: Ops[Any]) -> None:
 )
 def test_what_no_kernel_does_is_refused(build: Any, says: str, tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModel, match=f"{says}.*; export this model with --format onnx"):
-        emit_hotpath(EmitRequest(build, SPEC, tmp_path, FORMATS["fp32"]))
+        emit_hotpath(target_request(build, SPEC, tmp_path, FORMATS["fp32"]))
 
 
 def test_a_value_that_several_ops_read_is_written_once(tmp_path: Path) -> None:
@@ -323,7 +325,7 @@ def test_a_value_that_several_ops_read_is_written_once(tmp_path: Path) -> None:
         total = ops.add(once, ops.linear(once, SQUARE))
         ops.logits(ops.linear(ops.take_rows(ops.add(total, x), ops.output_rows()), TABLE))
 
-    variant = emit_hotpath(EmitRequest(build, SPEC, tmp_path, FORMATS["fp32"]))
+    (variant,) = emit_hotpath(target_request(build, SPEC, tmp_path, FORMATS["fp32"]))
     graph = load(tmp_path / variant.model)
     assert Counter(node.op_type for node in graph.node)["QLinear"] == 2
     values = run_chain(graph, np.array([1]), np.array([0]))
