@@ -54,19 +54,22 @@ def commit() -> str:
     return head.stdout.strip()[:12] + ("+changes" if dirty.stdout.strip() else "")
 
 
-def write_result(name: str, figures: dict[str, Any]) -> Path:
-    """Write `results/<name>.json` with everything needed to run it again."""
-    RESULTS.mkdir(exist_ok=True)
+def circumstances() -> dict[str, Any]:
+    """Everything needed to run a measurement again."""
     # Folders are private to a machine; the names of files and models are enough.
     arguments = [re.sub(r"[^\s=:]*/", "", argument) for argument in sys.argv]
-    document = {
+    return {
         "date": date.today().isoformat(),
         "commit": commit(),
         "command": " ".join(arguments),
         "machine": machine(),
         "python": platform.python_version(),
-        **figures,
     }
+
+
+def write_result(name: str, figures: dict[str, Any]) -> Path:
+    """Write `results/<name>.json` with the circumstances."""
+    RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps(document, indent=1) + "\n")
+    path.write_text(json.dumps(circumstances() | figures, indent=1) + "\n")
     return path
