@@ -74,6 +74,13 @@ class Tree:
                 mask[i] |= mask[p]
         return mask
 
+    def after(self, tokens: Sequence[int]) -> Tree:
+        """The same tree at the end of a chain of tokens."""
+        n = len(tokens)
+        chain = np.arange(-1, n - 1, dtype=np.int64)
+        token = np.concatenate([np.asarray(tokens, np.int64), self.tokens])
+        return Tree(token, np.concatenate([chain, self.parent + n]))
+
     def children(self, node: int) -> list[int]:
         """Nodes whose parent is `node`, in order."""
         return [int(i) for i in np.flatnonzero(self.parent == node)]

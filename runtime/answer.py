@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 from quickdraft.errors import ContextOverflow, InputError
@@ -94,10 +95,10 @@ class AnswerStream:
         logprobs: list[TokenLogprob] = []
         steps: list[StepRecord] = []
         first: float | None = None
-        with session.busy():
-            decoder = Decoder(self._model.backend, session, self._plan)
+        decoder = Decoder(self._model.backend, session, self._plan)
+        with session.busy(), closing(decoder.run(self._prompt)) as emissions:
             prefill = time.perf_counter()
-            for emission in decoder.run(self._prompt):
+            for emission in emissions:
                 if first is None and emission.tokens:
                     first = time.perf_counter()
                 tokens += emission.tokens
@@ -110,12 +111,14 @@ class AnswerStream:
         clock = Clock(self._started, prefill, first, time.perf_counter())
         rest = self._writer.take() + self._writer.finish()
         reason: FinishReason = emission.finish_reason or "stop"
-        result = self._result(tokens, logprobs, steps, reason, clock, decoder.cached)
+        result = self._result(tokens, logprobs, steps, reason, clock, decoder)
         yield Chunk(rest, emission.tokens, entries, reason, result)
 
-    def _guarantee(self, steps: Sequence[StepRecord]) -> Guarantee:
-        """What holds for this answer: a rule that was asked for by name, or a draft that was drawn,
-        takes something away from what the backend promises."""
+    def _guarantee(self, steps: Sequence[StepRecord], predicted: bool) -> Guarantee:
+        """What holds for this answer: predicted rows, a rule that was asked for by name, or a draft
+        that was drawn, take something away from what the backend promises."""
+        if predicted:
+            return "lossy"
         if self._config.acceptance == "typical" and self._config.do_sample:
             return "lossy"
         if any(step.drawn for step in steps):
@@ -129,9 +132,9 @@ class AnswerStream:
         steps: list[StepRecord],
         reason: FinishReason,
         clock: Clock,
-        cached: int,
+        decoder: Decoder,
     ) -> Result:
-        model = self._model
+        model, cached = self._model, decoder.cached
         return Result(
             text=self._writer.text,
             token_ids=tuple(tokens),
@@ -141,7 +144,7 @@ class AnswerStream:
             model=model.name,
             backend=model.backend.name,
             flavour=model.backend.flavour,
-            guarantee=self._guarantee(steps),
+            guarantee=self._guarantee(steps, decoder.prediction is not None),
             kv_cache=model.backend.kv_type,
             isa=model.backend.isa,
             degraded=model.degraded,
@@ -153,4 +156,6 @@ class AnswerStream:
                 load_ms=model.load_ms,
             ),
             steps=tuple(steps),
+            prefill=decoder.done,
+            prediction=decoder.prediction,
         )

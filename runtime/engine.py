@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +18,8 @@ from quickdraft.runtime.accept import NodeDistribution, rule_for
 from quickdraft.runtime.backends.base import Backend, StepOutput
 from quickdraft.runtime.metrics import StepRecord
 from quickdraft.runtime.plan import Emission, Plan
+from quickdraft.runtime.prediction import PredictionReport, Prefill
+from quickdraft.runtime.refresh import Refresh
 from quickdraft.runtime.result import FinishReason, TokenLogprob
 from quickdraft.runtime.sampling import (
     process,
@@ -32,13 +35,14 @@ from quickdraft.runtime.speculation import Proposal, Verdict
 
 class _Verified(NamedTuple):
     """A proposal after the target's step, whose logits are its nodes'. offset: staged rows before
-    its root."""
+    its root. predicted: rows of the cache that are."""
 
     proposal: Proposal
     output: StepOutput
     offset: int
     rows: int
     verify_s: float
+    predicted: int = 0
 
 
 class _Interrupted(Exception):
@@ -65,8 +69,19 @@ class Decoder:
         self._length = 0
         self._prompt_length = 0
         self.cached = 0
+        self.prefill = Prefill.parse(config.prefill)
+        self.prediction: PredictionReport | None = None
+        self._refresh: Refresh | None = None
+        self._exact_from: int | None = None
 
-    def run(self, prompt: Sequence[int]) -> Iterator[Emission]:
+    @property
+    def done(self) -> str:
+        """How the rows that the answer stands on came about; see Result.prefill."""
+        if self.prediction is None:
+            return "exact"
+        return replace(self._session.prefill, refresh=self.prefill.refresh).kind
+
+    def run(self, prompt: Sequence[int]) -> Generator[Emission]:
         """Decode after `prompt` (at least one token, and shorter than the context)."""
         self._start(prompt)
         try:
@@ -76,14 +91,17 @@ class Decoder:
                 yield emission
                 if emission.finish_reason is not None:
                     return
+                self._go_on_refreshing(emission.tokens)
                 verified = self._verify(self._draft())
         except _Interrupted as interruption:
             yield Emission((), (), None, interruption.reason)
         except Cancelled:
             yield Emission((), (), None, "cancelled")
+        finally:
+            self._stop_refreshing()
 
     def _start(self, prompt: Sequence[int]) -> None:
-        self.cached = self._session.rewind(prompt)
+        self.cached = self._session.rewind(prompt, self.prefill.predicts)
         self._prompt_length = self._length = len(prompt)
         room = min(self._plan.config.max_new_tokens, self._backend.spec.context_length) + 65
         self._context = np.zeros(len(prompt) + room, np.int64)
@@ -118,6 +136,7 @@ class Decoder:
         size = self._plan.config.prefill_chunk_size
         cache = self._session.cache
         started = time.perf_counter()
+        self._predict(prompt)
         while True:
             self._check_interruption()
             chunk = Tree.chain(prompt[cache.length : cache.length + size])
@@ -125,18 +144,42 @@ class Decoder:
             if cache.length + len(chunk) == len(prompt):
                 output = self._step(chunk, last)
                 root, spent = Proposal(Tree.chain(prompt[-1:])), time.perf_counter() - started
-                return _Verified(root, output, len(chunk) - 1, len(chunk), spent)
-            self._backend.step(chunk, cache, last, self._plan.cancel, full_logits=False)
+                rows = len(chunk)
+                self._show(output, rows - 1)
+                return _Verified(root, output, rows - 1, rows, spent, cache.predicted)
+            output = self._backend.step(chunk, cache, last, self._plan.cancel, full_logits=False)
+            self._show(output, len(chunk))
             cache.commit(range(len(chunk)))
+
+    def _show(self, output: StepOutput, count: int) -> None:
+        """Let drafters read the hidden states of prompt rows that are not committed yet."""
+        if self._speculation is not None:
+            self._speculation.read(self._session.cache.length, output, count)
+
+    def _predict(self, prompt: Sequence[int]) -> None:
+        """Predict rows of the prompt where that was asked for and pays; take note of all there are,
+        also those that an earlier answer left."""
+        session, held = self._session, self._session.cache
+        spent = 0.0
+        rows = 0 if held.predicted else self.prefill.rows(len(prompt), held.length)
+        if rows:
+            self._check_interruption()
+            spent = session.predict(rows, self.prefill, self._plan.cancel)
+        report = session.report()
+        if report is not None:
+            self.prediction = replace(report, predict_ms=1e3 * spent)
 
     def _step(self, tree: Tree, rows: NDArray[np.int64] | None = None) -> StepOutput:
         """The target's step, with all logits only where the largest do not decide."""
-        plan, cache = self._plan, self._session.cache
-        few = top_decides(plan.config, self._length - self._prompt_length, self._backend.top)
-        output = self._backend.step(tree, cache, rows, plan.cancel, full_logits=not few)
+        plan, cache, backend = self._plan, self._session.cache, self._backend
+        refresh = self._refresh
+        if refresh is not None and refresh.backend is not None and not refresh.ended:
+            backend = refresh.backend  # the cores are shared out between the two
+        few = top_decides(plan.config, self._length - self._prompt_length, backend.top)
+        output = backend.step(tree, cache, rows, plan.cancel, full_logits=not few)
         if few and output.top is not None and top_is_tied(output.top, plan.config):
             # So rare that doing the step again is cheaper than preparing for it.
-            output = self._backend.step(tree, cache, rows, plan.cancel)
+            output = backend.step(tree, cache, rows, plan.cancel)
         return output
 
     def _draft(self) -> Proposal:
@@ -154,9 +197,50 @@ class Decoder:
     def _verify(self, proposal: Proposal) -> _Verified:
         self._check_interruption()
         started = time.perf_counter()
-        output = self._step(proposal.tree)
+        tree, missing = proposal.tree, self._swap()
+        offset, rows = len(missing), None
+        if missing:
+            tree = tree.after(missing)
+            rows = np.arange(offset, len(tree))
+        output = self._step(tree, rows)
         spent = time.perf_counter() - started
-        return _Verified(proposal, output, 0, len(proposal.tree), spent)
+        predicted = self._session.cache.predicted
+        return _Verified(proposal, output, offset, len(tree), spent, predicted)
+
+    def _go_on_refreshing(self, tokens: Sequence[int]) -> None:
+        """Start computing exact rows where that was asked for, or tell what was decided since."""
+        session = self._session
+        if self._refresh is not None:
+            self._refresh.tell(tokens)
+        elif self.prefill.refresh and session.cache.predicted:
+            if session.refreshed is None:
+                session.refreshed = self._backend.new_cache()
+            size = self._plan.config.prefill_chunk_size
+            known = session.prediction, session.refreshed, session.tokens
+            self._refresh = Refresh(*known, size)
+
+    def _swap(self) -> list[int]:
+        """Go over to exact rows once nearly all are there; returns the tokens of those that are
+        not, which belong before the root of the next step."""
+        refresh, session = self._refresh, self._session
+        predicted = session.cache.predicted
+        if refresh is None or not predicted or not refresh.ended or refresh.error is not None:
+            return []
+        session.use_refreshed()
+        self._exact_from = self._length - self._prompt_length
+        return session.tokens[session.cache.length : self._length - 1]
+
+    def _stop_refreshing(self) -> None:
+        """What is exact by then stays in the session, and its next answer goes on from there."""
+        refresh, report = self._refresh, self.prediction
+        if refresh is not None and report is not None:
+            refresh.stop()
+            self.prediction = replace(
+                report,
+                exact_from=self._exact_from,
+                refresh_ms=1e3 * refresh.seconds,
+                refresh_error=refresh.error,
+            )
 
     def _decide(self, verified: _Verified) -> Emission:
         """Accept what the target agrees with, cut it where the answer ends, commit the rest."""
@@ -256,4 +340,5 @@ def _record(
         by_drafter=proposal.counts(accepted),
         draft_s_by=proposal.draft_s_by,
         decision=proposal.decision,
+        predicted_rows=verified.predicted,
     )

@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 from quickdraft.errors import OptionError
+from quickdraft.runtime.prediction import Prefill
 
 Acceptance = Literal["exact", "typical"]
 
@@ -74,7 +75,9 @@ class GenerationConfig:
     max_matching_ngram_size: longest n-gram it looks up; None leaves them to the drafter.
     acceptance: exact, or typical: lossy, it takes any draft whose probability is above the lower of
     posterior_threshold and posterior_alpha * exp(-entropy). prefill_chunk_size: prompt tokens
-    per step.
+    per step. prefill: exact, or predicted or hybrid:N, lossy: keys and values of the prompt (of all
+    but its last N tokens) are predicted where the session holds none of it; with @NAME by that
+    predictor, with +refresh replaced by exact ones while the answer goes on.
     """
 
     max_new_tokens: int = 512
@@ -102,6 +105,7 @@ class GenerationConfig:
     posterior_threshold: float = 0.09
     posterior_alpha: float = 0.3
     prefill_chunk_size: int = 256
+    prefill: str = "exact"
 
     def __post_init__(self) -> None:
         for name, (low, high) in _INTEGERS.items():
@@ -111,6 +115,7 @@ class GenerationConfig:
         self._set("logit_bias", _biases)
         self._set("stop_strings", _stop_strings)
         self._set("eos_token_id", _token_ids)
+        self._set("prefill", lambda value: str(Prefill.parse(value)))
         if not isinstance(self.ignore_eos, bool):
             raise OptionError(f"ignore_eos is {self.ignore_eos!r}; it must be true or false")
         if self.acceptance not in get_args(Acceptance):
@@ -146,12 +151,14 @@ class GenerationConfig:
     def from_defaults(cls, generation: Mapping[str, Any]) -> GenerationConfig:
         """The defaults of a bundle, read as transformers reads generation_config.json.
 
-        Keys that are not ours and nulls are ignored; temperature counts only with do_sample.
+        Keys that are not ours and nulls are ignored; temperature counts only with do_sample. Nobody
+        gets a predicted prefill without asking for it.
 
         Raises:
             OptionError: a known key has a bad value.
         """
         known = {k: v for k, v in generation.items() if k in OPTION_NAMES and v is not None}
+        known.pop("prefill", None)
         if not _flag("do_sample", known.setdefault("do_sample", False)):
             known.pop("temperature", None)
         return cls.from_dict(known)

@@ -19,7 +19,7 @@ class StepRecord:
     and controller what was decided. depth: of the deepest node. drawn: proposed tokens that were
     drawn at random. by_drafter: tokens each proposed, and of these the accepted; what two proposed
     counts for both. draft_s_by: seconds of each drafter that was asked. decision: why the tree was
-    as large as it was.
+    as large as it was. predicted_rows: rows of the cache under the step that were predicted.
     """
 
     drafted: int
@@ -36,6 +36,7 @@ class StepRecord:
     by_drafter: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     draft_s_by: Mapping[str, float] = field(default_factory=dict)
     decision: Decision | None = None
+    predicted_rows: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, times in milliseconds; what `--explain` reports of a step."""
@@ -61,6 +62,7 @@ class StepRecord:
             "learn_ms": round(1e3 * self.learn_s, 3),
             "fallbacks": self.fallbacks,
             "drafters": {k: list(v) for k, v in self.by_drafter.items()},
+            "predicted_rows": self.predicted_rows,
             **planned,
         }
 
@@ -94,10 +96,11 @@ class Timings:
     """Times and counts of one answer.
 
     load_ms: opening the model. ttft_ms: from the call to the first token, template and
-    tokenising included. prompt_n: prompt tokens computed; cached_n: prompt tokens that a session
-    still held; prompt_ms: the prefill. predicted_n, predicted_ms: tokens of the answer, and the
-    time from the first to the last. predicted_per_second: tokens after the first, over
-    predicted_ms. steps: target steps after the prefill. draft_n, draft_n_accepted: drafted tokens.
+    tokenising included. prompt_n: prompt tokens computed, or filled in by a predictor; cached_n:
+    prompt tokens that a session still held; prompt_ms: the prefill. predicted_n, predicted_ms:
+    tokens of the answer, and the time from the first to the last (the names are llama.cpp's).
+    predicted_per_second: tokens after the first, over predicted_ms. steps: target steps after the
+    prefill. draft_n, draft_n_accepted: drafted tokens.
     """
 
     load_ms: float = 0.0

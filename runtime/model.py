@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, runtime_checkable
@@ -21,6 +23,8 @@ from quickdraft.runtime.conversation import Conversation
 from quickdraft.runtime.draft_model import BundleOpener
 from quickdraft.runtime.drafting import Drafting, DraftingSetup
 from quickdraft.runtime.generation import GenerationConfig
+from quickdraft.runtime.heads import BackendHead, open_head
+from quickdraft.runtime.prediction import Prediction, Prefill
 from quickdraft.runtime.result import Chunk, Result
 from quickdraft.runtime.session import Session
 from quickdraft.runtime.text import Tokenizer
@@ -55,11 +59,13 @@ class Model:
         chat_template: ChatTemplate | None = None,
         *,
         drafting: Drafting | None = None,
+        prediction: Prediction | None = None,
         name: str = "",
         degraded: str | None = None,
     ) -> None:
         """drafting: opened for this backend, and closed with the model; None decodes plainly.
-        degraded: why a better variant of the bundle does not run here, None if none would."""
+        prediction: the same for predicted prefill; None has no predictor. degraded: why a
+        better variant of the bundle does not run here, None if none would."""
         self.backend = backend
         self.manifest = manifest
         self.spec = manifest.model
@@ -71,7 +77,9 @@ class Model:
         self.load_ms = 0.0
         self.curve: Curve | None = None
         self.open_bundle: BundleOpener | None = None
+        self.open_head: Callable[[str], BackendHead] | None = None
         self.drafting = drafting or Drafting((), backend)
+        self.prediction = prediction or Prediction(backend)
 
     @classmethod
     def open(
@@ -116,11 +124,13 @@ class Model:
                 manifest,
                 tokenizer,
                 template,
+                prediction=Prediction.of_bundle(folder, manifest, opened.backend, threads),
                 name=name,
                 degraded=opened.degraded,
             )
             setup = drafting or DraftingSetup()
             model.open_bundle = setup.open_bundle
+            model.open_head = partial(open_head, folder, manifest, model.backend, threads)
             if setup.names:
                 model.curve = curve_for(model.backend, manifest, threads, progress=progress)
             model.drafting = model.open_drafting(setup)
@@ -144,15 +154,25 @@ class Model:
     def close(self) -> None:
         """Save what drafters keep, and release the model. Answers still running fail with
         BackendError."""
-        try:
-            self.drafting.close()
-        finally:
-            self.backend.close()
+        with ExitStack() as stack:
+            stack.callback(self.backend.close)
+            stack.callback(self.prediction.close)
+            stack.callback(self.drafting.close)
 
     @property
     def drafter(self) -> str:
         """The names of its drafters, or none."""
         return ", ".join(self.drafting.names) or "none"
+
+    def use_prefill(self, prefill: str) -> None:
+        """Let answers prefill so where nothing else is said, and load now what that needs.
+
+        Raises:
+            OptionError: see GenerationConfig, or the bundle has no such predictor.
+            BackendError: what it needs cannot be loaded.
+        """
+        self.generation_config = self.generation_config.replace(prefill=prefill)
+        self.prediction.prepare(Prefill.parse(prefill))
 
     def open_drafting(self, setup: DraftingSetup) -> Drafting:
         """Open other drafters for this model, to be closed by the caller; see `session`.
@@ -163,6 +183,8 @@ class Model:
         """
         if setup.open_bundle is None:
             setup = replace(setup, open_bundle=self.open_bundle)
+        if setup.open_head is None:
+            setup = replace(setup, open_head=self.open_head)
         return Drafting.open(setup, self.backend, self.manifest, self.tokenizer, self.curve)
 
     def session(self, drafting: Drafting | None = None) -> Session:
@@ -170,7 +192,7 @@ class Model:
 
         drafting: other drafters of this model than its own.
         """
-        return Session(self.backend, drafting or self.drafting)
+        return Session(self.backend, drafting or self.drafting, self.prediction)
 
     def conversation(self, system: str | None = None) -> Conversation:
         """A chat that remembers its turns and computes only what is new in each."""
@@ -285,6 +307,9 @@ class Model:
     ) -> Iterator[Chunk]:
         options = (config or self.generation_config).replace(**overrides)
         options.check_vocabulary(self.spec.vocab_size)
+        prefill = Prefill.parse(options.prefill)
+        if prefill.predicts:
+            self.prediction.entry(prefill)
         session = session or self.session()
         if session.backend is not self.backend:
             raise InputError("the session is another model's; make one with this model's session()")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from quickdraft.runtime.metrics import StepRecord, Timings, drafting_summary
+from quickdraft.runtime.prediction import PredictionReport
 from quickdraft.types import Guarantee
 
 FinishReason = Literal["stop", "length", "cancelled", "time"]
@@ -32,7 +33,9 @@ class Result:
     """An answer. token_ids hold an end-of-text token that ended it; text does not, and ends
     before a stop string. logprobs is None unless asked for. guarantee: how this answer relates
     to that of plain decoding. kv_cache: how keys and values are stored. isa: instruction set of our
-    kernels, None where others compute. degraded: why not the best variant of the bundle runs."""
+    kernels, None where others compute. degraded: why not the best variant of the bundle runs.
+    prefill: how the rows that the answer stands on came about, `exact` unless some were predicted,
+    in this answer or an earlier one of the session; prediction: what is known of these."""
 
     text: str
     token_ids: tuple[int, ...]
@@ -48,6 +51,8 @@ class Result:
     kv_cache: str = "f32"
     isa: str | None = None
     degraded: str | None = None
+    prefill: str = "exact"
+    prediction: PredictionReport | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The object that `quickdraft run --json` prints."""
@@ -62,6 +67,8 @@ class Result:
             "kv_cache": self.kv_cache,
             "isa": self.isa,
             "degraded": self.degraded,
+            "prefill": self.prefill,
+            "prediction": None if self.prediction is None else self.prediction.to_dict(),
             "timings": self.timings.to_dict(),
             "drafting": drafting_summary(self.steps),
         }

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import numpy as np
+
 from quickdraft.drafters.conversation import common_prefix
+from quickdraft.drafters.tree import Tree
 from quickdraft.errors import InputError
 from quickdraft.kvcache.base import KvCache
-from quickdraft.runtime.backends.base import Backend
+from quickdraft.runtime.backends.base import Backend, CancelToken
 from quickdraft.runtime.drafting import Drafting
+from quickdraft.runtime.prediction import EXACT, Prediction, PredictionReport, Prefill
 from quickdraft.runtime.speculation import Speculation
 
 
@@ -20,13 +25,23 @@ class Session:
     One answer at a time. Sessions of one model may run in different threads.
     backend: the one that fills the cache; keys and values mean nothing to another.
     tokens: all tokens known; the cache holds the first `cache.length` of them. speculation: its
-    drafters, None to decode plainly.
+    drafters, None to decode plainly. prediction: what predicts for it. prefill, predictor: how
+    the predicted rows of the cache came about, where it has any. refreshed: a cache that holds
+    exact rows of the first `refreshed.length` tokens, where a refresh has begun.
     """
 
-    def __init__(self, backend: Backend, drafting: Drafting | None = None) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        drafting: Drafting | None = None,
+        prediction: Prediction | None = None,
+    ) -> None:
         self.backend = backend
         self.cache: KvCache = backend.new_cache()
         self.speculation = Speculation(drafting) if drafting and drafting.sources else None
+        self.prediction = prediction or Prediction(backend)
+        self.prefill, self.predictor = EXACT, ""
+        self.refreshed: KvCache | None = None
         self.tokens: list[int] = []
         self._lock = threading.Lock()
 
@@ -47,17 +62,60 @@ class Session:
         finally:
             self._lock.release()
 
-    def rewind(self, prompt: Sequence[int]) -> int:
+    def rewind(self, prompt: Sequence[int], predicted: bool = False) -> int:
         """Keep what the cache shares with `prompt` and forget the rest; the prompt's last token is
-        never kept, because its logits are needed. Returns the number of rows kept."""
-        held = self.tokens[: self.cache.length]
-        kept = min(common_prefix(held, prompt), len(prompt) - 1)
-        self.cache.truncate(kept)
+        never kept, because its logits are needed. Returns the number of rows kept.
+
+        predicted: whether predicted rows may be among them. They stay all or none: where the
+        prompt leaves the conversation within them, it is cheaper to predict anew.
+        """
+        shared = min(common_prefix(self.tokens, prompt), len(prompt) - 1)
         self.tokens = list(prompt)
+        if self.refreshed is not None:
+            self.refreshed.truncate(min(self.refreshed.length, shared))
+        kept = min(self.cache.length, shared)
+        if self.cache.predicted:
+            usable = predicted and kept >= self.cache.predicted
+            if self.refreshed is not None and (not usable or self.refreshed.length >= kept):
+                self.use_refreshed()
+                return self.cache.length
+            kept = kept if usable else 0
+        self.cache.truncate(kept)
         return kept
+
+    def predict(self, rows: int, prefill: Prefill, cancel: CancelToken | None) -> float:
+        """Append predicted rows to the cache until it has `rows`; returns seconds. The very first
+        ones are the target's, as many as the predictor wants.
+
+        Raises:
+            Cancelled, BackendError: the cache holds no predicted row.
+        """
+        entry = self.prediction.entry(prefill)
+        predictor = self.prediction.predictor(entry.name)
+        started = time.perf_counter()
+        if self.cache.length < entry.exact_first < rows:
+            first = Tree.chain(self.tokens[self.cache.length : entry.exact_first])
+            last = np.array([len(first) - 1], np.int64)
+            self.backend.step(first, self.cache, last, cancel, full_logits=False)
+            self.cache.commit(range(len(first)))
+        predictor.predict(np.asarray(self.tokens[:rows], np.int64), self.cache, cancel)
+        self.prefill, self.predictor = prefill, entry.name
+        return time.perf_counter() - started
+
+    def use_refreshed(self) -> None:
+        """Let the exact rows of a refresh take the place of the predicted ones."""
+        if self.refreshed is None:
+            raise ValueError("there is nothing refreshed")
+        self.cache, self.refreshed = self.refreshed, None
+
+    def report(self) -> PredictionReport | None:
+        """What is known of the predicted rows in the cache; None where there are none."""
+        rows = self.cache.predicted
+        return PredictionReport(self.predictor, rows) if rows else None
 
     def clear(self) -> None:
         """Forget everything."""
         with self.busy():
             self.cache.truncate(0)
+            self.refreshed = None
             self.tokens = []

@@ -170,7 +170,7 @@ class Predictor(Protocol):
 
         Raises:
             Cancelled: the cache is as before.
-            ContextOverflow: the rows do not fit. BackendError: the engine failed. Both as Cancelled.
+            ContextOverflow: the rows do not fit. BackendError: the engine failed. As Cancelled.
         """
 
     def close(self) -> None:

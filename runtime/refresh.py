@@ -1,0 +1,101 @@
+"""Exact rows in the background, for an answer that goes on over predicted ones.
+
+Decoding waits for memory and prefill for arithmetic, so the two get in each other's way little: a
+thread of its own runs the target over the prompt and over what was said since, into a second cache,
+and takes no turns with the steps of the answer. When that cache lacks a few rows only, it takes the
+place of the first one, and the next step of the answer computes those few as well.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from quickdraft.drafters.tree import Tree
+from quickdraft.errors import Cancelled
+from quickdraft.kvcache.base import KvCache
+from quickdraft.runtime.backends.base import Backend, CancelToken
+from quickdraft.runtime.prediction import Prediction
+
+FEW = 8
+"""Rows that a step of the answer may compute besides its own. While the thread computes the last
+rows that are missing, the answer goes on by a step or two: fewer would be chased for ever."""
+
+_log = logging.getLogger(__name__)
+
+
+class Refresh:
+    """A refresh that runs, from its construction to `stop`.
+
+    cache: grows by exact rows of the tokens, and is the thread's alone until it has `ended`.
+    backend: what it runs on, and what steps of the answer should run on meanwhile; None until it is
+    loaded.
+    """
+
+    def __init__(
+        self, prediction: Prediction, cache: KvCache, tokens: Sequence[int], chunk: int
+    ) -> None:
+        """tokens: of the conversation so far; the last one is in no cache yet. chunk: rows of one
+        step."""
+        self.cache = cache
+        self.backend: Backend | None = None
+        self._prediction = prediction
+        self._tokens = list(tokens)  # grows at its end only, so the thread may read it meanwhile
+        self._chunk = chunk
+        self._cancel = CancelToken()
+        self._started = time.perf_counter()
+        self._seconds = 0.0
+        self._pool = ThreadPoolExecutor(1, "quickdraft-refresh")
+        self._future = self._pool.submit(self._run)
+        self._pool.shutdown(wait=False)
+
+    def tell(self, tokens: Sequence[int]) -> None:
+        """Add tokens that were decided."""
+        self._tokens += tokens
+
+    @property
+    def ended(self) -> bool:
+        """Whether the thread has done all it will do."""
+        return self._future.done()
+
+    @property
+    def error(self) -> str | None:
+        """Why it ended too early; None if it did not, or was stopped."""
+        failure = self._future.exception() if self._future.done() else None
+        if failure is None or isinstance(failure, Cancelled):
+            return None
+        return f"{type(failure).__name__}: {failure}"
+
+    @property
+    def seconds(self) -> float:
+        """How long it took."""
+        return self._seconds
+
+    def stop(self) -> None:
+        """End it within an op or two of the engine; the rows computed so far stay in the cache."""
+        self._cancel.cancel()
+        self._pool.shutdown()
+        failure = self._future.exception()
+        if failure is not None and not isinstance(failure, Cancelled):
+            _log.warning("predicted rows were not replaced by exact ones", exc_info=failure)
+
+    def _run(self) -> None:
+        try:
+            backend = self._prediction.second()
+            self.backend = backend
+            while tokens := self._next():
+                tree = Tree.chain(tokens)
+                last = np.array([len(tree) - 1], np.int64)
+                backend.step(tree, self.cache, last, self._cancel, full_logits=False)
+                self.cache.commit(range(len(tree)))
+        finally:
+            self._seconds = time.perf_counter() - self._started
+
+    def _next(self) -> list[int]:
+        """Tokens whose rows come next; none when the rest is left to the answer."""
+        at, missing = self.cache.length, len(self._tokens) - 1 - self.cache.length
+        return self._tokens[at : at + min(self._chunk, missing)] if missing > FEW else []
