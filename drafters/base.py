@@ -147,8 +147,9 @@ class HeadOutput(NamedTuple):
     states: NDArray[np.float32]
 
 
-class HeadModel(Protocol):
-    """A small trained network that reads the target's hidden states (what runtime opens)."""
+class HeadModel(DraftModel, Protocol):
+    """A small trained network of the target's bundle (what runtime opens): it reads the target's
+    hidden states or, where `features` is 0, tokens alone; then it is a DraftModel, too."""
 
     @property
     def details(self) -> Mapping[str, Any]:
@@ -157,13 +158,6 @@ class HeadModel(Protocol):
     @property
     def features(self) -> int:
         """Width of the vectors that come with its tokens."""
-
-    @property
-    def context_length(self) -> int:
-        """Most tokens it can hold."""
-
-    def new_cache(self) -> Any:
-        """An empty cache (kvcache.base.KvCache)."""
 
     def step(
         self, tree: Tree, cache: Any, features: NDArray[np.float32], rows: Sequence[int]

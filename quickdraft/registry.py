@@ -49,10 +49,12 @@ DRAFTERS: Mapping[str, str] = {
     "recycling": "quickdraft.drafters.recycling:open_recycling",
     "trigram": "quickdraft.drafters.trigram:open_trigram",
     "small_model": "quickdraft.drafters.small_model:open_small_model",
+    "compact": "quickdraft.drafters.compact:open_compact",
     "eagle": "quickdraft.drafters.eagle:open_eagle",
 }
 TRAINED: Mapping[str, str] = {
     "predictor": "quickdraft.export.prediction:attach",
+    "compact": "quickdraft.export.heads.compact:attach_compact",
     "eagle": "quickdraft.export.heads.eagle:attach_eagle",
 }
 """Kinds of trained parts: functions of export.trained.Attach."""

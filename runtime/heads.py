@@ -24,12 +24,17 @@ class BackendHead:
     """A backend as drafters.base.HeadModel."""
 
     def __init__(
-        self, backend: HeadBackend, variant: Variant, token_map: NDArray[np.int64] | None
+        self,
+        backend: HeadBackend,
+        variant: Variant,
+        token_map: NDArray[np.int64] | None,
+        vocab_size: int,
     ) -> None:
         """token_map: int64 [vocabulary of the head], the target's token for each of its own; None
-        where they are the same."""
+        where they are the same. vocab_size: of the target, whose tokens it reads."""
         self.details: Mapping[str, Any] = variant.details
         self.features = variant.features
+        self.vocab_size = vocab_size
         self.context_length = backend.spec.context_length
         self._backend = backend
         self._token_map = token_map
@@ -54,6 +59,20 @@ class BackendHead:
         ids = top.ids if self._token_map is None else self._token_map[top.ids]
         states = output.hidden_states.get(self._state, self._none)
         return HeadOutput(ids, top.values - top.log_sum[:, None], states)
+
+    def logits(self, tree: Tree, cache: Any, rows: Sequence[int]) -> NDArray[np.float32]:
+        """float32 [len(rows), vocabulary of the target]; tokens that it cannot draft have -inf.
+        Only where `features` is 0; see drafters.base.DraftModel.
+
+        Raises:
+            ContextOverflow, BackendError: as steps of the backend.
+        """
+        logits = self._backend.step(tree, cache, np.asarray(rows, np.int64)).logits
+        if self._token_map is None:
+            return logits
+        spread = np.full((len(logits), self.vocab_size), -np.inf, np.float32)
+        spread[:, self._token_map] = logits
+        return spread
 
     def close(self) -> None:
         """Release the head."""
@@ -87,7 +106,7 @@ def open_head(
         )
     token_map = read_token_map(folder, variant, manifest.model.vocab_size)
     backend = open_part(folder, manifest, target.name, "drafter", name, threads)
-    return BackendHead(backend, variant, token_map)
+    return BackendHead(backend, variant, token_map, manifest.model.vocab_size)
 
 
 def _top(logits: NDArray[np.float32]) -> TopTokens:

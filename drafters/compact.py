@@ -1,0 +1,64 @@
+"""A compact draft, trained for its target and kept in its bundle, guesses what the target will say.
+
+The model: quickdraft.export.heads.compact. It drafts as any small model does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+from weakref import WeakSet
+
+from quickdraft.drafters.base import DrafterContext, DrafterSource
+from quickdraft.drafters.options import checked
+from quickdraft.drafters.small_model import GRADES, SmallModel, SmallModelOptions
+from quickdraft.errors import OptionError
+
+
+@dataclass(frozen=True)
+class CompactOptions:
+    """part: name of the draft in the bundle. The others as in SmallModelOptions; a step of this
+    model costs next to nothing, so it drafts further."""
+
+    LIMITS: ClassVar[Mapping[str, tuple[Any, ...]]] = SmallModelOptions.LIMITS
+    part: str = "compact"
+    method: str = "auto"
+    depth: int = 8
+    width: int = 3
+    nodes: int = 6
+    stop_below: float = 0.2
+
+
+def open_compact(context: DrafterContext, options: Mapping[str, Any]) -> DrafterSource:
+    """Load the draft. Every conversation has a cache of its own.
+
+    Raises:
+        OptionError: an option is unknown or has a bad value, or parts cannot be loaded.
+        InputError: the bundle has no such part.
+    """
+    chosen = checked(CompactOptions, "compact", options)
+    if context.open_head is None:
+        raise OptionError("drafter compact is a part of its model's bundle, and there is none here")
+    model = context.open_head(chosen.part)
+    if model.details.get("kind") != "compact":
+        raise OptionError(
+            f"part of drafter compact is {chosen.part!r}, which is no draft of this kind; name one"
+        )
+    values = dataclasses.asdict(chosen)
+    settings = SmallModelOptions(model=values.pop("part"), **values)
+    caches: WeakSet[Any] = WeakSet()
+
+    def new() -> SmallModel:
+        drafter = SmallModel(model, settings)
+        caches.add(drafter.reader.cache)
+        return drafter
+
+    return DrafterSource(
+        "compact",
+        GRADES,
+        new,
+        costly=True,
+        nbytes=lambda: sum(cache.nbytes for cache in list(caches)),
+    )
