@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 import quickdraft
 from quickdraft import registry
@@ -39,25 +40,28 @@ def read_checkpoint(source: Path) -> Checkpoint:
     return read_gguf(source)
 
 
+class Contents(TypedDict, total=False):
+    """Options of `export_checkpoint`."""
+
+    weights: str
+    hidden_states: Sequence[int]
+    formats: Sequence[str]
+    overwrite: bool
+    trained: Sequence[Path]
+
+
 def export_model(
     source: Path,
     out: Path,
     *,
-    weights: str = "auto",
-    hidden_states: Sequence[int] = (),
-    formats: Sequence[str] = ("onnx",),
     progress: Progress | None = None,
-    overwrite: bool = False,
-    trained: Sequence[Path] = (),
     admit: Callable[[Checkpoint], Checkpoint] | None = None,
+    **contents: Unpack[Contents],
 ) -> Manifest:
-    """Export a checkpoint to the bundle folder `out`, all or nothing.
+    """Export the checkpoint at `source` to the bundle folder `out`; see `export_checkpoint`.
 
-    weights: `auto` (GGUF blocks kept; floats to int8), `fp32`, `fp16`, `int8`, `int4`, `gguf`.
-    hidden_states: residual streams to offer as outputs, by number of layers passed. formats:
-    names of emitters, best first. progress: its stages are `read`, `emit` and `write`. trained:
-    files of trained parts to add (see export.trained). admit: sees the checkpoint before anything
-    is made of it; it may raise, or give back one with another source.
+    admit: sees the checkpoint before anything is made of it; it may raise, or give back one with
+    another source.
 
     Raises:
         CheckpointError, UnsupportedModel, OptionError, BundleError, or what `admit` raises:
@@ -69,16 +73,7 @@ def export_model(
     if admit is not None:
         checkpoint = admit(checkpoint)
     report("read", 1, 1)
-    return export_checkpoint(
-        checkpoint,
-        out,
-        weights=weights,
-        hidden_states=hidden_states,
-        formats=formats,
-        progress=report,
-        overwrite=overwrite,
-        trained=trained,
-    )
+    return export_checkpoint(checkpoint, out, progress=report, **contents)
 
 
 def export_checkpoint(
@@ -92,7 +87,16 @@ def export_checkpoint(
     overwrite: bool = False,
     trained: Sequence[Path] = (),
 ) -> Manifest:
-    """`export_model` for a checkpoint that was read already."""
+    """Export a checkpoint to the bundle folder `out`, all or nothing.
+
+    weights: `auto` (GGUF blocks kept; floats to int8), `fp32`, `fp16`, `int8`, `int4`, `gguf`.
+    hidden_states: residual streams to offer as outputs, by number of layers passed. formats:
+    names of emitters, best first. progress: its stages are `read`, `emit` and `write`. trained:
+    files of trained parts to add (see export.trained).
+
+    Raises:
+        CheckpointError, UnsupportedModel, OptionError, BundleError: nothing is written.
+    """
     report = progress or _silent
     emitters = [registry.lookup("format", registry.EMITTERS, name) for name in formats]
     if not emitters:
@@ -102,15 +106,16 @@ def export_checkpoint(
     description = family.read(checkpoint.config)
     spec = description.model_spec()
     _check_hidden_states(hidden_states, spec)
+    checkpoint.weights.used.clear()
     target = Target(description, family.collect(description, checkpoint.weights))
+    used = [checkpoint.weights[name].shape for name in sorted(checkpoint.weights.used)]
+    spec = replace(spec, num_parameters=sum(math.prod(shape) for shape in used))
     target.hidden_states.update(hidden_states)
     others = [part for path in trained for part in _attach(path, checkpoint, target)]
     parts = (_target_part(target, spec), *others)
     with BundleWriter(out, overwrite=overwrite) as writer:
         request = EmitRequest(writer.root, fmt, parts)
         emitted = [_emit(emit, request, checkpoint, report) for emit in emitters]
-        used = (checkpoint.weights[name].shape for name in sorted(checkpoint.weights.used))
-        spec = replace(spec, num_parameters=sum(math.prod(shape) for shape in used))
         roles: dict[Role, tuple[Variant, ...]] = {}
         for index, part in enumerate(parts):
             variants = tuple(of_parts[index] for of_parts in emitted)
@@ -153,12 +158,12 @@ def _emit(
     emit: Emit, request: EmitRequest, checkpoint: Checkpoint, report: Progress
 ) -> list[Variant]:
     weights = checkpoint.weights
-    weights.used.clear()
-    weights.on_use = lambda: report("emit", len(weights.used), len(weights))
+    weights.loaded.clear()
+    weights.on_load = lambda: report("emit", len(weights.loaded), len(weights.used))
     try:
         return emit(request)
     finally:
-        weights.on_use = None
+        weights.on_load = None
 
 
 def _write(

@@ -3,32 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from quickdraft.errors import CheckpointError
-from quickdraft.export.weights import Weight
+from quickdraft.export.weights import Blocked, Dense, Weight
 from quickdraft.manifest import SourceEntry
 
 
 class WeightMap(Mapping[str, Weight]):
-    """Weights by their Hugging Face names, remembering which were asked for.
+    """Weights by their Hugging Face names, remembering which were asked for, and which loaded.
 
-    on_use: called after each request, for progress.
+    on_load: called before a weight is loaded, for progress.
     """
 
     def __init__(self, weights: Mapping[str, Weight]) -> None:
         self._weights = dict(weights)
         self.used: set[str] = set()
-        self.on_use: Callable[[], None] | None = None
+        self.loaded: set[str] = set()
+        self.on_load: Callable[[], None] | None = None
 
     def __getitem__(self, name: str) -> Weight:
         if name not in self._weights:
             raise CheckpointError(f"the checkpoint lacks the tensor {name!r}")
         self.used.add(name)
-        if self.on_use is not None:
-            self.on_use()
-        return self._weights[name]
+        weight = self._weights[name]
+        return replace(weight, load=lambda: self._load(weight))
+
+    def _load(self, weight: Weight) -> Dense | Blocked:
+        self.loaded.add(weight.name)
+        if self.on_load is not None:
+            self.on_load()
+        return weight.load()
 
     def __contains__(self, name: object) -> bool:
         return name in self._weights

@@ -135,12 +135,12 @@ def test_names_that_lead_nowhere(command: str, name: str, pulled: Path) -> None:
 def test_a_bundle_of_another_version_hides_no_other(pulled: Path, tiny_gguf: Path) -> None:
     call("pull", tiny_gguf, "--weights", "fp32")
     old = pulled / "manifest.json"
-    old.write_text(old.read_text().replace('"schema_version": 2', '"schema_version": 1'))
+    old.write_text(old.read_text().replace('"schema_version": 3', '"schema_version": 2'))
     done = call("show", "small")
     assert done.returncode == 0
     assert "fp32 weights" in done.stdout
     assert "gguf weights" not in done.stdout
-    assert "schema_version is 1" in done.stderr
+    assert "schema_version is 2" in done.stderr
 
 
 def test_show_of_a_damaged_bundle(pulled: Path) -> None:

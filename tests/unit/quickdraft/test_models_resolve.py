@@ -148,7 +148,7 @@ def test_a_bundle_of_an_older_export_is_made_again(
 ) -> None:
     folder = resolve(str(gguf)).folder
     manifest = folder / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"export": "2"', '"export": "1"'))
+    manifest.write_text(manifest.read_text().replace('"export": "3"', '"export": "1"'))
     assert resolve(str(gguf)).folder == folder
     assert len(exports) == 2
     assert "export revision 1" in caplog.text
