@@ -302,8 +302,10 @@ class HotpathOps:
     def stage(self, k: Value, v: Value, attention: Attention) -> None:
         """KvWrite into the target's cache; k and v may be columns of one joined product."""
         a, target = attention, self._part.target
-        if target is None or a.layer in self._staged:
-            raise BackendError(f"{self._part.name} has no use for a row of the target's {a.layer}")
+        if target is None:
+            raise BackendError(f"{self._part.name} is no predictor, and stages rows of the target")
+        if a.layer in self._staged:
+            raise BackendError(f"{self._part.name} stages layer {a.layer} twice")
         self._staged.add(a.layer)
         rope = k.rope if isinstance(k, Rotated) else None
         inputs, attributes = self._columns(k=k, v=v)
