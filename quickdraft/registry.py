@@ -51,11 +51,15 @@ DRAFTERS: Mapping[str, str] = {
     "small_model": "quickdraft.drafters.small_model:open_small_model",
     "compact": "quickdraft.drafters.compact:open_compact",
     "eagle": "quickdraft.drafters.eagle:open_eagle",
+    "medusa": "quickdraft.drafters.medusa:open_medusa",
+    "hydra": "quickdraft.drafters.hydra:open_hydra",
 }
 TRAINED: Mapping[str, str] = {
     "predictor": "quickdraft.export.prediction:attach",
     "compact": "quickdraft.export.heads.compact:attach_compact",
     "eagle": "quickdraft.export.heads.eagle:attach_eagle",
+    "medusa": "quickdraft.export.heads.medusa:attach_medusa",
+    "hydra": "quickdraft.export.heads.hydra:attach_hydra",
 }
 """Kinds of trained parts: functions of export.trained.Attach."""
 

@@ -22,6 +22,7 @@ from tiny.toy_backend import (
     toy_spec,
 )
 from tiny.toy_head import ToyHead
+from tiny.toy_heads_ahead import ToyHydra, ToyMedusa
 
 from quickdraft.device_profiles.curve import Curve
 from quickdraft.drafters.base import DrafterContext, DrafterSource, DraftModel
@@ -59,7 +60,11 @@ def open_source(
         similar = lambda tokens: logits(tokens) + noise(tokens)  # noqa: E731
         return BackendDraftModel(ToyBackend(similar, toy_spec(vocab, CONTEXT)), vocab)
 
-    def open_head(name: str) -> ToyHead:
+    def open_head(name: str) -> ToyHead | ToyMedusa | ToyHydra:
+        if name == "medusa":
+            return ToyMedusa(vocab, CONTEXT)
+        if name.startswith("hydra-"):
+            return ToyHydra(int(name.removeprefix("hydra-")), vocab, CONTEXT)
         noise = hashed(vocab, markov=0.0, scale=1.5)
         return ToyHead(lambda tokens: 3 * (logits(tokens) + noise(tokens)), vocab, CONTEXT)
 
