@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from quickdraft.errors import BackendError
 from quickdraft.export.quantize import WeightFormat
 from quickdraft.export.weights import Dense, Weight
 from quickdraft.manifest import CacheLayout, Role, Variant
@@ -79,3 +80,15 @@ def entries(part: Part, folder: Path, target_cache: CacheLayout) -> dict[str, An
         "token_map": token_map,
         "details": dict(part.details),
     }
+
+
+def check_staged(part: Part, staged: Collection[int]) -> None:
+    """Every layer of the target must get its rows.
+
+    Raises:
+        BackendError: one does not (a fault of the builder of a predictor).
+    """
+    layers = range(part.target.num_layers if part.target is not None else 0)
+    missing = [layer for layer in layers if layer not in staged]
+    if missing:
+        raise BackendError(f"{part.name} predicts nothing for layer {missing[0]}")
