@@ -13,7 +13,6 @@ import quickdraft
 from quickdraft import registry
 from quickdraft.bundle import BundleWriter
 from quickdraft.errors import CheckpointError, OptionError
-from quickdraft.export.architectures.base import find_family
 from quickdraft.export.architectures.decoder import build_decoder
 from quickdraft.export.checkpoints.base import Checkpoint
 from quickdraft.export.emitters.base import Emit, EmitRequest, Part
@@ -102,12 +101,10 @@ def export_checkpoint(
     if not emitters:
         raise OptionError("name at least one format to export to")
     fmt = weight_format(weights, checkpoint.source.kind)
-    family = find_family(checkpoint.config)
-    description = family.read(checkpoint.config)
-    spec = description.model_spec()
-    _check_hidden_states(hidden_states, spec)
     checkpoint.weights.used.clear()
-    target = Target(description, family.collect(description, checkpoint.weights))
+    target = Target.of(checkpoint)
+    spec = target.spec.model_spec()
+    _check_hidden_states(hidden_states, spec)
     used = [checkpoint.weights[name].shape for name in sorted(checkpoint.weights.used)]
     spec = replace(spec, num_parameters=sum(math.prod(shape) for shape in used))
     target.hidden_states.update(hidden_states)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from quickdraft import strict_json
 from quickdraft.errors import CheckpointError
+from quickdraft.export.architectures.base import find_family
 from quickdraft.export.architectures.decoder import DecoderSpec, DecoderWeights
 from quickdraft.export.checkpoints.base import Checkpoint, WeightMap
 from quickdraft.export.checkpoints.safetensors_file import read_metadata, read_safetensors
@@ -38,6 +39,17 @@ class Target:
     spec: DecoderSpec
     weights: DecoderWeights
     hidden_states: set[int] = field(default_factory=set)
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> Target:
+        """The model of a checkpoint; its weights are loaded when they are used.
+
+        Raises:
+            CheckpointError, UnsupportedModel: it is damaged, or of a family we do not know.
+        """
+        family = find_family(checkpoint.config)
+        spec = family.read(checkpoint.config)
+        return cls(spec, family.collect(spec, checkpoint.weights))
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,10 @@ COMMANDS = {
         "quickdraft.commands.train_generate:generate",
         "Let the target answer prompts, for drafts to learn from.",
     ),
+    "train draft": (
+        "quickdraft.commands.train_draft:draft",
+        "Train a draft on answers of the target.",
+    ),
     "train predictor": (
         "quickdraft.commands.train_predictor:predictor",
         "Fit a predictor of the KV cache.",

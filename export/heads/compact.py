@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from quickdraft.errors import CheckpointError
 from quickdraft.export.architectures.decoder import (
@@ -30,6 +29,7 @@ from quickdraft.export.architectures.decoder import (
 )
 from quickdraft.export.checkpoints.base import WeightMap
 from quickdraft.export.emitters.base import Part
+from quickdraft.export.heads.parts import EPS, token_ids
 from quickdraft.export.ops import Ops, Rope
 from quickdraft.export.trained import Target, Trained
 from quickdraft.export.weights import Weight
@@ -38,7 +38,6 @@ V = TypeVar("V")
 
 KIND = "compact"
 ROPE_BASE = 10_000.0
-_EPS = 1e-6
 _LINEARS = ("query", "key", "value", "output", "gate", "up", "down")
 _NORMS = ("attention_norm", "mlp_norm")
 _LIMITS: Mapping[str, tuple[int, int]] = {
@@ -118,8 +117,7 @@ def compact_part(target: Target, settings: CompactSettings, weights: WeightMap) 
         name: replace(weights.expect(name, shape), name=f"{settings.name}.{name}")
         for name, shape in tensor_shapes(target.spec, settings).items()
     }
-    tokens = weights.expect("tokens", (settings.vocab_size,))
-    _check_tokens(np.asarray(tokens.dense(), np.int64), target.spec.vocab_size)
+    token_ids(weights, settings.vocab_size, target.spec.vocab_size)  # refuses what cannot be
     spec = _decoder_spec(target.spec, settings)
     decoder = DecoderWeights(
         embedding=target.weights.embedding,
@@ -132,7 +130,7 @@ def compact_part(target: Target, settings: CompactSettings, weights: WeightMap) 
         name=settings.name,
         build=_builder(spec, decoder, own["embed"]),
         spec=spec.model_spec(),
-        token_map=tokens,
+        token_map=weights["tokens"],
         details={"kind": KIND},
     )
 
@@ -175,7 +173,7 @@ def _decoder_spec(target: DecoderSpec, settings: CompactSettings) -> DecoderSpec
         head_dim=settings.head_dim,
         context_length=target.context_length,
         layers=(layer,) * settings.layers,
-        norm_eps=_EPS,
+        norm_eps=EPS,
     )
 
 
@@ -185,18 +183,11 @@ def _layer(own: Mapping[str, Weight], index: int) -> LayerWeights:
     return LayerWeights(**linears, **norms)
 
 
-def _check_tokens(tokens: NDArray[np.int64], vocab_size: int) -> None:
-    if tokens[0] < 0 or tokens[-1] >= vocab_size or (np.diff(tokens) <= 0).any():
-        raise CheckpointError(
-            f"the tokens of a compact draft must ascend and be among the {vocab_size} of its target"
-        )
-
-
 def _builder(
     spec: DecoderSpec, weights: DecoderWeights, embed: Weight
 ) -> Callable[[Ops[Any]], None]:
     def build(ops: Ops[V]) -> None:
-        token = ops.rms_norm(ops.embed(ops.tokens(), weights.embedding), None, _EPS)
+        token = ops.rms_norm(ops.embed(ops.tokens(), weights.embedding), None, EPS)
         x, positions = ops.linear(token, embed), ops.positions()
         for index, layer in enumerate(weights.layers):
             x = decoder_layer(ops, spec, index, layer, x, positions)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
+from importlib.util import find_spec
 from typing import Self
 
 import click
 
 from quickdraft.commands.output import is_terminal
+from quickdraft.errors import MissingExtra
 
 TERMINAL_SECONDS = 0.5
 LOG_SECONDS = 60.0
@@ -51,3 +53,14 @@ def duration(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def require_training() -> None:
+    """Refuse to train without what training needs.
+
+    Raises:
+        MissingExtra: a package is not installed.
+    """
+    for package in ("torch", "accelerate"):
+        if find_spec(package) is None:
+            raise MissingExtra(package, "train")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
@@ -32,6 +34,7 @@ from quickdraft.runtime.draft_model import BackendDraftModel
 from quickdraft.runtime.drafting import Drafting
 from quickdraft.runtime.engine import Decoder
 from quickdraft.runtime.generation import GenerationConfig
+from quickdraft.runtime.heads import BackendHead
 from quickdraft.runtime.plan import Emission, Plan
 from quickdraft.runtime.session import Session
 
@@ -60,7 +63,9 @@ def open_source(
         similar = lambda tokens: logits(tokens) + noise(tokens)  # noqa: E731
         return BackendDraftModel(ToyBackend(similar, toy_spec(vocab, CONTEXT)), vocab)
 
-    def open_head(name: str) -> ToyHead | ToyMedusa | ToyHydra:
+    def open_head(name: str) -> ToyHead | ToyMedusa | ToyHydra | BackendHead:
+        if name == "compact":
+            return _compact(logits, vocab)
         if name == "medusa":
             return ToyMedusa(vocab, CONTEXT)
         if name.startswith("hydra-"):
@@ -73,6 +78,15 @@ def open_source(
         context, {**NEEDED.get(name, {}), **options}
     )
     return source
+
+
+def _compact(logits: LogitsOf, vocab: int) -> BackendHead:
+    """A part that says something similar, and does not know every token."""
+    noise, known = hashed(vocab, markov=0.0, scale=1.5), np.delete(np.arange(vocab), 2)
+    spec = toy_spec(len(known), CONTEXT)
+    backend = ToyBackend(lambda tokens: (logits(tokens) + noise(tokens))[known], spec)
+    variant: Any = SimpleNamespace(details={"kind": "compact"}, features=0)
+    return BackendHead(backend, variant, known, vocab)
 
 
 def nonsense(tokens: list[int], budget: int) -> Tree | None:
