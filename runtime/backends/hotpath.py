@@ -22,7 +22,7 @@ from quickdraft.manifest import BlocksLayout, Variant
 from quickdraft.runtime import native
 from quickdraft.runtime.backends import ort_session
 from quickdraft.runtime.backends.base import CancelToken, StepOutput, TopTokens, Trees
-from quickdraft.runtime.backends.step_inputs import ancestors, check_step
+from quickdraft.runtime.backends.step_inputs import ancestors, check_features, check_step
 from quickdraft.types import ModelSpec
 
 OLDEST_ORT = (1, 24)
@@ -98,8 +98,7 @@ class HotpathBackend:
             cancel.check()
         length = cache.length
         check_step(tree, length, self.spec)
-        if features is not None or self._variant.features:
-            check_features(self._variant, len(tree), features)
+        check_features(self._variant, len(tree), features)
         cache.stage(len(tree))
         try:
             depths = 0 if tree.is_chain else int(tree.depth.max()) + 1
@@ -290,16 +289,3 @@ def check_names(session: Any, variant: Variant) -> None:
             outputs.add(cache.present)
     found = ({name for name in names if name is not None} for names in (inputs, outputs))
     ort_session.check_names(variant.model, session, *found)
-
-
-def check_features(variant: Variant, rows: int, found: NDArray[np.float32] | None) -> None:
-    """Refuse vectors that are not those a part takes with its tokens.
-
-    Raises:
-        BackendError: they have another shape, or are missing, or too much.
-    """
-    if variant.features and found is not None and found.shape == (rows, variant.features):
-        return
-    wanted = f"features {[rows, variant.features]}" if variant.features else "no features"
-    given = "none" if found is None else f"some of shape {list(found.shape)}"
-    raise BackendError(f"a step of {variant.model} takes {wanted}, and was given {given}")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import platform
 import threading
 import weakref
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from quickdraft.drafters.tree import Tree
 from quickdraft.errors import BackendError, BundleError
 from quickdraft.kvcache.base import KvCache
 from quickdraft.kvcache.contiguous import ContiguousCache, align_slots
-from quickdraft.manifest import SlotsLayout, Variant
+from quickdraft.manifest import SlotsLayout, StepNames, Variant
 from quickdraft.runtime.backends import ort_session
 from quickdraft.runtime.backends.base import (
     CancelToken,
@@ -28,11 +29,16 @@ from quickdraft.runtime.backends.base import (
     Trees,
     refuse_kv_types,
 )
-from quickdraft.runtime.backends.step_inputs import attention_bias, check_step, positions
+from quickdraft.runtime.backends.step_inputs import (
+    attention_bias,
+    check_features,
+    check_step,
+    positions,
+)
 from quickdraft.types import Guarantee, ModelSpec
 
 
-class _State(ort_session.Feeds):
+class State(ort_session.Feeds):
     """What is bound for one cache, and the memory it was bound to."""
 
     def __init__(self, session: Any) -> None:
@@ -40,6 +46,19 @@ class _State(ort_session.Feeds):
         super().__init__(self.bound)
         self.version = -1
         self.slots = -1
+
+    def bind(
+        self, layout: SlotsLayout, cache: ContiguousCache, layers: Iterable[int], slots: int
+    ) -> None:
+        """Bind the first slots of some layers of a cache, written in place."""
+        for layer in layers:
+            key, value = cache.layer(layer)
+            for array, past, present in (
+                (key, layout.past_key, layout.present_key),
+                (value, layout.past_value, layout.present_value),
+            ):
+                names = past.format(layer=layer), present.format(layer=layer)
+                self.bound.in_place(*names, array[:slots])
 
 
 class OnnxRuntimeBackend:
@@ -78,12 +97,11 @@ class OnnxRuntimeBackend:
         # That a row's bits do not depend on the others was tested on x86-64 kernels only.
         proven = platform.machine().lower() in ("x86_64", "amd64")
         self.guarantee: Guarantee = variant.guarantee if proven else "same_distribution"
-        self._step = variant.step
-        self._slots = variant.step.slots
+        self._variant = variant
         self._layout = variant.cache
         self._session: Any = ort_session.open_session(folder / variant.model, options)
-        _check_names(self._session, spec, variant, self._layout)
-        self._states: weakref.WeakKeyDictionary[ContiguousCache, _State] = (
+        check_names(self._session, spec, variant)
+        self._states: weakref.WeakKeyDictionary[ContiguousCache, State] = (
             weakref.WeakKeyDictionary()
         )
         self._lock = threading.Lock()
@@ -100,8 +118,9 @@ class OnnxRuntimeBackend:
         cancel: CancelToken | None = None,
         *,
         full_logits: bool = True,
+        features: NDArray[np.float32] | None = None,
     ) -> StepOutput:
-        """See Backend.step; logits are always full."""
+        """See HeadBackend.step; logits are always full."""
         session = self._session  # `close` may come from another thread; a step that runs ends
         if session is None:
             raise BackendError("the model was closed")
@@ -112,9 +131,12 @@ class OnnxRuntimeBackend:
         wanted = np.arange(len(tree), dtype=np.int64) if rows is None else rows
         length = cache.length
         check_step(tree, length, self.spec)
+        check_features(self._variant, len(tree), features)
         cache.stage(len(tree))
         try:
-            output = self._run(session, tree, cache, wanted, cancel)
+            state = self._bind_cache(session, cache, align_slots(length + len(tree)))
+            output = self._run(state, tree, length, wanted, features)
+            state.bound.run(cancel)
         except BaseException:
             cache.truncate(length)
             raise
@@ -122,47 +144,30 @@ class OnnxRuntimeBackend:
 
     def _run(
         self,
-        session: Any,
+        state: State,
         tree: Tree,
-        cache: ContiguousCache,
+        length: int,
         rows: NDArray[np.int64],
-        cancel: CancelToken | None,
+        features: NDArray[np.float32] | None,
     ) -> StepOutput:
-        n, length, names = len(tree), cache.length, self._step
-        slots = align_slots(length + n)
-        state = self._bind_cache(session, cache, slots)
-        feeds: dict[str, NDArray[Any]] = {
-            names.tokens: tree.tokens,
-            names.positions: positions(tree, length),
-            self._slots: np.arange(length, length + n),
-            str(names.output_rows): rows,
-        }
-        for window, name in names.biases.items():
-            feeds[name] = attention_bias(tree, length, slots, window)
-        state.feed(feeds)
+        """Give a step its inputs; what it will fill in."""
+        names = self._variant.step
+        state.feed(step_feeds(names, tree, length))
+        state.feed({str(names.output_rows): rows})
+        if features is not None:
+            state.feed({str(names.features): features})
         logits = state.result(str(names.logits), (len(rows), self.spec.vocab_size))
-        width = self.spec.hidden_size
-        hidden = {
-            layer: state.result(name, (n, width)) for layer, name in names.hidden_states.items()
-        }
-        state.bound.run(cancel)
+        shape = (len(tree), self.spec.hidden_size)
+        hidden = {layer: state.result(name, shape) for layer, name in names.hidden_states.items()}
         return StepOutput(logits, hidden)
 
-    def _bind_cache(self, session: Any, cache: ContiguousCache, slots: int) -> _State:
+    def _bind_cache(self, session: Any, cache: ContiguousCache, slots: int) -> State:
         with self._lock:
             state = self._states.get(cache)
             if state is None:
-                state = self._states[cache] = _State(session)
+                state = self._states[cache] = State(session)
         if (state.version, state.slots) != (cache.version, slots):
-            layout = self._layout
-            for layer in range(self.spec.num_layers):
-                key, value = cache.layer(layer)
-                for array, past, present in (
-                    (key, layout.past_key, layout.present_key),
-                    (value, layout.past_value, layout.present_value),
-                ):
-                    names = past.format(layer=layer), present.format(layer=layer)
-                    state.bound.in_place(*names, array[:slots])
+            state.bind(self._layout, cache, cached_layers(self.spec, self._variant), slots)
             state.version, state.slots = cache.version, slots
         return state
 
@@ -173,15 +178,46 @@ class OnnxRuntimeBackend:
             self._states.clear()
 
 
-def _check_names(session: Any, spec: ModelSpec, variant: Variant, cache: SlotsLayout) -> None:
+def cached_layers(spec: ModelSpec, variant: Variant) -> range:
+    """Layers whose tensors a graph has: those of the spec, which must say one at least; none where
+    it does not attend, and so has no bias."""
+    return range(spec.num_layers if variant.step.biases else 0)
+
+
+def step_feeds(names: StepNames, tree: Tree, length: int) -> dict[str, NDArray[Any]]:
+    """The inputs of every graph, for a step over `length` committed rows."""
+    n = len(tree)
+    feeds: dict[str, NDArray[Any]] = {
+        names.tokens: tree.tokens,
+        names.positions: positions(tree, length),
+        str(names.slots): np.arange(length, length + n),
+    }
+    for window, name in names.biases.items():
+        feeds[name] = attention_bias(tree, length, align_slots(length + n), window)
+    return feeds
+
+
+def check_names(
+    session: Any, spec: ModelSpec, variant: Variant, target: ModelSpec | None = None
+) -> None:
+    """Compare a graph with its manifest. target: facts of the model a predictor is for.
+
+    Raises:
+        BundleError: an input or output is missing, or one too many.
+    """
     step = variant.step
-
-    def layers(*patterns: str) -> set[str]:
-        return {p.format(layer=layer) for p in patterns for layer in range(spec.num_layers)}
-
-    inputs = {step.tokens, step.positions, str(step.slots), str(step.output_rows)}
-    inputs |= set(step.biases.values())
-    outputs = {str(step.logits), *step.hidden_states.values()}
-    inputs |= layers(cache.past_key, cache.past_value)
-    outputs |= layers(cache.present_key, cache.present_value)
-    ort_session.check_names(variant.model, session, inputs, outputs)
+    inputs = {step.tokens, step.positions, step.slots, step.output_rows, step.features}
+    inputs |= {step.target_rows, *step.biases.values()}
+    outputs = {step.logits, *step.hidden_states.values()}
+    caches = [(variant.cache, cached_layers(spec, variant))]
+    if target is not None and variant.target_cache is not None:
+        caches.append((variant.target_cache, range(target.num_layers)))
+    for cache, layers in caches:
+        assert isinstance(cache, SlotsLayout)  # checked on opening  # noqa: S101
+        for layer in layers:
+            inputs |= {name.format(layer=layer) for name in (cache.past_key, cache.past_value)}
+            outputs |= {
+                name.format(layer=layer) for name in (cache.present_key, cache.present_value)
+            }
+    named = ({name for name in names if name is not None} for names in (inputs, outputs))
+    ort_session.check_names(variant.model, session, *named)

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from quickdraft.drafters.tree import Tree
 from quickdraft.errors import BackendError, ContextOverflow
+from quickdraft.manifest import Variant
 from quickdraft.types import ModelSpec
 
 MASKED = np.float32(np.finfo(np.float32).min)
@@ -31,6 +32,19 @@ def check_step(tree: Tree, length: int, spec: ModelSpec) -> None:
     end = length + (len(tree) if tree.is_chain else int(tree.depth.max()) + 1)
     if end > spec.context_length:
         raise ContextOverflow(end, spec.context_length, "step")
+
+
+def check_features(variant: Variant, rows: int, found: NDArray[np.float32] | None) -> None:
+    """Refuse vectors that are not those a part takes with its tokens.
+
+    Raises:
+        BackendError: they have another shape, or are missing, or too much.
+    """
+    wanted = (rows, variant.features) if variant.features else None
+    if wanted != (None if found is None else found.shape):
+        takes = f"features {list(wanted)}" if wanted else "no features"
+        given = "none" if found is None else f"some of shape {list(found.shape)}"
+        raise BackendError(f"a step of {variant.model} takes {takes}, and was given {given}")
 
 
 def positions(tree: Tree, length: int) -> NDArray[np.int64]:
