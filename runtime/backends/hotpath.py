@@ -45,9 +45,11 @@ class HotpathBackend:
         variant: Variant,
         threads: int | None = None,
         kv_cache: str | None = None,
+        vocab_size: int | None = None,
     ) -> None:
         """Load the variant. threads: of one step; None means one per physical core. kv_cache: the
-        type of keys and values, f16 (None), f32 or int8.
+        type of keys and values, f16 (None), f32 or int8. vocab_size: of the tokens that a part with
+        a token map reads.
 
         Raises:
             OptionError: an unknown type. MissingExtra: onnxruntime is not installed.
@@ -64,6 +66,7 @@ class HotpathBackend:
         options = session_options(threads)
         self.isa: str | None = native.isa()
         self.spec = spec
+        self._vocab_size = vocab_size
         self.flavour = variant.flavour
         self.guarantee = variant.guarantee
         self.top = variant.step.top
@@ -97,7 +100,7 @@ class HotpathBackend:
         if cancel is not None:
             cancel.check()
         length = cache.length
-        check_step(tree, length, self.spec)
+        check_step(tree, length, self.spec, self._vocab_size)
         check_features(self._variant, len(tree), features)
         cache.stage(len(tree))
         try:

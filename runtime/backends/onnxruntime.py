@@ -77,8 +77,10 @@ class OnnxRuntimeBackend:
         variant: Variant,
         threads: int | None = None,
         kv_cache: str | None = None,
+        vocab_size: int | None = None,
     ) -> None:
-        """Load the variant. threads: of one step; None means one per physical core.
+        """Load the variant. threads: of one step; None means one per physical core. vocab_size: of
+        the tokens that a part with a token map reads.
 
         Raises:
             OptionError: kv_cache is not f32. MissingExtra: onnxruntime is not installed.
@@ -93,6 +95,7 @@ class OnnxRuntimeBackend:
                 "has one of 'slots'; use the backend of its flavour"
             )
         self.spec = spec
+        self._vocab_size = vocab_size
         self.flavour = variant.flavour
         # That a row's bits do not depend on the others was tested on x86-64 kernels only.
         proven = platform.machine().lower() in ("x86_64", "amd64")
@@ -130,7 +133,7 @@ class OnnxRuntimeBackend:
             cancel.check()
         wanted = np.arange(len(tree), dtype=np.int64) if rows is None else rows
         length = cache.length
-        check_step(tree, length, self.spec)
+        check_step(tree, length, self.spec, self._vocab_size)
         check_features(self._variant, len(tree), features)
         cache.stage(len(tree))
         try:

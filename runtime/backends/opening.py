@@ -166,7 +166,9 @@ def open_part(
 ) -> HeadBackend:
     """Load a drafter or auxiliary of a bundle as a backend of its own, whose spec is the part's.
 
-    name: of the registry, as the backend of the target. part: see find_part.
+    name: of the registry, as the backend of the target. part: see find_part. A backend class is
+    given what it is given in `open_backend`, and for a part with a token map also `vocab_size`, of
+    the tokens it reads.
 
     Raises:
         InputError: see find_part. OptionError: the backend refuses an option.
@@ -174,6 +176,8 @@ def open_part(
     """
     variant = find_part(manifest, name, role, part)
     options: dict[str, Any] = {} if kv_cache is None else {"kv_cache": kv_cache}
+    if variant.token_map is not None:  # then it reads the target's tokens, and puts out its own
+        options["vocab_size"] = manifest.model.vocab_size
     backend_class = lookup("backend", BACKENDS, name)
     opened: HeadBackend = backend_class(folder, variant.spec, variant, threads=threads, **options)
     return opened

@@ -78,8 +78,10 @@ class ReferenceBackend:
         variant: Variant,
         threads: int | None = None,
         kv_cache: str | None = None,
+        vocab_size: int | None = None,
     ) -> None:
-        """Load the program and decode its weights.
+        """Load the program and decode its weights. vocab_size: of the tokens that a part with a
+        token map reads.
 
         Raises:
             OptionError: threads were asked for; NumPy's are set by its own environment variables.
@@ -93,6 +95,7 @@ class ReferenceBackend:
                 "option out, or set OPENBLAS_NUM_THREADS before starting"
             )
         self.spec = spec
+        self._vocab_size = vocab_size
         self.flavour = variant.flavour
         self.guarantee = variant.guarantee
         path = folder / variant.model
@@ -128,7 +131,7 @@ class ReferenceBackend:
             cancel.check()
         wanted = np.arange(len(tree), dtype=np.int64) if rows is None else rows
         length = cache.length
-        check_step(tree, length, self.spec)
+        check_step(tree, length, self.spec, self._vocab_size)
         cache.stage(len(tree))
         try:
             values = self._run(self._program, tree, cache, wanted, cancel)

@@ -14,8 +14,9 @@ MASKED = np.float32(np.finfo(np.float32).min)
 """Bias of a slot that a row must not see: finite, so that no engine meets infinity - infinity."""
 
 
-def check_step(tree: Tree, length: int, spec: ModelSpec) -> None:
-    """Refuse a step that the model has no meaning for.
+def check_step(tree: Tree, length: int, spec: ModelSpec, vocab_size: int | None = None) -> None:
+    """Refuse a step that the model has no meaning for. vocab_size: of the tokens it reads, where
+    that is not the one of the spec.
 
     Raises:
         BackendError: a token id is outside the vocabulary.
@@ -27,8 +28,9 @@ def check_step(tree: Tree, length: int, spec: ModelSpec) -> None:
         low, high = min(few), max(few)
     else:
         low, high = int(tokens.min()), int(tokens.max())
-    if low < 0 or high >= spec.vocab_size:
-        raise BackendError(f"a token id is outside the vocabulary of {spec.vocab_size}")
+    limit = spec.vocab_size if vocab_size is None else vocab_size
+    if low < 0 or high >= limit:
+        raise BackendError(f"a token id is outside the vocabulary of {limit}")
     end = length + (len(tree) if tree.is_chain else int(tree.depth.max()) + 1)
     if end > spec.context_length:
         raise ContextOverflow(end, spec.context_length, "step")

@@ -89,8 +89,8 @@ def test_a_part_is_opened_as_a_backend_of_its_own() -> None:
     opened: Any = open_part(Path("there"), manifest, "onnxruntime", "drafter", "head", 3, "f32")
     variant = find_part(manifest, "onnxruntime", "drafter", "head")
     assert opened.given == (Path("there"), variant.spec, variant)
-    assert opened.options == {"threads": 3, "kv_cache": "f32"}
-    default: Any = open_part(Path("there"), manifest, "onnxruntime", "drafter")
+    assert opened.options == {"threads": 3, "kv_cache": "f32", "vocab_size": 32}
+    default: Any = open_part(Path("there"), manifest, "onnxruntime", "auxiliary")
     assert default.options == {"threads": None}
 
 
