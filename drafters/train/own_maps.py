@@ -1,0 +1,41 @@
+"""Maps that need no fit: the target's own projections, on the stream that the auxiliary has.
+
+With all layers kept they predict the target's cache to the last bits; with few, this is what
+leaving layers out does to it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quickdraft.export.architectures.decoder import DecoderSpec, Linear, Norm
+from quickdraft.export.layer_maps import Sources
+from quickdraft.export.trained import Target
+
+
+def own_maps(target: Target, sources: Sources) -> dict[str, NDArray[Any]]:
+    """Tensors of a trained file (see export.prediction) for a pruned auxiliary and features
+    `hidden`. The weights of the norm before each projection go into its matrix."""
+    tensors: dict[str, NDArray[Any]] = {}
+    for index, (layer, (source,)) in enumerate(zip(target.weights.layers, sources, strict=True)):
+        for name, linear in (("key", layer.key), ("value", layer.value)):
+            weight, bias = _folded(target.spec, linear, layer.attention_norm)
+            tensors[f"map.{index}.{source}.{name}"] = weight
+            tensors[f"map.{index}.{name}_bias"] = bias
+    return tensors
+
+
+def _folded(
+    spec: DecoderSpec, linear: Linear, norm: Norm | None
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """The projection of what has been normed without weights."""
+    weight = linear.weight.dense()
+    bias = np.zeros(len(weight), np.float32) if linear.bias is None else linear.bias.dense()
+    if norm is not None and norm.bias is not None:
+        bias = bias + weight @ norm.bias.dense()
+    if norm is not None and norm.weight is not None:
+        weight = weight * (norm.weight.dense() + np.float32(spec.norm_offset))
+    return np.ascontiguousarray(weight), bias

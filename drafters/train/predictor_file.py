@@ -1,0 +1,201 @@
+"""From a checkpoint and text to the file of a trained predictor."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from tokenizers import Tokenizer
+
+from quickdraft import strict_json
+from quickdraft.drafters.train.own_maps import own_maps
+from quickdraft.drafters.train.prediction_quality import measure
+from quickdraft.drafters.train.predictor import Fitted, Plan, fit_predictor, pruned_auxiliary
+from quickdraft.drafters.train.streams import quickest_dtype
+from quickdraft.drafters.train.text import Rows, make_rows, read_documents
+from quickdraft.errors import OptionError
+from quickdraft.export.architectures.base import find_family
+from quickdraft.export.checkpoints.base import Checkpoint, WeightMap
+from quickdraft.export.layer_maps import FRACTIONS, Features, kept_layers, pruned_sources
+from quickdraft.export.prediction import KIND, PredictionSettings, Pruned, read_prediction
+from quickdraft.export.trained import Target, write_trained
+from quickdraft.export.weights import dense_weight
+from quickdraft.types import Progress
+
+Method = Literal["none", "ridge"]
+METHODS: tuple[Method, ...] = ("ridge", "none")
+_MEASURED = 16
+"""Held-out rows that continuations are measured on."""
+
+
+@dataclass(frozen=True)
+class PredictorOptions:
+    """How a predictor is made.
+
+    keep: a share of the target's layers (a key of layer_maps.FRACTIONS), or the layers themselves.
+    features: what maps read. method: how maps are found: `ridge`, or `none` for the target's own
+    projections. name: of the parts; made of the others where it is empty. tokens: of text to fit
+    to. length: of a row of text. held_out: rows to choose penalties by and to measure on.
+    exact_first: first tokens of a prompt that the target prefills itself.
+    """
+
+    keep: float | tuple[int, ...] = 0.25
+    features: Features = "hidden"
+    method: Method = "ridge"
+    name: str = ""
+    tokens: int = 100_000
+    length: int = 512
+    held_out: int = 32
+    exact_first: int = 4
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Made:
+    """What came of it: the card of the file."""
+
+    file: Path
+    card: Mapping[str, Any]
+
+
+def make_predictor(
+    checkpoint: Checkpoint,
+    data: Sequence[Path],
+    out: Path,
+    options: PredictorOptions,
+    *,
+    progress: Progress | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Made:
+    """Fit a predictor for a checkpoint and write it to `out`, with what it costs in its card.
+
+    A call that was interrupted goes on from the folder `OUT.work`, which is gone afterwards.
+
+    Raises:
+        OptionError: an option has a value it cannot have. InputError: bad or too little text.
+        CheckpointError, UnsupportedModel: the model. Cancelled: `stop` said so. StorageError.
+    """
+    family = find_family(checkpoint.config)
+    spec = family.read(checkpoint.config)
+    target = Target(spec, family.collect(spec, checkpoint.weights))
+    settings = _settings(options, target)
+    assert isinstance(settings.auxiliary, Pruned)  # siblings are made elsewhere  # noqa: S101
+    keep = settings.auxiliary.keep
+    plan = Plan(
+        target,
+        *pruned_auxiliary(target, keep),
+        keep,
+        options.features,
+        settings.sources,
+        options.exact_first,
+    )
+    rows = _rows(checkpoint, data, options)
+    dtype = quickest_dtype()
+    identity = {
+        "settings": strict_json.encode(settings),
+        "target": checkpoint.source.fingerprint,
+        "text": rows.sha256,
+        "dtype": str(dtype),
+    }
+    work = out.with_name(f"{out.name}.work")
+    if options.method == "none":
+        fitted = Fitted(own_maps(target, settings.sources), {}, 0.0)
+    else:
+        fitted = fit_predictor(
+            plan, rows, work, identity=identity, dtype=dtype, progress=progress, stop=stop
+        )
+    card = {
+        "kind": KIND,
+        "model": checkpoint.source.name,
+        "licence": checkpoint.source.licence,
+        "recipe": f"{options.method}, {options.features} features, layers {list(keep)}",
+        "options": {**asdict(options), "keep": list(keep)},
+        "text": {"sha256": rows.sha256, "tokens": int(rows.training.size)},
+        "seconds": round(fitted.seconds, 1),
+        "errors": fitted.report,
+        "continuations": _measure(target, settings, fitted, rows, options),
+    }
+    write_trained(
+        out,
+        kind=KIND,
+        target=checkpoint.source.fingerprint,
+        settings=strict_json.encode(settings),
+        tensors=fitted.tensors,
+        card=card,
+    )
+    shutil.rmtree(work, ignore_errors=True)
+    return Made(out, card)
+
+
+def _settings(options: PredictorOptions, target: Target) -> PredictionSettings:
+    count = len(target.spec.layers)
+    if options.method not in METHODS:
+        raise OptionError(f"--method {options.method} (there are: {', '.join(METHODS)})")
+    if options.method == "none" and options.features != "hidden":
+        raise OptionError("--method none takes the residual stream; use it with --features hidden")
+    if not 0 <= options.exact_first < options.length // 2:
+        raise OptionError(f"--first {options.exact_first} must be below half of --length")
+    if isinstance(options.keep, tuple):
+        keep = options.keep
+        if list(keep) != sorted({k for k in keep if 0 <= k < count}) or len(keep) < 2:
+            raise OptionError(
+                f"--keep {','.join(map(str, keep))}: name two layers or more, ascending, of the "
+                f"{count} that the model has (0 to {count - 1})"
+            )
+        share = "x".join(map(str, (len(keep), count)))
+    else:
+        if options.keep not in FRACTIONS:
+            known = ", ".join(f"{fraction:g}" for fraction in FRACTIONS)
+            raise OptionError(f"--keep {options.keep:g} is none of {known}; or name layers")
+        keep, share = kept_layers(count, options.keep), f"{options.keep:g}"
+        if len(keep) < 2:
+            raise OptionError(f"--keep {share} leaves {len(keep)} of {count} layers; keep more")
+    return PredictionSettings(
+        name=options.name or f"{share}-{options.features}-{options.method}",
+        auxiliary=Pruned("pruned", keep),
+        features=options.features,
+        sources=pruned_sources(options.features, count, keep, len(keep) - 1),
+        exact_first=options.exact_first,
+        method=options.method,
+    )
+
+
+def _rows(checkpoint: Checkpoint, data: Sequence[Path], options: PredictorOptions) -> Rows:
+    tokenizer = Tokenizer.from_str(checkpoint.tokenizer.tokenizer_json.decode("utf-8"))
+    bos = checkpoint.tokenizer.bos_token_id
+
+    def encode(text: str) -> Sequence[int]:
+        ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+        starts = checkpoint.tokenizer.add_bos and bos is not None
+        return [bos, *ids] if starts and bos is not None else ids
+
+    return make_rows(
+        read_documents(data),
+        encode,
+        length=options.length,
+        tokens=options.tokens,
+        held_out=options.held_out,
+        seed=options.seed,
+    )
+
+
+def _measure(
+    target: Target,
+    settings: PredictionSettings,
+    fitted: Fitted,
+    rows: Rows,
+    options: PredictorOptions,
+) -> Mapping[str, Any]:
+    weights = WeightMap({name: dense_weight(name, v) for name, v in fitted.tensors.items()})
+    prediction = read_prediction(settings, weights, replace(target))
+    found = measure(
+        target,
+        prediction,
+        rows.held_out[:_MEASURED],
+        prefix=options.length // 2,
+        exact_first=options.exact_first,
+    )
+    return asdict(found)
