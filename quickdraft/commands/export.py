@@ -43,6 +43,13 @@ from quickdraft.registry import EMITTERS
         "auto is hotpath where our kernels are installed, else onnx, which runs everywhere."
     ),
 )
+@click.option(
+    "--trained",
+    multiple=True,
+    metavar="FILE",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Add a part that `quickdraft train` made for this checkpoint. Repeatable.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace a bundle that is already there.")
 @common_options
 def export(
@@ -51,6 +58,7 @@ def export(
     weights: str,
     hidden_states: tuple[int, ...] | None,
     formats: str,
+    trained: tuple[Path, ...],
     overwrite: bool,
     as_json: bool,
 ) -> None:
@@ -75,12 +83,15 @@ def export(
             formats=chosen,
             progress=bars,
             overwrite=overwrite,
+            trained=trained,
             admit=admit,
         )
     seconds = time.perf_counter() - started
     size = sum(entry.size for entry in manifest.files.values())
     peak = machine.peak_memory()
     variants = manifest.roles["target"]
+    beside = [v.name for role in manifest.roles if role != "target" for v in manifest.roles[role]]
+    parts = list(dict.fromkeys(beside))
     if as_json:
         print_json(
             {
@@ -90,6 +101,7 @@ def export(
                 "formats": [v.target_format for v in variants],
                 "flavours": [v.flavour for v in variants],
                 "weights": [v.weight_format for v in variants],
+                "parts": parts,
                 "size": size,
                 "seconds": round(seconds, 3),
                 "peak_memory": peak,
@@ -101,6 +113,8 @@ def export(
     memory = "" if peak is None else f", {human_size(peak)} of memory at most"
     names = ", ".join(f"{v.target_format} {v.flavour} {v.weight_format}" for v in variants)
     click.echo(f"{names}, in {seconds:.1f} s{memory}")
+    if parts:
+        click.echo(f"with {', '.join(parts)}")
     if formats == "auto" and "hotpath" not in chosen:
         click.echo(
             "Our kernels are not installed here; --format hotpath exports for where they are."
