@@ -29,6 +29,7 @@ def load(
     threads: int | None = None,
     weights: str | None = None,
     kv_cache: str | None = None,
+    prefill: str = "exact",
     offline: bool = False,
     progress: Progress | None = None,
 ) -> Model:
@@ -43,8 +44,9 @@ def load(
     drafter_options: by name of the drafter, by name of the option. store: whether drafters may
     keep what they learn for later runs. backend: `auto` or a name of the registry. weights: `auto`,
     `gguf`, `fp32`, `fp16`, `int8` or `int4`. kv_cache: how keys and values are stored, `f32`,
-    `f16` or `int8`; None leaves it to the backend. offline: use only what is there. progress:
-    called with a stage, what is done of it, and its total (0 if unknown).
+    `f16` or `int8`; None leaves it to the backend. prefill: how answers prefill where nothing else
+    is said, see GenerationConfig; what it needs is loaded at once. offline: use only what is
+    there. progress: called with a stage, what is done of it, and its total (0 if unknown).
 
     Raises:
         InputError: the name or an option cannot be used; a subclass says which and why.
@@ -57,11 +59,13 @@ def load(
     from quickdraft.kvcache.blocked import check_kv_type
     from quickdraft.runtime.drafting import DraftingSetup
     from quickdraft.runtime.model import Model
+    from quickdraft.runtime.prediction import Prefill
 
     find = partial(_find, progress=progress, offline=offline)
     drafting = DraftingSetup(drafter, drafter_options or {}, store, find)
     if kv_cache is not None:
         check_kv_type(kv_cache)  # before anything is fetched
+    wanted = Prefill.parse(prefill)
     name = str(path_or_name)
     folder, manifest = find(name, backend, weights=weights)
     model = Model.open(
@@ -74,6 +78,12 @@ def load(
         name=name,
         progress=progress,
     )
+    if wanted.predicts:
+        try:
+            model.use_prefill(prefill)
+        except BaseException:
+            model.close()
+            raise
     # What the user waited for: fetching, exporting and verifying count as well.
     model.load_ms = 1e3 * (time.perf_counter() - started)
     return model

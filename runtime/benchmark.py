@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from quickdraft.drafters.tree import Tree
 from quickdraft.errors import OptionError
 from quickdraft.runtime.backends.base import Backend, CancelToken
-from quickdraft.runtime.drafting import DraftingSetup
+from quickdraft.runtime.drafting import Drafting, DraftingSetup
 from quickdraft.runtime.model import Model
+from quickdraft.runtime.prediction import Prefill
 
 SEED = 20_240_229
 PREFILL_CHUNK = 512
@@ -133,6 +134,45 @@ def measure(
         yield repeat(f"pp{count}", count, lambda t: prefill_seconds(backend, t, cancel=cancel))
     for count in decode:
         yield repeat(f"tg{count}", count, lambda t: decode_seconds(backend, t, cancel=cancel))
+
+
+def measure_prediction(
+    model: Model, counts: tuple[int, ...], prefill: str, repetitions: int = 5
+) -> Iterator[Measurement]:
+    """Prefill tests again, with predicted rows: until the last token's logits are there.
+
+    Raises:
+        OptionError: see GenerationConfig; or a refresh is asked for, which comes later; or a length
+            is too short to predict anything.
+    """
+    asked = Prefill.parse(prefill)
+    model.prediction.prepare(asked)
+    if asked.refresh:
+        raise OptionError(f"prefill is {prefill!r}; a prefill test ends before a refresh begins")
+    for count in counts:
+        if not asked.rows(count):
+            raise OptionError(f"nothing is predicted of {count} tokens with {prefill!r}")
+
+    def repeat(count: int) -> Measurement:
+        tokens = random_tokens(model.spec.vocab_size, count)
+        seconds = [_predicted_seconds(model, tokens, asked) for _ in range(repetitions + 1)]
+        return Measurement(f"pp{count} {prefill}", count, tuple(seconds[1:]))
+
+    return map(repeat, counts)
+
+
+def _predicted_seconds(model: Model, tokens: NDArray[np.int64], prefill: Prefill) -> float:
+    session = model.session(Drafting((), model.backend))
+    session.rewind(tokens.tolist(), predicted=True)
+    cache = session.cache
+    start = time.perf_counter()
+    session.predict(prefill.rows(len(tokens)), prefill, None)
+    while cache.length < len(tokens):
+        part = tokens[cache.length : cache.length + PREFILL_CHUNK]
+        last = np.array([len(part) - 1])
+        model.backend.step(Tree.chain(part), cache, last, full_logits=False)
+        cache.commit(range(len(part)))
+    return time.perf_counter() - start
 
 
 def measure_text(

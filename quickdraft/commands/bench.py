@@ -61,6 +61,10 @@ The same with type hints:
     help="Also decode a text with this drafter (none: without one). Repeatable.",
 )  # fmt: skip
 @click.option(
+    "--prefill", "prefills", multiple=True, metavar="KIND",
+    help="Also prefill this way, such as predicted. Repeatable.",
+)  # fmt: skip
+@click.option(
     "--text", type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="Prompt of the tests with a drafter, instead of the built-in one.",
 )  # fmt: skip
@@ -70,6 +74,7 @@ The same with type hints:
 def bench(
     model: str,
     drafters: tuple[str, ...],
+    prefills: tuple[str, ...],
     text: Path | None,
     output: str,
     loading: dict[str, Any],
@@ -83,11 +88,15 @@ def bench(
     sampling is timed. Tests with a drafter decode the answer to a text, engine and sampling
     included.
     """
-    from quickdraft.runtime.benchmark import measure, measure_text
+    from quickdraft.runtime.benchmark import measure, measure_prediction, measure_text
+    from quickdraft.runtime.prediction import Prefill
 
     prompt = TEXT if text is None else _read(text)
     decoded, repetitions = max(tests["decode"], default=64), tests["repetitions"]
-    total = len(tests["prompts"]) + len(tests["decode"]) + len(drafters)
+    prompts = tests["prompts"]
+    total = len(prompts) * (1 + len(prefills)) + len(tests["decode"]) + len(drafters)
+    for prefill in prefills:
+        Prefill.parse(prefill)  # bad values fail before anything is fetched
     if not total:
         raise OptionError("there is nothing to measure; give --prompts, --decode or --drafter")
     rows: list[dict[str, Any]] = []
@@ -99,6 +108,7 @@ def bench(
     ):
         runs = chain(
             measure(loaded.backend, **tests),
+            *(measure_prediction(loaded, prompts, how, repetitions) for how in prefills),
             (measure_text(loaded, prompt, decoded, name, repetitions) for name in drafters),
         )
         for measurement in runs:

@@ -76,7 +76,10 @@ SWEPT = (2, 4, 8, 16)
 @click.option(
     "--plot", type=click.Path(path_type=Path, dir_okay=False), help="Also draw it in this .png."
 )
-@loading_options()
+@loading_options(
+    *("drafter", "drafter_options", "no_store"),
+    *("backend", "weights", "threads", "kv_cache", "offline"),
+)
 @common_options
 def speculation(
     model: str,

@@ -18,10 +18,14 @@ HEAD = (
 
 def explain(result: Result) -> str:
     """A line per step: drafters asked (with what each of them had accepted), tokens offered,
-    chosen, expected and got, times against those that were expected and of a plain step."""
+    chosen, expected and got, times against those that were expected and of a plain step; predicted
+    rows it went over, where any did."""
     rows: list[tuple[str, ...]] = [HEAD]
     rows += [(str(number), *_cells(step)) for number, step in enumerate(result.steps)]
-    return table(rows, right=frozenset({0, *range(2, 11)}))
+    if any(step.predicted_rows for step in result.steps):
+        over = ["predicted rows", *(str(step.predicted_rows) for step in result.steps)]
+        rows = [(*row[:-1], cell, row[-1]) for row, cell in zip(rows, over, strict=True)]
+    return table(rows, right=frozenset({0, *range(2, len(rows[0]) - 1)}))
 
 
 def _cells(step: StepRecord) -> tuple[str, ...]:

@@ -70,6 +70,14 @@ LOADING: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
         {"type": int, "envvar": "QUICKDRAFT_THREADS", "help": "Threads of the backend."},
     ),
     ("kv_cache", "--kv-cache", {"help": "How keys and values are stored: f16, f32 or int8."}),
+    (
+        "prefill",
+        "--prefill",
+        {
+            "metavar": "KIND",
+            "help": "exact; or, lossy, predicted or hybrid:N, with @NAME, +refresh as wanted.",
+        },
+    ),
     ("offline", "--offline", {"is_flag": True, "help": "Never use the network."}),
 )
 

@@ -130,6 +130,17 @@ def as_object(result: Result, explain: bool) -> dict[str, Any]:
     return {**result.to_dict(), **steps}
 
 
+def _predicted(result: Result) -> list[str]:
+    """A line on predicted rows, where there were any."""
+    p = result.prediction
+    if p is None:
+        return []
+    swap = f"; exact from token {p.exact_from} on" if p.exact_from is not None else ""
+    failed = f"; not refreshed: {p.refresh_error}" if p.refresh_error is not None else ""
+    rows = f"{p.rows} rows by {p.predictor} in {p.predict_ms:.0f} ms"
+    return [f"prefill  {result.prefill}: {rows}{swap}{failed}"]
+
+
 def statistics(result: Result) -> str:
     """Times and rates of an answer, for people."""
     from quickdraft.runtime.metrics import drafting_summary
@@ -148,6 +159,7 @@ def statistics(result: Result) -> str:
             f"load     {t.load_ms:.0f} ms",
             f"first    {t.ttft_ms:.0f} ms to the first token",
             f"prompt   {t.prompt_n} tokens{reused}, {prompt_rate:.1f} tokens/s",
+            *_predicted(result),
             f"answer   {t.predicted_n} tokens, {t.predicted_per_second:.1f} tokens/s{per_step}",
             f"drafts   {t.draft_n_accepted} of {t.draft_n} tokens accepted{share}",
             f"backend  {result.backend}, {result.flavour}{isa}, {result.guarantee}",

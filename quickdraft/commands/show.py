@@ -15,6 +15,7 @@ from quickdraft.errors import BundleError, ModelNotFound
 from quickdraft.manifest import Manifest, Variant
 from quickdraft.models import store
 from quickdraft.models.aliases import ALIASES, Alias
+from quickdraft.types import ModelSpec
 
 
 @click.command()
@@ -117,6 +118,8 @@ def _facts(manifest: Manifest) -> dict[str, object]:
     for role, variants in manifest.roles.items():
         for number, variant in enumerate(variants, start=1):
             words[f"{role} {number}"] = _variant(variant)
+            if variant.spec is not None:
+                words[f"{role} {number}"] = _part(variant, variant.spec)
     words["chat template"] = "yes" if tokenizer.chat_template else "no"
     words["stop tokens"] = ", ".join(map(str, tokenizer.eos_token_ids)) or "none"
     if manifest.generation:
@@ -138,6 +141,16 @@ def _variant(variant: Variant) -> str:
     return (
         f"{variant.target_format}, {variant.flavour}, {variant.weight_format} weights, "
         f"{variant.guarantee}, {cache} cache{hidden}"
+    )
+
+
+def _part(variant: Variant, spec: ModelSpec) -> str:
+    """A part beside the target, with what training says of it as far as it takes a few words."""
+    known = {k: v for k, v in variant.details.items() if isinstance(v, (str, int, float))}
+    details = "".join(f", {name} {value}" for name, value in known.items())
+    return (
+        f"{variant.name}: {variant.target_format}, {variant.flavour}, {variant.weight_format} "
+        f"weights, {spec.num_layers} layers of width {spec.hidden_size}{details}"
     )
 
 

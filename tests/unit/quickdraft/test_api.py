@@ -97,6 +97,31 @@ def test_unusable_drafters_are_refused_before_anything_is_fetched(
     assert not cache.exists()
 
 
+def test_a_prefill_is_made_ready_when_the_model_is_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_tiny_bundle(tmp_path / "bundle")
+    calls: list[str] = []
+    model = SimpleNamespace(use_prefill=calls.append, close=lambda: calls.append("close"))
+    monkeypatch.setattr(Model, "open", lambda folder, **options: model)
+    assert quickdraft.load(tmp_path / "bundle", prefill="hybrid:8+refresh") is model
+    assert calls == ["hybrid:8+refresh"]
+
+    def refuse(prefill: str) -> None:
+        raise OptionError("there is no predictor")
+
+    model.use_prefill = refuse
+    with pytest.raises(OptionError, match="no predictor"):
+        quickdraft.load(tmp_path / "bundle", prefill="predicted")
+    assert calls == ["hybrid:8+refresh", "close"]
+
+
+def test_an_unknown_prefill_is_refused_before_anything_is_fetched(cache: Path) -> None:
+    with pytest.raises(OptionError, match="prefill is 'guessed'; it must be exact, predicted or"):
+        quickdraft.load("smollm2-135m", prefill="guessed")
+    assert not cache.exists()
+
+
 def test_an_unknown_kv_type_is_refused_before_anything_is_fetched() -> None:
     with pytest.raises(OptionError, match="kv_cache is 'f8'; it must be one of f16, f32, int8"):
         quickdraft.load("smollm2-135m", kv_cache="f8")
