@@ -30,10 +30,14 @@ def contents(rows: list[int], layer: int, heads: int) -> np.ndarray:
 
 
 class Laws:
-    """Random steps, commits, truncations and forks; rows are numbered and never repeat."""
+    """Random steps, commits, truncations, forks and marks; rows are numbered and never repeat.
+
+    marked: of every cache, how many of its first rows are predicted.
+    """
 
     make: Callable[[int], KvCache]
     caches: list[tuple[KvCache, list[int]]]
+    marked: list[int]
 
     def put(self, cache: KvCache, layer: int, slots: list[int], rows: np.ndarray) -> None:
         """Write what a step would."""
@@ -45,6 +49,7 @@ class Laws:
         self.written = 0
         self.staged: list[int] = []
         self.caches = [(type(self).make(capacity), [])]
+        self.marked = [0]
 
     def _write(self, count: int) -> None:
         cache, rows = self.caches[-1]
@@ -87,13 +92,28 @@ class Laws:
         length = data.draw(st.integers(0, len(rows)))
         cache.truncate(length)
         del rows[length:]
+        self.marked[-1] = min(self.marked[-1], length)
         self.staged = []
 
     @rule()
     def fork(self) -> None:
         cache, rows = self.caches[-1]
         self.caches.append((cache.fork(), list(rows)))
+        self.marked.append(self.marked[-1])
         self.staged = []
+
+    @precondition(lambda self: not self.staged)
+    @rule()
+    def mark(self) -> None:
+        cache, rows = self.caches[-1]
+        cache.mark_predicted()
+        self.marked[-1] = len(rows)
+
+    @precondition(lambda self: self.staged)
+    @rule()
+    def refuse_to_mark_what_is_staged(self) -> None:
+        with pytest.raises(ValueError, match="staged"):
+            self.caches[-1][0].mark_predicted()
 
     @precondition(lambda self: self.staged)
     @rule(bad=st.sampled_from([[-1], [0, 0], [1, 0], [10**6]]))
@@ -124,6 +144,7 @@ class Laws:
                 assert (np.rint(value[: len(rows)]) == -expected).all()
         if getattr(self, "caches", None):
             assert self.caches[-1][0].staged == len(self.staged)
+            assert [cache.predicted for cache, _ in self.caches] == self.marked
 
 
 class ContiguousLaws(Laws, RuleBasedStateMachine):
