@@ -7,7 +7,7 @@ use n for the rows of a step, m for the rows whose logits are wanted. Weights ha
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -101,10 +101,9 @@ def attend(
     slots], added to the scores of the first `seen` slots. softcap: cap * tanh(scores / cap),
     before the bias. Returns [n, heads * head_dim].
     """
+    stage(k, v, cache, slots)
     keys, values = cache
     _, kv_heads, head_dim = keys.shape
-    keys[slots] = k.reshape(-1, kv_heads, head_dim)
-    values[slots] = v.reshape(-1, kv_heads, head_dim)
     seen = bias.shape[1]
     # [kv_heads, group, n, head_dim] against [kv_heads, 1, head_dim, seen].
     queries = q.reshape(len(q), kv_heads, -1, head_dim).transpose(1, 2, 0, 3)
@@ -117,6 +116,18 @@ def attend(
     mixed = weights @ values[:seen].transpose(1, 0, 2)[:, None]
     result: Floats = mixed.transpose(2, 0, 1, 3).reshape(q.shape)
     return result
+
+
+def stage(k: Floats, v: Floats, cache: tuple[Floats, Floats], slots: Ints) -> None:
+    """Write k and v [n, kv_heads * head_dim] into the cache at `slots`, as attend does."""
+    keys, values = cache
+    keys[slots] = k.reshape(-1, *keys.shape[1:])
+    values[slots] = v.reshape(-1, *values.shape[1:])
+
+
+def stack(parts: Sequence[Floats]) -> Floats:
+    """Rows of the parts [n_i, width], one part after another: [sum of n_i, width]."""
+    return np.concatenate(parts)
 
 
 def activate(x: Floats, kind: str) -> Floats:

@@ -41,6 +41,8 @@ BACKENDS: Mapping[str, str] = {
 }
 PREDICTORS: Mapping[str, str] = {
     "hotpath": "quickdraft.runtime.backends.hotpath_predictor:HotpathPredictor",
+    "reference": "quickdraft.runtime.backends.reference_predictor:ReferencePredictor",
+    "onnxruntime": "quickdraft.runtime.backends.onnxruntime_predictor:OnnxRuntimePredictor",
 }
 """By backend: classes of runtime.backends.base.Predictor."""
 DRAFTERS: Mapping[str, str] = {

@@ -1,20 +1,22 @@
 """The reference emitter: the calls an architecture makes, recorded as a program with weights.
 
-`reference/program.json` is a list of instructions in single-assignment form, each an op of
+`reference/NAME.json` of a part is a list of instructions in single-assignment form, each an op of
 `quickdraft.numpy_ops` with its inputs, weights and attributes; `reference/weights.safetensors`
-holds the weights, blocks as blocks. The reference backend interprets it.
+holds the weights of all parts, blocks as blocks. The reference backend interprets it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from quickdraft.export.emitters.base import EmitRequest, Part, entries
+from quickdraft.export.emitters.base import EmitRequest, Part, check_staged, entries
 from quickdraft.export.emitters.composed import ComposedOps
 from quickdraft.export.emitters.weight_file import WeightFile
 from quickdraft.export.ops import Activation, Attention, Rope
@@ -52,7 +54,8 @@ class Recorder(ComposedOps[Recorded]):
     ropes: dict[tuple[float, ...], str] = field(default_factory=dict)
     windows: set[int | None] = field(default_factory=set)
     offered: dict[int, str] = field(default_factory=dict)
-    result: str = ""
+    staged: set[int] = field(default_factory=set)
+    result: str | None = None
 
     def tokens(self) -> Recorded:
         """An input of the program."""
@@ -65,6 +68,10 @@ class Recorder(ComposedOps[Recorded]):
     def output_rows(self) -> Recorded:
         """An input of the program."""
         return Recorded("output_rows")
+
+    def features(self) -> Recorded:
+        """An input of the program."""
+        return Recorded("features")
 
     def embed(self, ids: Recorded, table: Weight) -> Recorded:
         """Recorded; the table is stored in the weight format."""
@@ -115,6 +122,15 @@ class Recorder(ComposedOps[Recorded]):
                 "softcap": attention.softcap,
             },
         )
+
+    def stage(self, k: Recorded, v: Recorded, attention: Attention) -> None:
+        """Recorded; the target's cache and its slots are the interpreter's to fill in."""
+        self.staged.add(attention.layer)
+        self._record("stage", [k, v], attributes={"layer": attention.layer})
+
+    def stack(self, parts: Sequence[Recorded]) -> Recorded:
+        """Recorded."""
+        return self._record("stack", parts)
 
     def activate(self, x: Recorded, kind: Activation) -> Recorded:
         """Recorded."""
@@ -171,36 +187,40 @@ class Recorder(ComposedOps[Recorded]):
 
 
 def emit_reference(request: EmitRequest) -> list[Variant]:
-    """Write a folder for every part, with a `program.json` and a `weights.safetensors`."""
-    return [_emit(part, request) for part in request.parts]
+    """Write `reference/NAME.json` for every part, and `weights.safetensors`, the weights of all.
 
-
-def _emit(part: Part, request: EmitRequest) -> Variant:
-    inner = "reference" if part.role == "target" else f"reference-{part.name}"
-    folder = request.folder / inner
+    Raises:
+        BackendError: a predictor leaves out a layer of its target (a fault of its builder).
+    """
+    folder = request.folder / "reference"
     folder.mkdir(parents=True, exist_ok=True)
+    with WeightFile(folder / "weights.safetensors") as file:
+        store = _WeightStore(file)
+        return [_emit(part, request, store) for part in request.parts]
+
+
+def _emit(part: Part, request: EmitRequest, store: _WeightStore) -> Variant:
     fmt = part.fmt or request.fmt
     recorder = Recorder(part.hidden_states)
     part.build(recorder)
-    blocks: dict[str, dict[str, int]] = {}
-    with WeightFile(folder / "weights.safetensors") as file:
-        for name, weight in recorder.weights.items():
-            data = _stored(weight, fmt if name in recorder.matrices else None)
-            if isinstance(data, Dense):
-                file.add(name, data.values)
-            else:
-                blocks[name] = {"bits": data.bits, "group": data.group, "zero": data.zero}
-                _add_blocks(file, name, data)
+    if part.target is not None:
+        check_staged(part, recorder.staged)
+    names: dict[str | None, str | None] = {None: None}
+    for name, weight in recorder.weights.items():
+        data = _stored(weight, fmt if name in recorder.matrices else None)
+        names[name] = store.add(name, data, part.name)
+    for line in recorder.instructions:
+        line["weights"] = {place: names[name] for place, name in line["weights"].items()}
     program = {
         "version": PROGRAM_VERSION,
         "instructions": recorder.instructions,
-        "blocks": blocks,
+        "blocks": {name: store.blocks[name] for name in names.values() if name in store.blocks},
         "hidden_states": {str(layer): name for layer, name in recorder.offered.items()},
         "logits": recorder.result,
     }
     text = json.dumps(program, indent=1, allow_nan=False)
-    (folder / "program.json").write_text(text, encoding="utf-8")
-    return _variant(fmt.name, recorder, inner, entries(part, request.folder, LAYOUT))
+    (request.folder / "reference" / f"{part.name}.json").write_text(text, encoding="utf-8")
+    return _variant(fmt.name, recorder, part, entries(part, request.folder, LAYOUT))
 
 
 def _stored(weight: Weight, fmt: WeightFormat | None) -> Dense | Blocked:
@@ -211,37 +231,75 @@ def _stored(weight: Weight, fmt: WeightFormat | None) -> Dense | Blocked:
     return data
 
 
-def _add_blocks(file: WeightFile, name: str, data: Blocked) -> None:
-    """Codes of at most 4 bits go two to a byte, the first one in the low half."""
+class _WeightStore:
+    """Weights of several parts in one file; equal ones are stored once.
+
+    blocks: what tells how to read those that are stored in blocks, by their names in the file.
+    """
+
+    def __init__(self, file: WeightFile) -> None:
+        self.blocks: dict[str | None, dict[str, int]] = {}
+        self._file = file
+        self._names: dict[bytes, str] = {}
+        self._taken: set[str] = set()
+
+    def add(self, name: str, data: Dense | Blocked, part: str) -> str:
+        """Store a weight of a part; returns its name in the file."""
+        arrays, blocks = _arrays(data)
+        digest = hashlib.sha256(repr(blocks).encode())
+        for suffix, array in arrays.items():
+            digest.update(f"{suffix} {array.dtype} {array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).data)
+        if digest.digest() not in self._names:
+            stored = name
+            while stored in self._taken:  # another part has other values under this name
+                stored = f"{part}/{stored}"
+            for suffix, array in arrays.items():
+                self._file.add(stored + suffix, array)
+            if blocks is not None:
+                self.blocks[stored] = blocks
+            self._names[digest.digest()] = stored
+            self._taken.add(stored)
+        return self._names[digest.digest()]
+
+
+def _arrays(data: Dense | Blocked) -> tuple[dict[str, NDArray[Any]], dict[str, int] | None]:
+    """What is stored of a weight, by what follows its name, and how to read its blocks. Codes of at
+    most 4 bits go two to a byte, the first one in the low half."""
+    if isinstance(data, Dense):
+        return {"": data.values}, None
     codes = data.codes
     if data.bits <= 4:
         codes = codes[:, ::2] | np.left_shift(codes[:, 1::2], 4, dtype=np.uint8)
-    file.add(f"{name}.codes", codes)
-    file.add(f"{name}.scale", data.scale)
+    arrays: dict[str, NDArray[Any]] = {".codes": codes, ".scale": data.scale}
     if data.minimum is not None:
-        file.add(f"{name}.minimum", data.minimum)
+        arrays[".minimum"] = data.minimum
+    return arrays, {"bits": data.bits, "group": data.group, "zero": data.zero}
 
 
 def _variant(
-    weight_format: str, recorder: Recorder, folder: str, more: Mapping[str, Any]
+    weight_format: str, recorder: Recorder, part: Part, more: Mapping[str, Any]
 ) -> Variant:
+    predicts = part.target is not None
     return Variant(
         target_format="reference",
         flavour="portable",
         weight_format=weight_format,
-        model=f"{folder}/program.json",
-        files=(f"{folder}/program.json", f"{folder}/weights.safetensors"),
+        model=f"reference/{part.name}.json",
+        files=(f"reference/{part.name}.json", "reference/weights.safetensors"),
         step=StepNames(
             tokens="tokens",
             positions="positions",
             slots="slots",
-            output_rows="output_rows",
+            output_rows=None if predicts else "output_rows",
             logits=recorder.result,
             biases={
                 window: "bias" if window is None else f"bias.{window}"
                 for window in sorted(recorder.windows, key=lambda w: w or 0)
             },
             hidden_states=recorder.offered,
+            features="features" if part.features else None,
+            target_rows="target_rows" if predicts else None,
         ),
         cache=LAYOUT,
         # Matrix products round differently for different numbers of rows.
