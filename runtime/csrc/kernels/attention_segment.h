@@ -213,7 +213,8 @@ class TileAttention {
   }
 
   // A head's keys and values lie in pieces too short for the hardware to foresee the next one, so
-  // those of these positions are asked for while earlier ones are multiplied.
+  // those of these positions are asked for while earlier ones are multiplied. Many queries multiply
+  // longer than they wait: they do not ask.
   void ask_keys(int64_t begin, int64_t end) const {
     for (int64_t p = begin; p < end; p += 16)
       prefetch_bytes(cache_.key_groups((start_ + p) / 16, head_).first,
@@ -229,13 +230,14 @@ class TileAttention {
     const Span all = prefix_of(0, queries_);
     for (int64_t p = all.low / 16 * 16; p < all.prefix; p = (p / kPositions + 1) * kPositions) {
       const int64_t end = smaller((p / kPositions + 1) * kPositions, round_up16(all.prefix));
+      const KeyGroups<Stored> keys = cache_.key_groups((start_ + p) / 16, head_);
+      if (widen_) {
+        score_block(widen_keys(keys, (end - p) / 16, space_.keys), p, end);
+        continue;
+      }
       ask_keys(end, smaller(end + kPositions, round_up16(all.prefix)));
       ask_values(p, smaller(end, all.prefix));
-      const KeyGroups<Stored> keys = cache_.key_groups((start_ + p) / 16, head_);
-      if (widen_)
-        score_block(widen_keys(keys, (end - p) / 16, space_.keys), p, end);
-      else
-        score_block(keys, p, end);
+      score_block(keys, p, end);
     }
   }
   template <class Kind>
