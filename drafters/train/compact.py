@@ -25,7 +25,7 @@ from quickdraft.drafters.train.target_states import TargetStates
 from quickdraft.export.checkpoints.base import WeightMap
 from quickdraft.export.emitters.torch import TorchModel
 from quickdraft.export.heads.compact import CompactSettings, compact_part, tensor_shapes
-from quickdraft.export.heads.parts import trimmed_head
+from quickdraft.export.heads.parts import norm_scale, trimmed_head
 from quickdraft.export.trained import Target
 from quickdraft.export.weights import dense_weight
 
@@ -131,7 +131,7 @@ def initial_weights(
     table = table / np.sqrt((table * table).mean(axis=1, keepdims=True) + 1e-6)
     main = _directions(table, settings.width)
     made["embed"][: len(main)] = main
-    head = target.weights.head.weight.dense()[tokens] @ main.T
+    head = (target.weights.head.weight.dense()[tokens] * norm_scale(target)) @ main.T
     head /= np.sqrt((head * head).sum(axis=1).mean()) + 1e-6
     made["head"][:, : len(main)] = head
     return {**made, "tokens": np.asarray(tokens, np.int32)}
@@ -244,6 +244,7 @@ class CompactModule(nn.Module):
         hits = (said.detach().argmax(-1) == wanted) & answer
         return loss, {"accepted": hits.sum() / answer.sum().clamp(min=1)}
 
+    @torch.no_grad()
     def judge(self, batch: Batch) -> Judged:
         """What the draft makes of a batch."""
         asked, wanted, answer = self._asked(batch)
