@@ -5,20 +5,23 @@
 
 namespace qd {
 
-// The first row whose position or ancestors are not those of such a tree; args.kv.rows if all are. In
-// a tree, ancestors come before their row, and the one at depth d stands at position past + d.
+// The first row whose position or ancestors are not those of such a tree; the number of rows if all
+// are. In a tree, ancestors come before their row, and the one at depth d stands at position past +
+// d.
 inline int64_t first_unsound_row(const AttentionArgs& args) {
+  const int64_t past = args.kv.past;
   for (int64_t r = 0; r < args.kv.rows; ++r) {
     if (!args.ancestors) {
-      if (args.positions[r] != args.kv.past + r) return r;
+      if (args.positions[r] != past + r) return r;
       continue;
     }
     // Compared before subtracting: a position may be any int64.
-    if (args.positions[r] < args.kv.past || args.positions[r] - args.kv.past >= args.depths) return r;
-    const int64_t depth = args.positions[r] - args.kv.past;
+    if (args.positions[r] < past) return r;
+    const int64_t depth = args.positions[r] - past;
+    if (depth >= args.depths) return r;
     const int32_t* path = args.ancestors + r * args.depths;
     for (int64_t d = 0; d < depth; ++d) {
-      if (path[d] < 0 || path[d] >= r || args.positions[path[d]] != args.kv.past + d) return r;
+      if (path[d] < 0 || path[d] >= r || args.positions[path[d]] != past + d) return r;
     }
     if (path[depth] != r) return r;
   }
