@@ -48,11 +48,11 @@ COMMANDS = {
     ),
     "train generate": (
         "quickdraft.commands.train_generate:generate",
-        "Let the target answer prompts, for drafts to learn from.",
+        "Let a model answer prompts, for drafts to learn from.",
     ),
     "train draft": (
         "quickdraft.commands.train_draft:draft",
-        "Train a draft on answers of the target.",
+        "Train a draft on answers of its model.",
     ),
     "train predictor": (
         "quickdraft.commands.train_predictor:predictor",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -13,9 +15,12 @@ from quickdraft.commands.progress import Bars
 from quickdraft.device_profiles import machine
 from quickdraft.registry import EMITTERS
 
+if TYPE_CHECKING:
+    from quickdraft.models.admission import Provenance
+
 
 @click.command()
-@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("source")
 @click.option(
     "-o", "--out", required=True, type=click.Path(path_type=Path), help="Folder of the bundle."
 )
@@ -51,20 +56,22 @@ from quickdraft.registry import EMITTERS
     help="Add a part that `quickdraft train` made for this checkpoint. Repeatable.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace a bundle that is already there.")
+@click.option("--offline", is_flag=True, help="Never use the network.")
 @common_options
 def export(
-    source: Path,
+    source: str,
     out: Path,
     weights: str,
     hidden_states: tuple[int, ...] | None,
     formats: str,
     trained: tuple[Path, ...],
     overwrite: bool,
+    offline: bool,
     as_json: bool,
 ) -> None:
     """Turn a checkpoint into a bundle.
 
-    SOURCE is a .gguf file or a Hugging Face checkpoint folder.
+    SOURCE is a .gguf file, a Hugging Face checkpoint folder, or the name of a model.
     """
     from quickdraft.export.pipeline import export_model
     from quickdraft.models.admission import admit
@@ -75,8 +82,9 @@ def export(
         chosen = default_formats()
     started = time.perf_counter()
     with Bars(quiet=as_json) as bars:
+        checkpoint, provenance = _checkpoint(source, bars, offline)
         manifest = export_model(
-            source,
+            checkpoint,
             out,
             weights=weights,
             hidden_states=hidden_states or (),
@@ -84,7 +92,7 @@ def export(
             progress=bars,
             overwrite=overwrite,
             trained=trained,
-            admit=admit,
+            admit=partial(admit, provenance=provenance),
         )
     seconds = time.perf_counter() - started
     size = sum(entry.size for entry in manifest.files.values())
@@ -119,3 +127,16 @@ def export(
         click.echo(
             "Our kernels are not installed here; --format hotpath exports for where they are."
         )
+
+
+def _checkpoint(source: str, bars: Bars, offline: bool) -> tuple[Path, Provenance | None]:
+    """The checkpoint of a model, and where it is from if that is not said by itself."""
+    from quickdraft.models.resolve import find_origin
+
+    path = Path(source)
+    if path.exists():
+        return path, None
+    origin = find_origin(source, progress=bars, offline=offline)
+    assert origin is not None  # only what exists is a bundle  # noqa: S101
+    checkpoint = origin.fetch()
+    return checkpoint, origin.provenance(checkpoint) if origin.provenance else None

@@ -14,6 +14,7 @@ from quickdraft.commands.output import facts, human_size, print_json
 from quickdraft.commands.progress import Bars
 from quickdraft.commands.train_status import StatusLine, duration, require_training
 from quickdraft.errors import OptionError
+from quickdraft.registry import TRAINED
 
 if TYPE_CHECKING:
     from quickdraft.drafters.train.data import Corpus
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from quickdraft.drafters.train.loop import LoopOptions, Outcome, Status
     from quickdraft.export.checkpoints.base import Checkpoint
 
-KINDS = ("compact", "eagle")
+KINDS = tuple(kind for kind in TRAINED if kind != "predictor")
 
 
 def _settings(
@@ -40,7 +41,7 @@ def _settings(
 @click.command("train draft")
 @click.argument("model")
 @click.option(
-    "--kind", type=click.Choice(KINDS), default=KINDS[0], show_default=True,
+    "--kind", type=click.Choice(KINDS), default="compact", show_default=True,
     help="What to train; see docs/training.md.",
 )  # fmt: skip
 @click.option(
@@ -76,7 +77,7 @@ def _settings(
 def draft(
     model: str, out: Path, overwrite: bool, offline: bool, as_json: bool, **options: Any
 ) -> None:
-    """Train a draft for MODEL on answers of MODEL.
+    """Train a draft on answers of its model.
 
     OUT is added to a bundle with `quickdraft export --trained OUT`. Beside it are OUT.json, with
     what was measured on the way, and OUT.png where matplotlib is installed. Ctrl-C, or whatever

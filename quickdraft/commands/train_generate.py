@@ -63,7 +63,7 @@ def generate(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Let MODEL answer prompts, for drafts to learn from.
+    """Let a model answer prompts, for drafts to learn from.
 
     One line of OUT is one answer. Prompts come in an order drawn at random; which answer each gets
     depends on the seed and its id alone. Ctrl-C, or whatever else ends this, loses at most the

@@ -79,11 +79,21 @@ def find_checkpoint(
 
     Raises as `resolve`.
     """
+    origin = find_origin(name, progress=progress, offline=offline)
+    return None if origin is None else origin.fetch()
+
+
+def find_origin(
+    name: str, *, progress: Progress | None = None, offline: bool = False
+) -> Origin | None:
+    """Where the bundle of a model is made from; None for a bundle folder.
+
+    Raises as `resolve`.
+    """
     path = _existing(name)
-    if path is not None and path.is_dir() and is_bundle(path):
-        return None
-    origin = _local(path) if path else _named(name, progress, offline=offline, refresh=False)
-    return origin.fetch()
+    if path is None:
+        return _named(name, progress, offline=offline, refresh=False)
+    return None if path.is_dir() and is_bundle(path) else _local(path)
 
 
 def _existing(name: str) -> Path | None:

@@ -87,3 +87,10 @@ def test_a_source_that_is_not_there(tmp_path: Path) -> None:
     done = call("export", tmp_path / "nothing", "--out", tmp_path / "bundle")
     assert done.returncode == 2
     assert "nothing" in done.stderr
+
+
+def test_a_name_that_leads_nowhere(tmp_path: Path) -> None:
+    done = call("export", "smollm2-135", "-o", tmp_path / "bundle", "--offline")
+    assert done.returncode == 2
+    assert "did you mean" in done.stderr
+    assert not (tmp_path / "bundle").exists()
