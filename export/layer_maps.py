@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 Features = Literal["hidden", "kv"]
+Layout = Literal["first", "spread"]
 Sources = tuple[tuple[int, ...], ...]
 
 FRACTIONS: Mapping[float, tuple[int, ...]] = {
@@ -20,9 +21,11 @@ FRACTIONS: Mapping[float, tuple[int, ...]] = {
 """Which of four layers stay, by the share of them."""
 
 
-def kept_layers(count: int, fraction: float) -> tuple[int, ...]:
-    """The layers of a pruned auxiliary: at regular intervals. fraction: a key of FRACTIONS."""
-    return tuple(layer for layer in range(count) if layer % 4 in FRACTIONS[fraction])
+def kept_layers(count: int, fraction: float, layout: Layout = "spread") -> tuple[int, ...]:
+    """The layers of a pruned auxiliary. fraction: a key of FRACTIONS. layout: `spread` keeps layers
+    at regular intervals, as the paper does; `first` as many, all from the bottom."""
+    spread = tuple(layer for layer in range(count) if layer % 4 in FRACTIONS[fraction])
+    return tuple(range(len(spread))) if layout == "first" else spread
 
 
 def layer_map(targets: int, auxiliaries: int) -> tuple[int, ...]:

@@ -57,11 +57,10 @@ class Plan:
 
     def goal(self, passed: int) -> int | None:
         """The target's stream that the auxiliary's should be after `passed` layers and a bridge;
-        None where there is no bridge."""
-        if self.keep is None:
+        None where there is no bridge: in a sibling, and up to the first layer that is left out."""
+        if self.keep is None or self.keep[: passed + 1] == tuple(range(passed + 1)):
             return None
-        ends = [*self.keep[1:], len(self.target.spec.layers)]
-        return ends[passed - 1]
+        return [*self.keep[1:], len(self.target.spec.layers)][passed - 1]
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from quickdraft.drafters.train.text import Rows, make_rows, read_documents
 from quickdraft.errors import OptionError
 from quickdraft.export.architectures.base import find_family
 from quickdraft.export.checkpoints.base import Checkpoint, WeightMap
-from quickdraft.export.layer_maps import FRACTIONS, Features, kept_layers, pruned_sources
+from quickdraft.export.layer_maps import FRACTIONS, Features, Layout, kept_layers, pruned_sources
 from quickdraft.export.prediction import KIND, PredictionSettings, Pruned, read_prediction
 from quickdraft.export.trained import Target, write_trained
 from quickdraft.export.weights import dense_weight
@@ -36,6 +36,7 @@ class PredictorOptions:
     """How a predictor is made.
 
     keep: a share of the target's layers (a key of layer_maps.FRACTIONS), or the layers themselves.
+    layout: which layers a share is, see layer_maps.kept_layers.
     features: what maps read. method: how maps are found: `ridge`, or `none` for the target's own
     projections. name: of the parts; made of the others where it is empty. tokens: of text to fit
     to. length: of a row of text. held_out: rows to choose penalties by and to measure on.
@@ -43,6 +44,7 @@ class PredictorOptions:
     """
 
     keep: float | tuple[int, ...] = 0.25
+    layout: Layout = "first"
     features: Features = "hidden"
     method: Method = "ridge"
     name: str = ""
@@ -150,9 +152,12 @@ def _settings(options: PredictorOptions, target: Target) -> PredictionSettings:
         if options.keep not in FRACTIONS:
             known = ", ".join(f"{fraction:g}" for fraction in FRACTIONS)
             raise OptionError(f"--keep {options.keep:g} is none of {known}; or name layers")
-        keep, share = kept_layers(count, options.keep), f"{options.keep:g}"
+        keep = kept_layers(count, options.keep, options.layout)
+        share = f"{options.keep:g}-{options.layout}"
         if len(keep) < 2:
-            raise OptionError(f"--keep {share} leaves {len(keep)} of {count} layers; keep more")
+            raise OptionError(
+                f"--keep {options.keep:g} leaves {len(keep)} of {count} layers; keep more"
+            )
     return PredictionSettings(
         name=options.name or f"{share}-{options.features}-{options.method}",
         auxiliary=Pruned("pruned", keep),

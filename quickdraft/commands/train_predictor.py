@@ -45,6 +45,10 @@ def _keep(ctx: click.Context, param: click.Parameter, value: str) -> float | tup
     help="Layers of the auxiliary: 0.25, 0.5 or 0.75 of the model's, or their numbers.",
 )  # fmt: skip
 @click.option(
+    "--layout", default="first", show_default=True, type=click.Choice(("first", "spread")),
+    help="Which layers a share is: the first ones, or some at regular intervals.",
+)  # fmt: skip
+@click.option(
     "--features", default="hidden", show_default=True, type=click.Choice(("hidden", "kv")),
     help="What keys and values are predicted from: the stream, or keys and values.",
 )  # fmt: skip
