@@ -150,7 +150,7 @@ def measure_prediction(
     if asked.refresh:
         raise OptionError(f"prefill is {prefill!r}; a prefill test ends before a refresh begins")
     for count in counts:
-        if not asked.rows(count):
+        if not model.prediction.rows(asked, count):
             raise OptionError(f"nothing is predicted of {count} tokens with {prefill!r}")
 
     def repeat(count: int) -> Measurement:
@@ -166,7 +166,7 @@ def _predicted_seconds(model: Model, tokens: NDArray[np.int64], prefill: Prefill
     session.rewind(tokens.tolist(), predicted=True)
     cache = session.cache
     start = time.perf_counter()
-    session.predict(prefill.rows(len(tokens)), prefill, None)
+    session.predict(model.prediction.rows(prefill, len(tokens)), prefill, None)
     while cache.length < len(tokens):
         part = tokens[cache.length : cache.length + PREFILL_CHUNK]
         last = np.array([len(part) - 1])

@@ -160,8 +160,9 @@ class Decoder:
         """Predict rows of the prompt where that was asked for and pays; take note of all there are,
         also those that an earlier answer left."""
         session, held = self._session, self._session.cache
-        spent = 0.0
-        rows = 0 if held.predicted else self.prefill.rows(len(prompt), held.length)
+        spent, rows = 0.0, 0
+        if self.prefill.predicts and not held.predicted:
+            rows = session.prediction.rows(self.prefill, len(prompt), held.length)
         if rows:
             self._check_interruption()
             spent = session.predict(rows, self.prefill, self._plan.cancel)

@@ -83,11 +83,12 @@ class Prefill:
         """Whether predicted rows may be used."""
         return self.mode != "exact"
 
-    def rows(self, prompt: int, held: int = 0) -> int:
+    def rows(self, prompt: int, held: int = 0, first: int = 0) -> int:
         """How many tokens of a prompt of that many, from the first on, shall have a row when all is
-        predicted; 0 where the target runs what is missing. held: exact rows there are of it."""
+        predicted; 0 where the target runs what is missing. held: exact rows there are of it; first:
+        how many of them the target is to run in any case."""
         rows = prompt - self.tail
-        pays = rows - held >= LEAST_ROWS and held <= MOST_HELD * prompt
+        pays = rows - max(held, first) >= LEAST_ROWS and held <= MOST_HELD * prompt
         return rows if self.predicts and pays else 0
 
 
@@ -227,6 +228,10 @@ class Prediction:
                 f"{', '.join(self.entries)}"
             )
         return self.entries[name] if name is not None else next(iter(self.entries.values()))
+
+    def rows(self, prefill: Prefill, prompt: int, held: int = 0) -> int:
+        """See Prefill.rows; for the predictor that it asks for."""
+        return prefill.rows(prompt, held, self.entry(prefill).exact_first)
 
     def predictor(self, name: str) -> Predictor:
         """One of `entries`, loaded.

@@ -84,8 +84,8 @@ class Session:
         return kept
 
     def predict(self, rows: int, prefill: Prefill, cancel: CancelToken | None) -> float:
-        """Append predicted rows to the cache until it has `rows`; returns seconds. The very first
-        ones are the target's, as many as the predictor wants.
+        """Append predicted rows to the cache until it has as many as Prediction.rows said; returns
+        seconds. The very first ones are the target's, as many as the predictor wants.
 
         Raises:
             Cancelled, BackendError: the cache holds no predicted row.
@@ -93,7 +93,7 @@ class Session:
         entry = self.prediction.entry(prefill)
         predictor = self.prediction.predictor(entry.name)
         started = time.perf_counter()
-        if self.cache.length < entry.exact_first < rows:
+        if self.cache.length < entry.exact_first:
             first = Tree.chain(self.tokens[self.cache.length : entry.exact_first])
             last = np.array([len(first) - 1], np.int64)
             self.backend.step(first, self.cache, last, cancel, full_logits=False)

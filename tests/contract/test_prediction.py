@@ -61,7 +61,7 @@ def test_a_right_predictor_changes_nothing(
         tokens, decoder = answer(new_session(sources, exact_first=first), prompt, prefill)
         assert tokens == decode(LOGITS, prompt, CONFIG)[0]
         tail = int(prefill.partition("@")[0].partition(":")[2] or 1)
-        rows = len(prompt) - tail if len(prompt) - tail >= 2 else 0
+        rows = len(prompt) - tail if len(prompt) - tail - first >= 2 else 0
         assert decoder.done == (prefill.partition("@")[0] if rows else "exact")
         assert (decoder.prediction is not None) == (rows > 0)
         if decoder.prediction is not None:
