@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from quickdraft.errors import OptionError
-from quickdraft.registry import DRAFTERS
+from quickdraft.registry import DRAFTERS, TRAINED
+from quickdraft.runtime.backends.opening import parts
 from quickdraft.runtime.drafting import DraftingSetup
 from quickdraft.runtime.generation import GenerationConfig
 from quickdraft.runtime.law_checks import (
@@ -97,11 +98,8 @@ def run_verification(
         InputError: the draft model cannot be used for this one.
         ContextOverflow: a prompt does not fit the model.
     """
-    names = [*DRAFTERS, AUTO_NAME]
-    untested = {}
-    if plan.draft_model is None and MODEL_DRAFTER in names:
-        names.remove(MODEL_DRAFTER)
-        untested[MODEL_DRAFTER] = "it needs a draft model"
+    untested = _untested(model, plan)
+    names = [*(name for name in DRAFTERS if name not in untested), AUTO_NAME]
     with ExitStack() as stack:
         # All of them before the first answer: a draft model that cannot be used is found at once.
         sessions = {name: stack.enter_context(_session(model, name, plan)) for name in names}
@@ -112,6 +110,18 @@ def run_verification(
         model.name, backend.name, backend.flavour, backend.isa, backend.guarantee,
         len(prompts), plan.tokens, reports, untested,
     )  # fmt: skip
+
+
+def _untested(model: Model, plan: VerificationPlan) -> dict[str, str]:
+    """Drafters that cannot take part, and why."""
+    held = {variant.name for variant in parts(model.manifest, model.backend.name, "drafter")}
+    untested = {}
+    for name in DRAFTERS:
+        if name == MODEL_DRAFTER and plan.draft_model is None:
+            untested[name] = "it needs a draft model"
+        elif name in TRAINED and name not in held:
+            untested[name] = "the bundle has no such draft"
+    return untested
 
 
 @contextmanager

@@ -56,5 +56,8 @@ Raises:
 
 KINDS: Mapping[str, str] = {
     "compact": "quickdraft.drafters.train.compact:prepare_compact",
+    "eagle": "quickdraft.drafters.train.eagle:prepare_eagle",
+    "hydra": "quickdraft.drafters.train.hydra:prepare_hydra",
+    "medusa": "quickdraft.drafters.train.medusa:prepare_medusa",
 }
 """Also the kinds of trained parts in registry.TRAINED."""

@@ -122,7 +122,7 @@ def eagle_part(target: Target, settings: EagleSettings, weights: WeightMap) -> P
         embedding=target.weights.embedding,
         layers=(layer,),
         final_norm=Norm(own["final_norm"]),
-        head=_head(target.weights.head, tokens, settings.name),
+        head=output_rows(target, tokens, settings.name),
     )
     parts = len(settings.hidden_states) + 1
     return Part(
@@ -147,8 +147,10 @@ def tensor_shapes(target: DecoderSpec, settings: EagleSettings) -> dict[str, tup
     hidden, width = target.hidden_size, settings.mlp_width
     heads, kv_heads = target.layers[-1].num_heads, target.layers[-1].num_kv_heads
     q, kv, wide = heads * target.head_dim, kv_heads * target.head_dim, settings.sampling_width
+    parts = len(settings.hidden_states) + 1
     shapes: dict[str, tuple[int, ...]] = {
-        "fuse": (hidden, hidden * (len(settings.hidden_states) + 1)),
+        "features_norm": (hidden * parts,),
+        "fuse": (hidden, hidden * parts),
         "embed": (hidden, hidden),
         "embed_norm": (hidden,),
         "query": (q, hidden),
@@ -169,36 +171,38 @@ def tensor_shapes(target: DecoderSpec, settings: EagleSettings) -> dict[str, tup
 
 
 def initial_weights(
-    target: Target, settings: EagleSettings, tokens: NDArray[np.int32], seed: int = 0
+    target: Target,
+    settings: EagleSettings,
+    tokens: NDArray[np.int32],
+    seed: int = 0,
+    spread: Floats | None = None,
 ) -> dict[str, NDArray[Any]]:
-    """Weights to train from: what the target's last layer has of the same kind and shape, the
-    streams it reads passed on, the rest small and random. tokens: int32 [vocab_size], ascending."""
+    """Weights to train from: the last stream it reads, or its own state, goes on to the output as
+    it would in the target; all else is small and random.
+
+    tokens: int32 [vocab_size], ascending. spread: float32 [streams, hidden], how far each value of
+    a normed stream lies from 0 (root of the mean square), None where that is not known.
+    """
     rng = np.random.default_rng(seed)
     made: dict[str, NDArray[Any]] = {}
     for name, shape in tensor_shapes(target.spec, settings).items():
         if len(shape) == 1:
             made[name] = np.ones(shape, np.float32)
         else:
-            small = 0.5 / np.sqrt(shape[1])
-            made[name] = (small * rng.standard_normal(shape)).astype(np.float32)
-    last = target.weights.layers[-1]
-    for name in ("query", "key", "value", "output", "gate", "up", "down"):
-        linear: Linear | None = getattr(last, name)
-        if linear is not None and name in made:
-            _copy(made[name], linear.weight)
-    for name in _LAYER_NORMS:
-        norm: Norm | None = getattr(last, name)
-        if norm is not None and norm.weight is not None:
-            made[name][:] = norm.weight.dense() + np.float32(target.spec.norm_offset)
+            made[name] = (rng.standard_normal(shape) / np.sqrt(shape[1])).astype(np.float32)
+    for name in ("output", "down", "sampling_down"):
+        if name in made:
+            made[name] *= np.float32(0.1)
+    streams, hidden = len(settings.hidden_states), target.spec.hidden_size
+    each = np.ones((streams + 1, hidden), np.float32)
+    if spread is not None:
+        each[:] = np.maximum([*spread, spread[-1]], 1e-3)  # its own state is as the last stream
+    made["features_norm"] = 1 / each.ravel()
+    made["fuse"] *= np.float32(0.3)
+    made["fuse"][:, (streams - 1) * hidden :] = np.concatenate([np.diag(each[-1])] * 2, axis=1)
     final = target.weights.final_norm
-    if final is not None and final.weight is not None:
-        made["final_norm"][:] = final.weight.dense() + np.float32(target.spec.norm_offset)
-    hidden = target.spec.hidden_size
-    diagonal = np.arange(hidden)
-    for part in (len(settings.hidden_states) - 1, len(settings.hidden_states)):
-        made["fuse"][diagonal, part * hidden + diagonal] += 1  # the last stream, its own state
-    if settings.sampling_width:
-        made["sampling_down"][:] = 0
+    if target.spec.norm == "rms" and final is not None and final.weight is not None:
+        made["final_norm"] = final.weight.dense() + np.float32(target.spec.norm_offset)
     made["tokens"] = np.asarray(tokens, np.int32)
     return made
 
@@ -206,12 +210,6 @@ def initial_weights(
 def as_weights(tensors: Mapping[str, NDArray[Any]]) -> WeightMap:
     """Arrays as what a file would hold."""
     return WeightMap({name: dense_weight(name, values) for name, values in tensors.items()})
-
-
-def _copy(values: Floats, weight: Weight) -> None:
-    """The first rows and columns of a weight, as far as both go."""
-    rows, columns = (min(a, b) for a, b in zip(values.shape, weight.shape, strict=True))
-    values[:rows, :columns] = weight.dense()[:rows, :columns]
 
 
 def _layer_spec(target: DecoderSpec, settings: EagleSettings) -> DecoderSpec:
@@ -245,12 +243,13 @@ def _layer(own: Mapping[str, Weight]) -> LayerWeights:
     )
 
 
-def _head(head: Linear, tokens: NDArray[np.int64], name: str) -> Linear:
-    """Rows of the target's output matrix."""
+def output_rows(target: Target, tokens: NDArray[Any], name: str) -> Linear:
+    """Rows of the target's output matrix for these tokens, as the head `name` has them."""
+    head, index = target.weights.head, np.asarray(tokens, np.int64)
     bias = head.bias
     return Linear(
-        head.weight.take_rows(tokens, f"{name}.head"),
-        None if bias is None else bias.take_rows(tokens, f"{name}.head_bias"),
+        head.weight.take_rows(index, f"{name}.head"),
+        None if bias is None else bias.take_rows(index, f"{name}.head_bias"),
     )
 
 
@@ -272,7 +271,7 @@ def _builder(
         if spec.embedding_scale is not None:
             token = ops.scale(token, spec.embedding_scale)
         token = ops.rms_norm(token, own["embed_norm"], _EPS)
-        features = ops.rms_norm(ops.features(), None, _EPS, parts)
+        features = ops.layer_norm(ops.features(), own["features_norm"], None, _EPS, parts)
         x = ops.add(ops.linear(features, own["fuse"]), ops.linear(token, own["embed"]))
         if "sampling_gate" in own:
             x = ops.add(x, _sample(ops, own, x, token))

@@ -24,7 +24,7 @@ from quickdraft.drafters.distribution import Distribution
 from quickdraft.drafters.tree import Tree
 from quickdraft.errors import InputError, OptionError
 from quickdraft.kvcache.growing import GrowingCache
-from quickdraft.registry import DRAFTERS
+from quickdraft.registry import DRAFTERS, TRAINED
 from quickdraft.runtime import law_checks
 from quickdraft.runtime.accept import Accepted
 from quickdraft.runtime.backends.base import StepOutput
@@ -47,7 +47,7 @@ from quickdraft.runtime.verification import (
 )
 
 WORDS = 12
-FREE = [name for name in DRAFTERS if name != "small_model"]
+FREE = [name for name in DRAFTERS if name != "small_model" and name not in TRAINED]
 PROMPTS = [
     Prompt("first", [0, 1, 2, 3, 0, 1, 2, 3, 0, 1]),
     Prompt("second", [5, 6, 5, 6, 5]),
@@ -99,7 +99,7 @@ def test_nothing_is_found_where_all_is_well() -> None:
     )
     assert found.holds
     assert list(found.drafters) == [*FREE, "auto"]
-    assert list(found.untested) == ["small_model"]
+    assert list(found.untested) == [name for name in DRAFTERS if name not in FREE]
     for report in found.drafters.values():
         assert report.identical
         assert report.bits_identical
