@@ -18,7 +18,14 @@ from quickdraft.export.checkpoints.base import Checkpoint
 from quickdraft.export.emitters.base import Emit, EmitRequest, Part
 from quickdraft.export.quantize import weight_format
 from quickdraft.export.trained import Attach, Target, check_target, read_trained
-from quickdraft.manifest import EXPORT_REVISION, Manifest, Role, TokenizerEntry, Variant
+from quickdraft.manifest import (
+    EXPORT_REVISION,
+    PART_NAME,
+    Manifest,
+    Role,
+    TokenizerEntry,
+    Variant,
+)
 from quickdraft.types import ModelSpec, Progress
 
 
@@ -110,6 +117,7 @@ def export_checkpoint(
     target.hidden_states.update(hidden_states)
     others = [part for path in trained for part in _attach(path, checkpoint, target)]
     parts = (_target_part(target, spec), *others)
+    _check_names(parts)
     with BundleWriter(out, overwrite=overwrite) as writer:
         request = EmitRequest(writer.root, fmt, parts)
         emitted = [_emit(emit, request, checkpoint, report) for emit in emitters]
@@ -136,6 +144,24 @@ def _attach(path: Path, checkpoint: Checkpoint, target: Target) -> Sequence[Part
     check_target(trained, checkpoint, path.name)
     attach: Attach = registry.lookup("kind of trained part", registry.TRAINED, trained.kind)
     return attach(trained, target)
+
+
+def _check_names(parts: Sequence[Part]) -> None:
+    """Names of parts are names of files, and stand in options.
+
+    Raises:
+        CheckpointError: two parts have one name, or one has a name that cannot be used.
+    """
+    seen = set()
+    for part in parts:
+        if not PART_NAME.fullmatch(part.name):
+            raise CheckpointError(f"a trained part cannot be called {part.name[:120]!r}")
+        if part.name.casefold() in seen:
+            raise CheckpointError(
+                f"two parts of the bundle would be called {part.name!r}; leave out one of the "
+                "trained files, or train one again under another name"
+            )
+        seen.add(part.name.casefold())
 
 
 def _silent(stage: str, done: int, total: int) -> None:
