@@ -114,7 +114,8 @@ def run_verification(
 
 def _untested(model: Model, plan: VerificationPlan) -> dict[str, str]:
     """Drafters that cannot take part, and why."""
-    held = {variant.name for variant in parts(model.manifest, model.backend.name, "drafter")}
+    found = parts(model.manifest, model.backend.name, "drafter")
+    held = {variant.name.removesuffix("-1") for variant in found}  # a draft may be several parts
     untested = {}
     for name in DRAFTERS:
         if name == MODEL_DRAFTER and plan.draft_model is None:

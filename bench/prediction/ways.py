@@ -97,13 +97,15 @@ def _rows(graph: Graph, begin: int, end: int) -> int:
 
 
 def graph_cost(bundle: Bundle, variant: Variant) -> Graph:
-    """Read off the graph."""
+    """Read off the graph, whose nodes for nothing count for nothing."""
     import onnx_ir
+    from onnx_ir.passes.common import RemoveUnusedNodesPass
     from profile_step import product_of
 
     spec = bundle.manifest.model if variant.spec is None else variant.spec
     rows = head = 0
-    for node in onnx_ir.load(bundle.folder / variant.model).graph:
+    loaded = onnx_ir.load(bundle.folder / variant.model)
+    for node in RemoveUnusedNodesPass()(loaded).model.graph:
         constants = [v.const_value for v in node.inputs if v is not None and v.const_value]
         outputs, inputs = product_of(node, constants)
         if outputs == spec.vocab_size:

@@ -14,10 +14,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tiny.predicted import write_predicted_model
 from tiny.toy_model import VOCAB, toy_model
 
 from quickdraft.runtime.model import Model
 
+OURS = {"prediction", "harness", "check_prediction", "kv_prediction", "profile_step"}
+KINDS = ("predicted", "hybrid:64")
 BENCH = Path(__file__).parents[3] / "bench"
 
 
@@ -28,7 +31,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     before = set(sys.modules)
     yield lambda name: importlib.import_module(name)
     for name in set(sys.modules) - before:
-        if name.partition(".")[0] in {"prediction", "harness", "check_prediction"}:
+        if name.partition(".")[0] in OURS:
             del sys.modules[name]
 
 
@@ -257,3 +260,44 @@ def test_complaints(lines: Any, capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr().err
     for words in ("1 threads", "onnxruntime", "128 tokens that are refreshed"):
         assert words in said
+
+
+def test_the_whole_of_it(
+    bench: Any,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A right predictor and a wrong one; then a part again, while the others are kept."""
+    script = bench("kv_prediction")
+    monkeypatch.setattr(script, "RESULTS", tmp_path / "results")
+    write_predicted_model(tmp_path / "bundle", ("onnx",))
+    few = {
+        "rounds": 1, "lengths": 40, "refresh-lengths": 40, "tokens": 8, "windows": 2, "prefix": 40,
+        "continuation": 8, "prompts": 1, "agreed": 6, "trivia": 2, "humaneval": 1, "threads": 1,
+    }  # fmt: skip
+    options = [str(word) for name, value in few.items() for word in (f"--{name}", value)]
+    asked = ["tiny", str(tmp_path / "bundle"), str(data), *options]
+    script.main(asked)
+    assert "predicted wrong" in capsys.readouterr().out
+    file = tmp_path / "results" / "prediction-tiny.json"
+    first = json.loads(file.read_text())
+    assert file.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    ways = ["exact", *(f"{kind} {of}" for of in ("right", "wrong") for kind in KINDS)]
+    assert list(first["speed"]["ttft_ms"]) == list(first["quality"]["ways"]) == ways
+    quality = first["quality"]["ways"]
+    assert quality["predicted right"]["perplexity"] == quality["exact"]["perplexity"]
+    assert quality["predicted right"]["agreement"] == 1
+    assert quality["predicted wrong"]["perplexity"] != quality["exact"]["perplexity"]
+    refreshed = first["refresh"]["ways"]
+    assert refreshed["exact"]["40"]["exact_after"]
+    assert not refreshed["predicted wrong"]["40"]["exact_after"]
+    products = first["speed"]["multiplications"]
+    assert 0 < products["predicted right"]["40"] < products["exact"]["40"]
+    script.main([*asked, "--parts", "quality", "--ways", "predicted wrong"])
+    second = json.loads(file.read_text())
+    assert second["speed"] == first["speed"]
+    assert second["quality"]["ways"] == quality
+    script.main([*asked, "--parts", "quality", "--ways", "predicted wrong", "--windows", "1"])
+    assert list(json.loads(file.read_text())["quality"]["ways"]) == ["exact", "predicted wrong"]
