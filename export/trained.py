@@ -1,7 +1,7 @@
 """Trained parts as files: safetensors with a card, made for one target, added when it is exported.
 
 A matrix that was stored in int8 is two tensors, `NAME.codes` and `NAME.scale` (one float16 scale a
-row and group of 32 columns); everything else is float16 or float32, a token map int32.
+row and group of 32 columns); everything else is float32, a token map int32.
 """
 
 from __future__ import annotations
@@ -130,11 +130,20 @@ def write_trained(
     int8: bool = True,
 ) -> None:
     """Write a trained part, all or nothing. int8: store matrices whose rows groups of 32 divide in
-    blocks; what remains of float32 becomes float16 where that holds it."""
+    blocks.
+
+    Raises:
+        CheckpointError: a tensor holds NaN or infinite values: training failed.
+    """
     from safetensors.numpy import save
 
     stored: dict[str, NDArray[Any]] = {}
     for name, values in tensors.items():
+        if not np.isfinite(values).all():
+            raise CheckpointError(
+                f"{name!r} holds NaN or infinite values after training, so nothing was written to "
+                f"{path}; train with a lower rate"
+            )
         if values.dtype == np.int32:
             stored[name] = values
         elif int8 and values.ndim == 2 and values.shape[1] % GROUP == 0:
@@ -157,7 +166,9 @@ def _join_blocks(path: Path, tensors: Mapping[str, Weight]) -> dict[str, Weight]
             continue
         base, scale = name[:-6], tensors.get(f"{name[:-6]}.scale")
         groups = (*weight.shape[:1], weight.shape[-1] // GROUP)
-        if len(weight.shape) != 2 or scale is None or scale.shape != groups:
+        stored_as = (weight.stored_as, None if scale is None else scale.stored_as)
+        fits = len(weight.shape) == 2 and scale is not None and scale.shape == groups
+        if scale is None or not fits or stored_as not in (("U8", "F16"), ("U8", "F32")):
             raise CheckpointError(f"{path.name}: the blocks of {base!r} do not fit their scales")
         joined[base] = _blocked(base, weight, scale)
     return joined
