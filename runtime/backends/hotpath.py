@@ -63,7 +63,7 @@ class HotpathBackend:
                 f"{variant.model} takes a cache of {variant.cache.kind!r}, and this backend "
                 "has one of 'blocks'; use the backend of its flavour"
             )
-        options = session_options(threads)
+        options = session_options(threads, beside=variant.spec is not None)
         self.isa: str | None = native.isa()
         self.spec = spec
         self._vocab_size = vocab_size
@@ -228,8 +228,8 @@ class _Frame:
             np.add(self._depth, length, out=self._positions)
 
 
-def session_options(threads: int | None) -> Any:
-    """Options of a session that has our ops.
+def session_options(threads: int | None, beside: bool = False) -> Any:
+    """Options of a session that has our ops, see ort_session.options.
 
     Raises:
         MissingExtra: onnxruntime is not installed.
@@ -243,7 +243,7 @@ def session_options(threads: int | None) -> Any:
         )
     library = native.load()
     library.isa()  # a wrong QUICKDRAFT_ISA is named here, not among the problems of onnxruntime
-    options = ort_session.options(threads)
+    options = ort_session.options(threads, beside)
     # The graph is made of our own ops: there is nothing to optimise, only time to lose.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:

@@ -88,7 +88,7 @@ class OnnxRuntimeBackend:
             BundleError: the graph's inputs or outputs are not those of the manifest.
         """
         refuse_kv_types(self.name, kv_cache)
-        options = ort_session.options(threads)
+        options = ort_session.options(threads, beside=variant.spec is not None)
         if not isinstance(variant.cache, SlotsLayout) or variant.step.slots is None:
             raise BundleError(
                 f"{variant.model} takes a cache of {variant.cache.kind!r}, and this backend "

@@ -31,7 +31,7 @@ class OnnxRuntimePredictor(SlotsPredictor):
             BundleError: the graph is not what the manifest promises, or fills other caches.
         """
         super().__init__(backend, variant)
-        options = ort_session.options(threads)
+        options = ort_session.options(threads, beside=True)
         self._variant = variant
         self._session: Any = ort_session.open_session(folder / variant.model, options)
         check_names(self._session, self.spec, variant, self.target)

@@ -31,12 +31,17 @@ def require() -> Any:
     return ort
 
 
-def options(threads: int | None) -> Any:
-    """Options of a session. threads: of one step; None means one per physical core."""
+def options(threads: int | None, beside: bool = False) -> Any:
+    """Options of a session. threads: of one step; None means one per physical core. beside: it
+    takes turns with the target's session, so its threads sleep when they have nothing to do: those
+    that wait awake for their next turn hold the cores that the other session needs (steps of the
+    target took twice as long)."""
     made = require().SessionOptions()
     made.log_severity_level = _ERRORS_ONLY
     if threads is not None:
         made.intra_op_num_threads = threads
+    if beside:
+        made.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return made
 
 

@@ -171,6 +171,13 @@ def test_a_part_with_features_runs(tmp_path: Path) -> None:
 
 
 @needs_native
+def test_threads_of_a_part_sleep_between_its_steps(tmp_path: Path) -> None:
+    model = opened(tmp_path, head(eagle_like))
+    entry = "session.intra_op.allow_spinning"
+    assert model._session.get_session_options().get_session_config_entry(entry) == "0"
+
+
+@needs_native
 def test_a_stack_runs(tmp_path: Path) -> None:
     model = opened(tmp_path, head(medusa_like))
     rows = np.array([0, ROWS, 2 * ROWS, 3 * ROWS - 1])
