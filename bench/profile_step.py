@@ -77,9 +77,11 @@ def node_facts(model: Path) -> dict[str, tuple[str, int, int]]:
 
 def product_of(node: Any, weights: list[Any]) -> tuple[int, int]:
     """Outputs and inputs of a matrix product with constant weights; zeros for other nodes."""
-    if node.op_type == "MatMul" and weights and len(weights[0].shape) == 2:
-        return int(weights[0].shape[1]), int(weights[0].shape[0])
     attributes = {name.lower(): attribute for name, attribute in node.attributes.items()}
+    if node.op_type in {"MatMul", "FusedMatMul"} and weights and len(weights[0].shape) == 2:
+        inputs, outputs = map(int, weights[0].shape)
+        turned = "transb" in attributes and attributes["transb"].as_int()
+        return (inputs, outputs) if turned else (outputs, inputs)
     if node.op_type in LOOKUPS or not {"n", "k"} <= attributes.keys():
         return 0, 0
     gated = "gated" in attributes and attributes["gated"].as_int()
