@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 Features = Literal["hidden", "kv"]
-Layout = Literal["first", "spread"]
+Layout = Literal["graded", "first", "spread"]
 Sources = tuple[tuple[int, ...], ...]
 
 FRACTIONS: Mapping[float, tuple[int, ...]] = {
@@ -20,12 +20,31 @@ FRACTIONS: Mapping[float, tuple[int, ...]] = {
 }
 """Which of four layers stay, by the share of them."""
 
+_BOTTOM = 3
 
-def kept_layers(count: int, fraction: float, layout: Layout = "spread") -> tuple[int, ...]:
-    """The layers of a pruned auxiliary. fraction: a key of FRACTIONS. layout: `spread` keeps layers
-    at regular intervals, as the paper does; `first` as many, all from the bottom."""
+
+def kept_layers(
+    count: int, fraction: float, layout: Layout = "spread", wanted: Sequence[int] = ()
+) -> tuple[int, ...]:
+    """The layers of a pruned auxiliary.
+
+    fraction: a key of FRACTIONS. layout: `spread` keeps layers at regular intervals, as the paper
+    does. Ours: `first` as many from the bottom; `graded` the first three, in which a token becomes
+    a word, and the others at regular intervals, those of `wanted` among them where there is room.
+    """
     spread = tuple(layer for layer in range(count) if layer % 4 in FRACTIONS[fraction])
-    return tuple(range(len(spread))) if layout == "first" else spread
+    total = len(spread)
+    if layout == "spread" or total == count:
+        return spread
+    if layout == "first" or total <= _BOTTOM:
+        return tuple(range(total))
+    step = (count - _BOTTOM + 1) / (total - _BOTTOM + 1)
+    kept = [round(_BOTTOM - 1 + step * number) for number in range(1, total - _BOTTOM + 1)]
+    for layer in sorted({layer for layer in wanted if layer >= _BOTTOM} - set(kept)):
+        near = min((k for k in kept if k not in wanted), key=lambda k: abs(k - layer), default=None)
+        if near is not None:
+            kept[kept.index(near)] = layer
+    return (*range(_BOTTOM), *sorted(kept))
 
 
 def layer_map(targets: int, auxiliaries: int) -> tuple[int, ...]:

@@ -11,13 +11,13 @@ from typing import Any, Literal
 from tokenizers import Tokenizer
 
 from quickdraft import strict_json
+from quickdraft.drafters.train.large_tokens import enlarging_layers
 from quickdraft.drafters.train.own_maps import own_maps
 from quickdraft.drafters.train.prediction_quality import measure
 from quickdraft.drafters.train.predictor import Fitted, Plan, fit_predictor, pruned_auxiliary
-from quickdraft.drafters.train.streams import quickest_dtype
+from quickdraft.drafters.train.streams import LayerRunner, quickest_dtype
 from quickdraft.drafters.train.text import Rows, make_rows, read_documents
 from quickdraft.errors import OptionError
-from quickdraft.export.architectures.base import find_family
 from quickdraft.export.checkpoints.base import Checkpoint, WeightMap
 from quickdraft.export.layer_maps import FRACTIONS, Features, Layout, kept_layers, pruned_sources
 from quickdraft.export.prediction import KIND, PredictionSettings, Pruned, read_prediction
@@ -27,6 +27,8 @@ from quickdraft.types import Progress
 
 Method = Literal["none", "ridge"]
 METHODS: tuple[Method, ...] = ("ridge", "none")
+_PROBED, _PROBED_LENGTH = 8, 64
+"""Rows, and of how many tokens, that show which layers make the first token large."""
 _MEASURED = 16
 """Held-out rows that continuations are measured on."""
 
@@ -44,7 +46,7 @@ class PredictorOptions:
     """
 
     keep: float | tuple[int, ...] = 0.25
-    layout: Layout = "first"
+    layout: Layout = "graded"
     features: Features = "hidden"
     method: Method = "ridge"
     name: str = ""
@@ -80,10 +82,15 @@ def make_predictor(
         OptionError: an option has a value it cannot have. InputError: bad or too little text.
         CheckpointError, UnsupportedModel: the model. Cancelled: `stop` said so. StorageError.
     """
-    family = find_family(checkpoint.config)
-    spec = family.read(checkpoint.config)
-    target = Target(spec, family.collect(spec, checkpoint.weights))
-    settings = _settings(options, target)
+    target = Target.of(checkpoint)
+    spec = target.spec
+    _check(options, len(spec.layers))
+    rows, dtype = _rows(checkpoint, data, options), quickest_dtype()
+    wanted: tuple[int, ...] = ()
+    if options.layout == "graded" and not isinstance(options.keep, tuple):
+        runner = LayerRunner(spec, target.weights, dtype)
+        wanted = enlarging_layers(runner, rows.held_out[:_PROBED, :_PROBED_LENGTH])
+    settings = _settings(options, len(spec.layers), wanted)
     assert isinstance(settings.auxiliary, Pruned)  # siblings are made elsewhere  # noqa: S101
     keep = settings.auxiliary.keep
     plan = Plan(
@@ -94,8 +101,6 @@ def make_predictor(
         settings.sources,
         options.exact_first,
     )
-    rows = _rows(checkpoint, data, options)
-    dtype = quickest_dtype()
     identity = {
         "settings": strict_json.encode(settings),
         "target": checkpoint.source.fingerprint,
@@ -132,8 +137,8 @@ def make_predictor(
     return Made(out, card)
 
 
-def _settings(options: PredictorOptions, target: Target) -> PredictionSettings:
-    count = len(target.spec.layers)
+def _check(options: PredictorOptions, count: int) -> None:
+    """Refuse options that a model with `count` layers cannot have."""
     if options.method not in METHODS:
         raise OptionError(f"--method {options.method} (there are: {', '.join(METHODS)})")
     if options.method == "none" and options.features != "hidden":
@@ -147,17 +152,20 @@ def _settings(options: PredictorOptions, target: Target) -> PredictionSettings:
                 f"--keep {','.join(map(str, keep))}: name two layers or more, ascending, of the "
                 f"{count} that the model has (0 to {count - 1})"
             )
-        share = "x".join(map(str, (len(keep), count)))
+    elif options.keep not in FRACTIONS:
+        known = ", ".join(f"{fraction:g}" for fraction in FRACTIONS)
+        raise OptionError(f"--keep {options.keep:g} is none of {known}; or name layers")
+    elif len(kept_layers(count, options.keep)) < 2:
+        raise OptionError(f"--keep {options.keep:g} of {count} layers is too few; keep more")
+
+
+def _settings(options: PredictorOptions, count: int, wanted: tuple[int, ...]) -> PredictionSettings:
+    """wanted: layers that an auxiliary should not lack."""
+    if isinstance(options.keep, tuple):
+        keep, share = options.keep, f"{len(options.keep)}of{count}"
     else:
-        if options.keep not in FRACTIONS:
-            known = ", ".join(f"{fraction:g}" for fraction in FRACTIONS)
-            raise OptionError(f"--keep {options.keep:g} is none of {known}; or name layers")
-        keep = kept_layers(count, options.keep, options.layout)
+        keep = kept_layers(count, options.keep, options.layout, wanted)
         share = f"{options.keep:g}-{options.layout}"
-        if len(keep) < 2:
-            raise OptionError(
-                f"--keep {options.keep:g} leaves {len(keep)} of {count} layers; keep more"
-            )
     return PredictionSettings(
         name=options.name or f"{share}-{options.features}-{options.method}",
         auxiliary=Pruned("pruned", keep),

@@ -45,8 +45,9 @@ def _keep(ctx: click.Context, param: click.Parameter, value: str) -> float | tup
     help="Layers of the auxiliary: 0.25, 0.5 or 0.75 of the model's, or their numbers.",
 )  # fmt: skip
 @click.option(
-    "--layout", default="first", show_default=True, type=click.Choice(("first", "spread")),
-    help="Which layers a share is: the first ones, or some at regular intervals.",
+    "--layout", default="graded", show_default=True,
+    type=click.Choice(("graded", "first", "spread")),
+    help="Which layers a share is: the first ones, some at regular intervals, or both.",
 )  # fmt: skip
 @click.option(
     "--features", default="hidden", show_default=True, type=click.Choice(("hidden", "kv")),

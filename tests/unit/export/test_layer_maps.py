@@ -55,6 +55,28 @@ def test_pruned_auxiliaries_of_the_paper() -> None:
     assert kept_layers(8, 0.5, "first") == (0, 1, 2, 3)
 
 
+@given(
+    count=st.integers(4, 80),
+    fraction=st.sampled_from([0.25, 0.5, 0.75]),
+    wanted=st.lists(st.integers(0, 79), max_size=3),
+)
+def test_graded_auxiliaries(count: int, fraction: float, wanted: list[int]) -> None:
+    wanted = [layer for layer in wanted if layer < count]
+    kept = kept_layers(count, fraction, "graded", wanted)
+    assert len(kept) == len(kept_layers(count, fraction))
+    assert list(kept) == sorted(set(kept))
+    assert 0 <= kept[0]
+    assert kept[-1] < count
+    assert kept[:3] == (0, 1, 2)[: len(kept)]
+    if len(kept) >= 6:
+        assert set(wanted) <= set(kept)
+
+
+def test_a_wanted_layer_takes_the_place_of_its_neighbour() -> None:
+    assert kept_layers(30, 0.25, "graded") == (0, 1, 2, 7, 11, 16, 21, 25)
+    assert kept_layers(30, 0.25, "graded", [12]) == (0, 1, 2, 7, 12, 16, 21, 25)
+
+
 @pytest.mark.parametrize("fraction", [0.5, 0.25])
 def test_pruned_maps_of_keys_and_values_follow_the_rule(fraction: float) -> None:
     keep = kept_layers(28, fraction)
@@ -73,7 +95,7 @@ def test_a_dropped_layer_reads_the_one_below_at_three_quarters() -> None:
 def test_streams_are_those_before_the_layer(
     count: int, fraction: float, data: st.DataObject
 ) -> None:
-    keep = kept_layers(count, fraction, data.draw(st.sampled_from(["first", "spread"])))
+    keep = kept_layers(count, fraction, data.draw(st.sampled_from(["graded", "first", "spread"])))
     computed = data.draw(st.integers(0, len(keep)))
     for layer, (source,) in enumerate(pruned_sources("hidden", count, keep, computed)):
         assert source <= computed
