@@ -46,7 +46,8 @@ class CompactOptions:
     that a layer sees. vocab_size: tokens it can draft, the commonest of the answers.
     prompt_weight: what tokens of prompts count against those of answers. distil: share of the
     target's distribution in what is learnt; above 0, the target has to be run. rows, length: of a
-    batch. keep: megabytes for hidden states of the target, on the CPU, with distil.
+    batch. dtype: of all products. keep: megabytes for hidden states of the target, on the CPU, with
+    distil.
     """
 
     LIMITS: ClassVar[Mapping[str, tuple[Any, ...]]] = {
@@ -60,6 +61,7 @@ class CompactOptions:
         "distil": (0.0, 1.0),
         "rows": (1, 1024),
         "length": (8, 8192),
+        "dtype": ("auto", "float32", "bfloat16"),
         "keep": (0, 1 << 20),
     }
     layers: int = 2
@@ -72,6 +74,7 @@ class CompactOptions:
     distil: float = 0.0
     rows: int = 8
     length: int = 512
+    dtype: str = "auto"
     keep: int = 4096
 
 
@@ -208,13 +211,14 @@ class CompactModule(nn.Module):
     ) -> None:
         super().__init__()
         target, self.device = request.target, request.device
+        dtype = pick_dtype(self.device, options.dtype)
         initial = initial_weights(target, settings, tokens, request.seed)
         weights = {name: dense_weight(name, values) for name, values in initial.items()}
         self._own = {f"{settings.name}.{name}": name for name in initial}
         self.draft = TorchModel(
             compact_part(target, settings, WeightMap(weights)).build,
             train=self._own.__contains__,
-            dtype=pick_dtype(self.device),
+            dtype=dtype,
             device=self.device,
         )
         self._options, self._tokens = options, tokens
@@ -223,8 +227,7 @@ class CompactModule(nn.Module):
         self.register_buffer("_places", places.to(self.device), persistent=False)
         self._states: TargetStates | None = None
         if options.distil:
-            dtype, keep = pick_dtype(self.device), options.keep
-            keep = keep if self.device.type == "cpu" else 0
+            keep = options.keep if self.device.type == "cpu" else 0
             self._states = TargetStates(target, (), self.device, dtype, keep)
             head = trimmed_head(target.weights.head, tokens.astype(np.int64), settings.name)
             self._teacher = self._states.output(replace(target.weights, head=head))

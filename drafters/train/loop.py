@@ -125,9 +125,19 @@ def pick_device(name: str = "auto") -> torch.device:
     return device
 
 
-def pick_dtype(device: torch.device) -> torch.dtype:
-    """What frozen weights and streams are best computed in: bfloat16 where it is fast."""
-    return torch.bfloat16 if device.type == "cuda" else torch.float32
+def pick_dtype(device: torch.device, name: str = "auto") -> torch.dtype:
+    """What frozen weights and streams are computed in. name: that of a type, or `auto`: bfloat16
+    where the device multiplies it fast."""
+    if name != "auto":
+        chosen: torch.dtype = getattr(torch, name)
+        return chosen
+    fast = device.type == "cuda" or bool(getattr(torch.cpu, "_is_avx512_bf16_supported", bool)())
+    return torch.bfloat16 if fast else torch.float32
+
+
+def is_first_process() -> bool:
+    """Whether this is the process that writes files, of those that a launcher started."""
+    return bool(PartialState().is_main_process)
 
 
 def train(

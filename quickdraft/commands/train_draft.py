@@ -85,7 +85,7 @@ def draft(
     goes on from there to the same end. Several GPUs: `accelerate launch -m quickdraft train draft`.
     """
     require_training()
-    from quickdraft.drafters.train.loop import LoopOptions, pick_device
+    from quickdraft.drafters.train.loop import LoopOptions, is_first_process, pick_device
 
     loop = _loop(options, LoopOptions)  # bad values fail before anything is read
     state = out.with_name(out.name + ".state")
@@ -104,12 +104,12 @@ def draft(
         "seconds": round(outcome.seconds, 1),
         "held_out": dict(outcome.history.held_out[-1].figures),
     }
-    if outcome.finished and _is_first():
+    if outcome.finished and is_first_process():
         card = _card(checkpoint, corpus, prepared, loop, outcome) | {"device": device.type}
         told["bytes"] = _write(out, checkpoint, prepared, options["kind"], outcome, card)
         with suppress(FileNotFoundError):
             state.unlink()
-    if _is_first():
+    if is_first_process():
         _show(told, as_json, interrupted)
     if interrupted:
         raise click.exceptions.Exit(130)
@@ -174,9 +174,9 @@ def _run(
 ) -> tuple[Outcome, bool]:
     """Train, and whether that was interrupted."""
     from quickdraft.commands.interrupt import stop_on_interrupt
-    from quickdraft.drafters.train.loop import train
+    from quickdraft.drafters.train.loop import is_first_process, train
 
-    with StatusLine(quiet or not _is_first()) as status, stop_on_interrupt() as cancel:
+    with StatusLine(quiet or not is_first_process()) as status, stop_on_interrupt() as cancel:
         outcome = train(
             prepared.trainee,
             loop,
@@ -193,13 +193,6 @@ def _line(now: Status) -> str:
     figures = ", ".join(f"{name} {value:.3f}" for name, value in now.figures.items())
     left = now.seconds * (1 / now.share - 1) if now.share else 0.0
     return f"step {now.steps} ({now.share:.0%}), {figures}, {duration(left)} left"
-
-
-def _is_first() -> bool:
-    """Whether this is the process that writes files, of those that a launcher started."""
-    from accelerate import PartialState
-
-    return bool(PartialState().is_main_process)
 
 
 def _card(

@@ -29,6 +29,7 @@ OPTIONS = {
     "vocab_size": 8,
     "rows": 8,
     "length": 64,
+    "dtype": "float32",
 }
 
 
