@@ -105,6 +105,23 @@ def test_rope_turns_pairs_as_complex_numbers(pairs: int) -> None:
     assert_close(numpy_ops.rope(x, positions, frequencies, 1.5, heads), spelled)
 
 
+def test_stage_writes_its_rows_and_no_others() -> None:
+    keys, held, k, v = values(0, 7, 2, 4), values(1, 7, 2, 4), values(2, 3, 8), values(3, 3, 8)
+    slots, before = np.array([5, 0, 2]), (keys.copy(), held.copy())
+    numpy_ops.stage(k, v, (keys, held), slots)
+    for array, rows, old in zip((keys, held), (k, v), before, strict=True):
+        assert np.array_equal(array[slots].reshape(3, -1), rows)
+        assert np.array_equal(np.delete(array, slots, 0), np.delete(old, slots, 0))
+
+
+def test_stack_puts_rows_one_after_another() -> None:
+    parts = [values(seed, rows, 3) for seed, rows in enumerate((2, 1, 4))]
+    stacked = numpy_ops.stack(parts)
+    assert stacked.shape == (7, 3)
+    assert np.array_equal(stacked[2], parts[1][0])
+    assert np.array_equal(stacked[3:], parts[2])
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     st.integers(1, 4),
