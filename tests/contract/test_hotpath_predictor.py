@@ -6,6 +6,8 @@ would, in any chunks, type, and number of threads.
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -140,6 +142,16 @@ def test_what_it_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     predictor.close()
     with pytest.raises(BackendError, match="the predictor was closed"):
         predictor.predict(np.zeros(3, np.int64), cache)
+
+
+def test_nothing_of_a_prediction_is_kept() -> None:
+    model, predictor = opened()
+    cache = model.new_cache()
+    predictor.predict(np.arange(9), cache)
+    held = weakref.ref(cache.buffer.base)
+    del cache
+    gc.collect()
+    assert held() is None
 
 
 def test_the_longest_prompt_fits() -> None:
