@@ -11,11 +11,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from quickdraft.drafters.train.streams import batches
 from quickdraft.export.architectures.decoder import build_decoder
 from quickdraft.export.emitters.torch import Past, TorchModel
 from quickdraft.export.predictor_graph import Prediction, build_auxiliary, build_predictor
 from quickdraft.export.trained import Target
+
+_LOGITS = 1 << 26
+"""How many are in memory at a time, and some copies of them."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,9 @@ def measure(
     auxiliary = TorchModel(lambda ops: build_auxiliary(ops, prediction), **shared)
     skipping = TorchModel(lambda ops: build_auxiliary(ops, bare), **shared)
     sums: dict[str, float] = {}
-    for part in batches(*rows.shape):
+    step = max(1, _LOGITS // (spec.vocab_size * rows.shape[1]))
+    for start in range(0, len(rows), step):
+        part = slice(start, start + step)
         tokens = torch.tensor(rows[part], dtype=torch.int64)
         found = _figures(model, predictor, (auxiliary, skipping), tokens, prefix, exact_first)
         for name, value in found.items():

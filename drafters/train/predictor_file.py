@@ -29,8 +29,6 @@ Method = Literal["none", "ridge"]
 METHODS: tuple[Method, ...] = ("ridge", "none")
 _PROBED, _PROBED_LENGTH = 8, 64
 """Rows, and of how many tokens, that show which layers make the first token large."""
-_MEASURED = 16
-"""Held-out rows that continuations are measured on."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,8 @@ class PredictorOptions:
     features: what maps read. method: how maps are found: `ridge`, or `none` for the target's own
     projections. name: of the parts; made of the others where it is empty. tokens: of text to fit
     to. length: of a row of text. held_out: rows to choose penalties by and to measure on.
-    exact_first: first tokens of a prompt that the target prefills itself.
+    exact_first: first tokens of a prompt that the target prefills itself. measured: how many of the
+    held-out rows continuations are measured on.
     """
 
     keep: float | tuple[int, ...] = 0.25
@@ -54,6 +53,7 @@ class PredictorOptions:
     length: int = 512
     held_out: int = 32
     exact_first: int = 4
+    measured: int = 16
     seed: int = 0
 
 
@@ -143,6 +143,8 @@ def _check(options: PredictorOptions, count: int) -> None:
         raise OptionError(f"--method {options.method} (there are: {', '.join(METHODS)})")
     if options.method == "none" and options.features != "hidden":
         raise OptionError("--method none takes the residual stream; use it with --features hidden")
+    if not 1 <= options.measured <= options.held_out:
+        raise OptionError(f"--measure {options.measured} must be 1 to --held-out")
     if not 0 <= options.exact_first < options.length // 2:
         raise OptionError(f"--first {options.exact_first} must be below half of --length")
     if isinstance(options.keep, tuple):
@@ -207,8 +209,9 @@ def _measure(
     found = measure(
         target,
         prediction,
-        rows.held_out[:_MEASURED],
+        rows.held_out[: options.measured],
         prefix=options.length // 2,
         exact_first=options.exact_first,
+        dtype=quickest_dtype(),
     )
     return asdict(found)

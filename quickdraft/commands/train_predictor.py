@@ -61,6 +61,10 @@ def _keep(ctx: click.Context, param: click.Parameter, value: str) -> float | tup
 @click.option("--length", default=512, show_default=True, help="Tokens of a row of text.")
 @click.option("--held-out", default=32, show_default=True, help="Rows to test on.")
 @click.option(
+    "--measure", "measured", default=16, show_default=True, metavar="N",
+    help="Held-out rows after which continuations are measured.",
+)  # fmt: skip
+@click.option(
     "--first", "exact_first", default=4, show_default=True, metavar="N",
     help="First tokens of a prompt that the model shall read itself.",
 )  # fmt: skip
