@@ -53,19 +53,13 @@ def load(
         DownloadError, StorageError: it could not be fetched or kept.
         MissingExtra: the backend needs a package that is not installed.
     """
-    if device not in DEVICES:
-        raise OptionError(f"device is {device!r}; available: {', '.join(DEVICES)}")
     started = time.perf_counter()
-    from quickdraft.kvcache.blocked import check_kv_type
+    _check(device, kv_cache, prefill)
     from quickdraft.runtime.drafting import DraftingSetup
     from quickdraft.runtime.model import Model
-    from quickdraft.runtime.prediction import Prefill
 
     find = partial(_find, progress=progress, offline=offline)
     drafting = DraftingSetup(drafter, drafter_options or {}, store, find)
-    if kv_cache is not None:
-        check_kv_type(kv_cache)  # before anything is fetched
-    wanted = Prefill.parse(prefill)
     name = str(path_or_name)
     folder, manifest = find(name, backend, weights=weights)
     model = Model.open(
@@ -78,15 +72,36 @@ def load(
         name=name,
         progress=progress,
     )
-    if wanted.predicts:
-        try:
-            model.use_prefill(prefill)
-        except BaseException:
-            model.close()
-            raise
+    if prefill != "exact":
+        _use_prefill(model, prefill)
     # What the user waited for: fetching, exporting and verifying count as well.
     model.load_ms = 1e3 * (time.perf_counter() - started)
     return model
+
+
+def _check(device: str, kv_cache: str | None, prefill: str) -> None:
+    """Refuse bad values before anything is fetched.
+
+    Raises:
+        OptionError: one is.
+    """
+    from quickdraft.kvcache.blocked import check_kv_type
+    from quickdraft.runtime.prediction import Prefill
+
+    if device not in DEVICES:
+        raise OptionError(f"device is {device!r}; available: {', '.join(DEVICES)}")
+    if kv_cache is not None:
+        check_kv_type(kv_cache)
+    Prefill.parse(prefill)
+
+
+def _use_prefill(model: Model, prefill: str) -> None:
+    """Make it the model's, which is closed where that fails."""
+    try:
+        model.use_prefill(prefill)
+    except BaseException:
+        model.close()
+        raise
 
 
 def _find(

@@ -149,6 +149,7 @@ class Dialogue:
             "backend": f"{model.backend.name}, {model.backend.flavour}",
             "guarantee": model.backend.guarantee,
             "drafter": model.drafter,
+            "predictors": ", ".join(model.prediction.entries) or "none",
         }
 
 
