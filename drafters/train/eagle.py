@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -20,20 +21,21 @@ from torch import Tensor, nn
 from quickdraft.drafters.options import checked
 from quickdraft.drafters.train.data import Packed, document_mask
 from quickdraft.drafters.train.kinds import DraftTraining, Request
-from quickdraft.drafters.train.loop import Batch, LoopOptions
+from quickdraft.drafters.train.loop import Batch, LoopOptions, pick_dtype
 from quickdraft.drafters.train.target_states import TargetStates
 from quickdraft.errors import OptionError
 from quickdraft.export.emitters.torch import Past, TorchModel
 from quickdraft.export.heads.eagle import (
+    KIND,
     EagleSettings,
     as_weights,
     eagle_part,
     initial_weights,
     output_rows,
 )
-from quickdraft.export.trained import Target
+from quickdraft.export.trained import Target, read_trained
 
-_HELD_OUT_ROWS = 48
+_HELD_OUT_ROWS = 32
 """Rows of held-out text that an evaluation reads."""
 
 
@@ -48,7 +50,7 @@ class EagleOptions:
     weight of each step against the one before. prompts: whether words of prompts count, too. noise:
     how far the target's states are moved at random, as a share of themselves. rows, length: of a
     batch. dtype: of what is not trained, and of all products. keep: megabytes for hidden states of
-    the target, on the CPU.
+    the target, on the CPU. start: a trained head of the same shape to go on from.
     """
 
     LIMITS: ClassVar[Mapping[str, tuple[Any, ...]]] = {
@@ -75,6 +77,7 @@ class EagleOptions:
     length: int = 384
     dtype: str = "auto"
     keep: int = 4096
+    start: str = ""
 
 
 def prepare_eagle(request: Request) -> DraftTraining:
@@ -91,13 +94,17 @@ def prepare_eagle(request: Request) -> DraftTraining:
         vocab_size=min(options.vocab_size, target.spec.vocab_size),
         sampling_width=options.sampling_width,
     )
-    tokens = request.training.commonest(settings.vocab_size)
-    device, dtype = request.device, _dtype(options.dtype, request.device)
+    device, dtype = request.device, pick_dtype(request.device, options.dtype)
     keep = options.keep if device.type == "cpu" else 0
     states = TargetStates(target, settings.hidden_states, device, dtype, keep)
     training = Packed(request.training, options.rows, options.length, request.seed)
-    spread = spread_of(states, settings.hidden_states, training.batch(0))
-    module = EagleModule(target, settings, tokens, states, options, request.seed, spread)
+    if options.start:
+        initial = _weights_of(Path(options.start), settings)
+    else:
+        tokens = request.training.commonest(settings.vocab_size)
+        spread = spread_of(states, settings.hidden_states, training.batch(0))
+        initial = initial_weights(target, settings, tokens, request.seed, spread)
+    module = EagleModule(target, settings, initial, states, options)
     held_out = Packed(request.held_out, options.rows, options.length)
     trainee = EagleTrainee(module, training, held_out)
     return DraftTraining(
@@ -122,8 +129,30 @@ def spread_of(states: TargetStates, layers: Sequence[int], batch: Batch) -> NDAr
     return np.stack(each)
 
 
+def _weights_of(file: Path, settings: EagleSettings) -> dict[str, NDArray[Any]]:
+    """What a trained head learnt, and the tokens it drafts.
+
+    Raises:
+        OptionError: it is no head of these settings.
+    """
+    trained = read_trained(file)
+    held = {**trained.settings, "name": settings.name}
+    if trained.kind != KIND or held != {
+        **asdict(settings),
+        "hidden_states": [*settings.hidden_states],
+    }:
+        raise OptionError(
+            f"start of drafter eagle is {file.name}, which is no head of the same shape; give the "
+            "options that it was trained with, or leave start out"
+        )
+    weights = {name: weight.dense() for name, weight in trained.weights.items()}
+    return {**weights, "tokens": weights["tokens"].astype(np.int32)}
+
+
 def _loop(**given: Any) -> LoopOptions:
-    return LoopOptions(**{"rate": 1.5e-3, "clip": 0.5, "warm_up": 0.04, "decay": 0.1, **given})
+    return LoopOptions(
+        **{"rate": 1.5e-3, "clip": 0.5, "warm_up": 0.04, "decay": 0.1, "evaluations": 6, **given}
+    )
 
 
 class EagleTrainee:
@@ -165,14 +194,12 @@ class EagleModule(nn.Module):
         self,
         target: Target,
         settings: EagleSettings,
-        tokens: NDArray[np.int32],
+        initial: Mapping[str, NDArray[Any]],
         states: TargetStates,
         options: EagleOptions,
-        seed: int,
-        spread: NDArray[np.float32],
     ) -> None:
         super().__init__()
-        initial = initial_weights(target, settings, tokens, seed, spread)
+        tokens: NDArray[np.int32] = initial["tokens"]
         part = eagle_part(target, settings, as_weights(initial))
         own = {f"{settings.name}.{name}": name for name in initial}
         self.head = TorchModel(
@@ -189,6 +216,7 @@ class EagleModule(nn.Module):
         self._states, self._settings, self._options = states, settings, options
         self._own, self._tokens = own, tokens
         self._hidden = target.spec.hidden_size
+        self._judged: dict[bytes, Tensor] = {}
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted mean of the steps' cross entropies, and by step how often the likeliest
@@ -215,7 +243,7 @@ class EagleModule(nn.Module):
         """Words that count in a batch, and the figures of an evaluation over them."""
         device = self.device
         run, _, every = self.steps_of({name: values.to(device) for name, values in batch.items()})
-        best = self._all(features=run.states[self._states.last]).logits.argmax(-1)
+        best = self._best(run)
         own = torch.as_tensor(self._tokens, device=device).long()
         right, brought = run.counts[0].float(), run.counts[0].float()
         figures = {}
@@ -227,6 +255,20 @@ class EagleModule(nn.Module):
             brought = brought + right
         figures["tokens_per_step"] = float(_mean(brought, run.counts[0]))
         return int(run.counts[0].sum()), figures
+
+    def _best(self, run: _Run) -> Tensor:
+        """int64 [b, s]: what the target finds likeliest after a token, where that is asked. It
+        stays the same, so it is found once."""
+        key = run.all_tokens.cpu().numpy().tobytes()
+        if key not in self._judged:
+            asked = torch.zeros_like(run.all_tokens, dtype=torch.bool)
+            for step in range(self._options.test_steps + 1):
+                asked[run.sequence, run.ahead(step)] = True
+            best = torch.zeros_like(run.all_tokens)
+            stream = run.states[self._states.last][asked]
+            best[asked] = self._all(features=stream[None]).logits[0].float().argmax(-1)
+            self._judged[key] = best
+        return self._judged[key]
 
     def tensors(self) -> Mapping[str, NDArray[Any]]:
         """What it has learnt, for a trained file."""
@@ -343,11 +385,3 @@ def _streams(given: str, layers: int) -> tuple[int, ...]:
             f"{layers} between commas, or auto"
         )
     return tuple(chosen)
-
-
-def _dtype(name: str, device: torch.device) -> torch.dtype:
-    """`auto`: bfloat16 where the device multiplies it fast."""
-    if name != "auto":
-        return getattr(torch, name)
-    fast = device.type == "cuda" or bool(getattr(torch.cpu, "_is_avx512_bf16_supported", bool)())
-    return torch.bfloat16 if fast else torch.float32

@@ -155,6 +155,17 @@ def test_rows_that_count() -> None:
     assert run.rows[run.counts[1]].tolist() == [5, 6, 15, 16]
 
 
+def test_it_goes_on_from_a_trained_head() -> None:
+    file = str(bundle().parent / "head.safetensors")
+    again = prepared(sampling_width=16, start=file)
+    figures = again.trainee.evaluate()
+    assert figures["agree.1"] > 0.95
+    learnt, _ = trained()
+    assert again.tensors()["tokens"].tolist() == learnt.tensors()["tokens"].tolist()
+    with pytest.raises(OptionError, match="same shape"):
+        prepared(sampling_width=8, start=file)
+
+
 @pytest.mark.parametrize("given", ["", "1,x", "3", "0,1,2,3,4", "-1"])
 def test_streams_that_are_not_there(given: str) -> None:
     with pytest.raises(OptionError, match="hidden_states"):
