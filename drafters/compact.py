@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 from weakref import WeakSet
 
+from quickdraft.drafters import small_model
 from quickdraft.drafters.base import DrafterContext, DrafterSource
 from quickdraft.drafters.options import checked
-from quickdraft.drafters.small_model import GRADES, SmallModel, SmallModelOptions
 from quickdraft.errors import OptionError
 
 
@@ -22,7 +22,7 @@ class CompactOptions:
     """part: name of the draft in the bundle. The others as in SmallModelOptions; a step of this
     model costs next to nothing, so it drafts further."""
 
-    LIMITS: ClassVar[Mapping[str, tuple[Any, ...]]] = SmallModelOptions.LIMITS
+    LIMITS: ClassVar[Mapping[str, tuple[Any, ...]]] = small_model.SmallModelOptions.LIMITS
     part: str = "compact"
     method: str = "auto"
     depth: int = 8
@@ -47,17 +47,17 @@ def open_compact(context: DrafterContext, options: Mapping[str, Any]) -> Drafter
             f"part of drafter compact is {chosen.part!r}, which is no draft of this kind; name one"
         )
     values = dataclasses.asdict(chosen)
-    settings = SmallModelOptions(model=values.pop("part"), **values)
+    settings = small_model.SmallModelOptions(model=values.pop("part"), **values)
     caches: WeakSet[Any] = WeakSet()
 
-    def new() -> SmallModel:
-        drafter = SmallModel(model, settings)
+    def new() -> small_model.SmallModel:
+        drafter = small_model.SmallModel(model, settings)
         caches.add(drafter.reader.cache)
         return drafter
 
     return DrafterSource(
         "compact",
-        GRADES,
+        small_model.GRADES,
         new,
         costly=True,
         nbytes=lambda: sum(cache.nbytes for cache in list(caches)),
