@@ -229,8 +229,3 @@ def read_token_map(folder: Path, variant: Variant, vocab_size: int) -> NDArray[n
             f"{path} names a token outside the vocabulary of {vocab_size}; export the model again"
         )
     return found
-
-
-def predictor_variants(manifest: Manifest, name: str) -> tuple[Variant, ...]:
-    """The predictors that work with the backend `name`, best first."""
-    return parts(manifest, name, "predictor")
