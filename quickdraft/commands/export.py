@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,6 +16,7 @@ from quickdraft.device_profiles import machine
 from quickdraft.registry import EMITTERS
 
 if TYPE_CHECKING:
+    from quickdraft.manifest import Manifest
     from quickdraft.models.admission import Provenance
 
 
@@ -94,39 +95,44 @@ def export(
             trained=trained,
             admit=partial(admit, provenance=provenance),
         )
-    seconds = time.perf_counter() - started
-    size = sum(entry.size for entry in manifest.files.values())
-    peak = machine.peak_memory()
-    variants = manifest.roles["target"]
-    beside = [v.name for role in manifest.roles if role != "target" for v in manifest.roles[role]]
-    parts = list(dict.fromkeys(beside))
+    facts = _facts(out, manifest) | {"seconds": round(time.perf_counter() - started, 3)}
     if as_json:
-        print_json(
-            {
-                "bundle": str(out),
-                "family": manifest.model.family,
-                "parameters": manifest.model.num_parameters,
-                "formats": [v.target_format for v in variants],
-                "flavours": [v.flavour for v in variants],
-                "weights": [v.weight_format for v in variants],
-                "parts": parts,
-                "size": size,
-                "seconds": round(seconds, 3),
-                "peak_memory": peak,
-            }
-        )
+        print_json({**facts, "peak_memory": machine.peak_memory()})
         return
-    parameters = human_count(manifest.model.num_parameters)
-    click.echo(f"{out}: {manifest.model.family}, {parameters} parameters, {human_size(size)}")
-    memory = "" if peak is None else f", {human_size(peak)} of memory at most"
-    names = ", ".join(f"{v.target_format} {v.flavour} {v.weight_format}" for v in variants)
-    click.echo(f"{names}, in {seconds:.1f} s{memory}")
-    if parts:
-        click.echo(f"with {', '.join(parts)}")
+    _show(facts, manifest)
     if formats == "auto" and "hotpath" not in chosen:
         click.echo(
             "Our kernels are not installed here; --format hotpath exports for where they are."
         )
+
+
+def _facts(out: Path, manifest: Manifest) -> dict[str, Any]:
+    """What the bundle holds."""
+    variants = manifest.roles["target"]
+    beside = [v.name for role in manifest.roles if role != "target" for v in manifest.roles[role]]
+    return {
+        "bundle": str(out),
+        "family": manifest.model.family,
+        "parameters": manifest.model.num_parameters,
+        "formats": [v.target_format for v in variants],
+        "flavours": [v.flavour for v in variants],
+        "weights": [v.weight_format for v in variants],
+        "parts": list(dict.fromkeys(beside)),
+        "size": sum(entry.size for entry in manifest.files.values()),
+    }
+
+
+def _show(facts: dict[str, Any], manifest: Manifest) -> None:
+    """The same for people."""
+    size, parameters = human_size(facts["size"]), human_count(facts["parameters"])
+    click.echo(f"{facts['bundle']}: {facts['family']}, {parameters} parameters, {size}")
+    peak = machine.peak_memory()
+    memory = "" if peak is None else f", {human_size(peak)} of memory at most"
+    variants = manifest.roles["target"]
+    names = ", ".join(f"{v.target_format} {v.flavour} {v.weight_format}" for v in variants)
+    click.echo(f"{names}, in {facts['seconds']:.1f} s{memory}")
+    if facts["parts"]:
+        click.echo(f"with {', '.join(facts['parts'])}")
 
 
 def _checkpoint(source: str, bars: Bars, offline: bool) -> tuple[Path, Provenance | None]:
