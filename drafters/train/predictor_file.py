@@ -8,16 +8,24 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from tokenizers import Tokenizer
 
 from quickdraft import strict_json
 from quickdraft.drafters.train.large_tokens import enlarging_layers
+from quickdraft.drafters.train.loop import LoopOptions, pick_device, pick_dtype, train
 from quickdraft.drafters.train.own_maps import own_maps
 from quickdraft.drafters.train.prediction_quality import measure
 from quickdraft.drafters.train.predictor import Fitted, Plan, fit_predictor, pruned_auxiliary
-from quickdraft.drafters.train.streams import LayerRunner, quickest_dtype
+from quickdraft.drafters.train.predictor_distil import (
+    Losses,
+    PredictorTrainee,
+    prepare_distillation,
+    trained_tensors,
+)
+from quickdraft.drafters.train.streams import LayerRunner
 from quickdraft.drafters.train.text import Rows, make_rows, read_documents
-from quickdraft.errors import OptionError
+from quickdraft.errors import Cancelled, OptionError
 from quickdraft.export.checkpoints.base import Checkpoint, WeightMap
 from quickdraft.export.layer_maps import FRACTIONS, Features, Layout, kept_layers, pruned_sources
 from quickdraft.export.prediction import KIND, PredictionSettings, Pruned, read_prediction
@@ -25,8 +33,10 @@ from quickdraft.export.trained import Target, write_trained
 from quickdraft.export.weights import dense_weight
 from quickdraft.types import Progress
 
-Method = Literal["none", "ridge"]
-METHODS: tuple[Method, ...] = ("ridge", "none")
+Method = Literal["none", "ridge", "distil", "ridge-distil"]
+METHODS: tuple[Method, ...] = ("ridge", "ridge-distil", "distil", "none")
+_STEP_TOKENS = 2048
+"""Of a step of training by gradient."""
 _PROBED, _PROBED_LENGTH = 8, 64
 """Rows, and of how many tokens, that show which layers make the first token large."""
 
@@ -37,8 +47,10 @@ class PredictorOptions:
 
     keep: a share of the target's layers (a key of layer_maps.FRACTIONS), or the layers themselves.
     layout: which layers a share is, see layer_maps.kept_layers.
-    features: what maps read. method: how maps are found: `ridge`, or `none` for the target's own
-    projections. name: of the parts; made of the others where it is empty. tokens: of text to fit
+    features: what maps read. method: how maps are found: `ridge`; `none` for the target's own
+    projections; `ridge-distil` and `distil` for training by gradient that starts from these, for
+    `minutes` or `steps` at the learning rate `rate`, of the auxiliary's layers too if
+    `train_layers`. name: of the parts; made of the others where it is empty. tokens: of text to fit
     to. length: of a row of text. held_out: rows to choose penalties by and to measure on.
     exact_first: first tokens of a prompt that the target prefills itself. measured: how many of the
     held-out rows continuations are measured on.
@@ -55,6 +67,10 @@ class PredictorOptions:
     exact_first: int = 4
     measured: int = 16
     seed: int = 0
+    minutes: float | None = None
+    steps: int | None = None
+    rate: float = 2e-4
+    train_layers: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,7 +101,7 @@ def make_predictor(
     target = Target.of(checkpoint)
     spec = target.spec
     _check(options, len(spec.layers))
-    rows, dtype = _rows(checkpoint, data, options), quickest_dtype()
+    rows, dtype = _rows(checkpoint, data, options), pick_dtype(torch.device("cpu"))
     wanted: tuple[int, ...] = ()
     if options.layout == "graded" and not isinstance(options.keep, tuple):
         runner = LayerRunner(spec, target.weights, dtype)
@@ -108,12 +124,14 @@ def make_predictor(
         "dtype": str(dtype),
     }
     work = out.with_name(f"{out.name}.work")
-    if options.method == "none":
+    if options.method in ("none", "distil"):
         fitted = Fitted(own_maps(target, settings.sources), {}, 0.0)
     else:
         fitted = fit_predictor(
             plan, rows, work, identity=identity, dtype=dtype, progress=progress, stop=stop
         )
+    if options.method.endswith("distil"):
+        fitted = _distil(target, settings, fitted, rows, options, work, progress, stop)
     card = {
         "kind": KIND,
         "model": checkpoint.source.name,
@@ -141,8 +159,13 @@ def _check(options: PredictorOptions, count: int) -> None:
     """Refuse options that a model with `count` layers cannot have."""
     if options.method not in METHODS:
         raise OptionError(f"--method {options.method} (there are: {', '.join(METHODS)})")
-    if options.method == "none" and options.features != "hidden":
-        raise OptionError("--method none takes the residual stream; use it with --features hidden")
+    if options.method.endswith("distil") != (options.minutes != options.steps):
+        raise OptionError(
+            f"--method {options.method}: give --minutes or --steps to the methods that train by "
+            "gradient, distil and ridge-distil, and to these alone"
+        )
+    if options.method in ("none", "distil") and options.features != "hidden":
+        raise OptionError(f"--method {options.method} takes the stream: use --features hidden")
     if not 1 <= options.measured <= options.held_out:
         raise OptionError(f"--measure {options.measured} must be 1 to --held-out")
     if not 0 <= options.exact_first < options.length // 2:
@@ -197,6 +220,54 @@ def _rows(checkpoint: Checkpoint, data: Sequence[Path], options: PredictorOption
     )
 
 
+def _distil(
+    target: Target,
+    settings: PredictionSettings,
+    fitted: Fitted,
+    rows: Rows,
+    options: PredictorOptions,
+    work: Path,
+    progress: Progress | None,
+    stop: Callable[[], bool],
+) -> Fitted:
+    """Train what was fitted; the state is in the folder `work`."""
+    loop = LoopOptions(
+        minutes=options.minutes, steps=options.steps, rate=options.rate, seed=options.seed
+    )
+    device = pick_device(loop.device)
+    module = prepare_distillation(
+        target,
+        settings,
+        fitted.tensors,
+        losses=Losses(),
+        train_layers=options.train_layers,
+        dtype=pick_dtype(device),
+        device=device,
+    )
+    work.mkdir(parents=True, exist_ok=True)
+    outcome = train(
+        PredictorTrainee(module, rows, max(1, _STEP_TOKENS // options.length), options.seed),
+        loop,
+        file=work / "training.safetensors",
+        identity={"settings": strict_json.encode(settings), "text": rows.sha256},
+        progress=lambda status: (
+            progress("train", int(1000 * status.share), 1000) if progress else None
+        ),
+        stop=stop,
+    )
+    if not outcome.finished:
+        raise Cancelled("training was stopped; the same command goes on where it was")
+    report = {
+        **fitted.report,
+        "training": {
+            "steps": outcome.steps,
+            "losses": [dict(point.figures) for point in outcome.history.held_out],
+        },
+    }
+    seconds = fitted.seconds + outcome.seconds
+    return Fitted(trained_tensors(module, settings), report, seconds)
+
+
 def _measure(
     target: Target,
     settings: PredictionSettings,
@@ -212,6 +283,6 @@ def _measure(
         rows.held_out[: options.measured],
         prefix=options.length // 2,
         exact_first=options.exact_first,
-        dtype=quickest_dtype(),
+        dtype=pick_dtype(torch.device("cpu")),
     )
     return asdict(found)

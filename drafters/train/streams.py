@@ -158,12 +158,6 @@ def batches(rows: int, length: int) -> Iterator[slice]:
         yield slice(start, min(rows, start + step))
 
 
-def quickest_dtype() -> torch.dtype:
-    """The type in which this processor multiplies matrices of a layer fastest."""
-    has_bfloat16 = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
-    return torch.bfloat16 if has_bfloat16 else torch.float32
-
-
 def _array(values: torch.Tensor) -> Floats:
     result: Floats = values.float().numpy()
     return result

@@ -54,8 +54,9 @@ def _keep(ctx: click.Context, param: click.Parameter, value: str) -> float | tup
     help="What keys and values are predicted from: the stream, or keys and values.",
 )  # fmt: skip
 @click.option(
-    "--method", default="ridge", show_default=True, type=click.Choice(("ridge", "none")),
-    help="How: a closed-form fit, or the model's own projections.",
+    "--method", default="ridge", show_default=True,
+    type=click.Choice(("ridge", "ridge-distil", "distil", "none")),
+    help="A closed-form fit; with training by gradient after it; that alone; neither.",
 )  # fmt: skip
 @click.option("--tokens", default=100_000, show_default=True, help="Of text to fit to.")
 @click.option("--length", default=512, show_default=True, help="Tokens of a row of text.")
@@ -68,6 +69,12 @@ def _keep(ctx: click.Context, param: click.Parameter, value: str) -> float | tup
     "--first", "exact_first", default=4, show_default=True, metavar="N",
     help="First tokens of a prompt that the model shall read itself.",
 )  # fmt: skip
+@click.option("--minutes", type=float, help="Budget of training by gradient.")
+@click.option("--steps", type=int, help="The same in steps.")
+@click.option("--rate", default=2e-4, show_default=True, help="Learning rate of that.")
+@click.option(
+    "--train-layers", is_flag=True, help="Train the auxiliary's layers, too; the file gets larger."
+)
 @click.option("--name", default="", help="Of the parts in the bundle.")
 @click.option("--seed", default=0, show_default=True, help="Of the order of the text.")
 @click.option("--overwrite", is_flag=True, help="Replace a file that is already there.")

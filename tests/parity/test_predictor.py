@@ -24,6 +24,12 @@ from quickdraft.drafters.train.predictor import (  # noqa: E402
     fit_predictor,
     pruned_auxiliary,
 )
+from quickdraft.drafters.train.predictor_distil import (  # noqa: E402
+    Losses,
+    PredictorTrainee,
+    prepare_distillation,
+    trained_tensors,
+)
 from quickdraft.drafters.train.text import Rows  # noqa: E402
 from quickdraft.errors import Cancelled, OptionError  # noqa: E402
 from quickdraft.export.checkpoints.base import WeightMap  # noqa: E402
@@ -228,3 +234,44 @@ def test_parts_of_a_file(tmp_path: Path) -> None:
     assert predictor.target == plan.target.spec.model_spec()
     assert predictor.details["auxiliary"] == "auxiliary-tiny"
     assert predictor.details["exact_first"] == 4
+
+
+@pytest.mark.parametrize("train_layers", [False, True])
+def test_training_by_gradient(train_layers: bool, tmp_path: Path) -> None:
+    from quickdraft.drafters.train.loop import LoopOptions, train
+
+    plan, rows = plan_of("qwen3", (0, 2)), random_rows(320, 16)
+    assert plan.keep is not None
+    settings = settings_of(plan.keep, "hidden", plan.sources, 1)
+    start = own_maps(plan.target, plan.sources)
+
+    def run(file: Path | None, stop: Callable[[], bool] = lambda: False) -> Any:
+        module = prepare_distillation(
+            plan.target,
+            settings,
+            start,
+            losses=Losses(answer=0, auxiliary=0.1, cache=0.1, divergence=10),
+            train_layers=train_layers,
+            dtype=torch.float32,
+            device=torch.device("cpu"),
+        )
+        trainee = PredictorTrainee(module, rows, 4, seed=1)
+        options = LoopOptions(steps=30, rate=3e-3, device="cpu", evaluations=2)
+        return module, train(trainee, options, file=file, stop=stop)
+
+    module, outcome = run(None)
+    before, after = outcome.history.held_out[0].figures, outcome.history.held_out[-1].figures
+    assert after["divergence"] < before["divergence"]
+    assert (after["auxiliary"] < before["auxiliary"]) == train_layers
+    tensors = trained_tensors(module, settings)
+    assert set(start) <= set(tensors)
+    assert ("auxiliary.1.query.weight" in tensors) == train_layers
+    # What was trained is what a file of it computes.
+    found = measured(plan, tensors, rows)
+    assert found.divergence == pytest.approx(after["divergence"], rel=0.05)
+
+    asked = iter([False] * 11)
+    run(tmp_path / "state", lambda: next(asked, True))
+    again, _ = run(tmp_path / "state")
+    for name, values in trained_tensors(again, settings).items():
+        np.testing.assert_array_equal(values, tensors[name])
