@@ -132,17 +132,7 @@ def make_predictor(
         )
     if options.method.endswith("distil"):
         fitted = _distil(target, settings, fitted, rows, options, work, progress, stop)
-    card = {
-        "kind": KIND,
-        "model": checkpoint.source.name,
-        "licence": checkpoint.source.licence,
-        "recipe": f"{options.method}, {options.features} features, layers {list(keep)}",
-        "options": {**asdict(options), "keep": list(keep)},
-        "text": {"sha256": rows.sha256, "tokens": int(rows.training.size)},
-        "seconds": round(fitted.seconds, 1),
-        "errors": fitted.report,
-        "continuations": _measure(target, settings, fitted, rows, options),
-    }
+    card = _card(checkpoint, target, settings, fitted, rows, options)
     write_trained(
         out,
         kind=KIND,
@@ -153,6 +143,30 @@ def make_predictor(
     )
     shutil.rmtree(work, ignore_errors=True)
     return Made(out, card)
+
+
+def _card(
+    checkpoint: Checkpoint,
+    target: Target,
+    settings: PredictionSettings,
+    fitted: Fitted,
+    rows: Rows,
+    options: PredictorOptions,
+) -> dict[str, Any]:
+    """What people should know of the file."""
+    assert isinstance(settings.auxiliary, Pruned)  # noqa: S101
+    keep = list(settings.auxiliary.keep)
+    return {
+        "kind": KIND,
+        "model": checkpoint.source.name,
+        "licence": checkpoint.source.licence,
+        "recipe": f"{options.method}, {options.features} features, layers {keep}",
+        "options": {**asdict(options), "keep": keep},
+        "text": {"sha256": rows.sha256, "tokens": int(rows.training.size)},
+        "seconds": round(fitted.seconds, 1),
+        "errors": fitted.report,
+        "continuations": _measure(target, settings, fitted, rows, options),
+    }
 
 
 def _check(options: PredictorOptions, count: int) -> None:
