@@ -14,6 +14,12 @@ from quickdraft.drafters.tree import Tree
 from quickdraft.errors import InputError
 from quickdraft.manifest import Manifest, Variant
 from quickdraft.runtime.backends.base import Backend, HeadBackend, TopTokens
+from quickdraft.runtime.backends.opening import (
+    find_part,
+    open_part,
+    read_token_map,
+    variant_for,
+)
 from quickdraft.runtime.sampling import largest
 
 TOP = 16
@@ -89,13 +95,6 @@ def open_head(
             what the head reads.
         BundleError: its files are damaged. BackendError: it cannot run here.
     """
-    from quickdraft.runtime.backends.opening import (
-        find_part,
-        open_part,
-        read_token_map,
-        variant_for,
-    )
-
     variant = find_part(manifest, target.name, "drafter", name)
     offered = variant_for(manifest, target.name).step.hidden_states
     missing = [k for k in variant.details.get("hidden_states", ()) if k not in offered]
