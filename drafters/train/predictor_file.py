@@ -102,10 +102,7 @@ def make_predictor(
     spec = target.spec
     _check(options, len(spec.layers))
     rows, dtype = _rows(checkpoint, data, options), pick_dtype(torch.device("cpu"))
-    wanted: tuple[int, ...] = ()
-    if options.layout == "graded" and not isinstance(options.keep, tuple):
-        runner = LayerRunner(spec, target.weights, dtype)
-        wanted = enlarging_layers(runner, rows.held_out[:_PROBED, :_PROBED_LENGTH])
+    wanted = _wanted(target, rows, options, dtype)
     settings = _settings(options, len(spec.layers), wanted)
     assert isinstance(settings.auxiliary, Pruned)  # siblings are made elsewhere  # noqa: S101
     keep = settings.auxiliary.keep
