@@ -195,6 +195,16 @@ def _check(options: PredictorOptions, count: int) -> None:
         raise OptionError(f"--keep {options.keep:g} of {count} layers is too few; keep more")
 
 
+def _wanted(
+    target: Target, rows: Rows, options: PredictorOptions, dtype: torch.dtype
+) -> tuple[int, ...]:
+    """Layers that an auxiliary should not lack."""
+    if options.layout != "graded" or isinstance(options.keep, tuple):
+        return ()
+    runner = LayerRunner(target.spec, target.weights, dtype)
+    return enlarging_layers(runner, rows.held_out[:_PROBED, :_PROBED_LENGTH])
+
+
 def _settings(options: PredictorOptions, count: int, wanted: tuple[int, ...]) -> PredictionSettings:
     """wanted: layers that an auxiliary should not lack."""
     if isinstance(options.keep, tuple):
