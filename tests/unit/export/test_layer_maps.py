@@ -65,7 +65,7 @@ def test_graded_auxiliaries(count: int, fraction: float, wanted: list[int]) -> N
     kept = kept_layers(count, fraction, "graded", wanted)
     assert len(kept) == len(kept_layers(count, fraction))
     assert list(kept) == sorted(set(kept))
-    assert 0 <= kept[0]
+    assert kept[0] >= 0
     assert kept[-1] < count
     assert kept[:3] == (0, 1, 2)[: len(kept)]
     if len(kept) >= 6:
