@@ -80,8 +80,8 @@ bool sound(const KvLayer& cache) {
 }
 
 bool sound(const KvWriteArgs& a) {
-  return a.k && a.v && sound(a.cache) && a.rows >= 0 && a.past >= 0 &&
-         a.past <= a.cache.capacity && a.rows <= a.cache.capacity - a.past &&
+  return a.k && a.v && sound(a.cache) && a.rows >= 0 && a.past >= 0 && a.past <= a.cache.capacity &&
+         a.rows <= a.cache.capacity - a.past &&
          (!a.rope || (a.pairs >= 1 && a.pairs <= a.cache.head_dim / 2));
 }
 
@@ -153,14 +153,10 @@ int64_t qd_args_bytes(const char* name) {
   const struct {
     const char* name;
     size_t bytes;
-  } sizes[] = {{"linear", sizeof(qd::LinearArgs)},
-               {"head", sizeof(qd::HeadArgs)},
-               {"embed", sizeof(qd::EmbedArgs)},
-               {"norm_rows", sizeof(qd::NormRowsArgs)},
-               {"rope_table", sizeof(qd::RopeTableArgs)},
-               {"kv_write", sizeof(qd::KvWriteArgs)},
-               {"attention", sizeof(qd::AttentionArgs)},
-               {"cache", sizeof(QdCache)}};
+  } sizes[] = {{"linear", sizeof(qd::LinearArgs)},        {"head", sizeof(qd::HeadArgs)},
+               {"embed", sizeof(qd::EmbedArgs)},          {"norm_rows", sizeof(qd::NormRowsArgs)},
+               {"rope_table", sizeof(qd::RopeTableArgs)}, {"kv_write", sizeof(qd::KvWriteArgs)},
+               {"attention", sizeof(qd::AttentionArgs)},  {"cache", sizeof(QdCache)}};
   for (const auto& known : sizes) {
     if (name && std::strcmp(name, known.name) == 0) return static_cast<int64_t>(known.bytes);
   }

@@ -112,9 +112,8 @@ inline void write_step(const KvWriteArgs& args, const Parallel& parallel) {
   const int64_t lanes = !worth_threads ? 1 : tasks < kMostLanes ? tasks : kMostLanes;
   auto* memory = static_cast<float*>(
       scratch(Scratch::kAttention, static_cast<size_t>(lanes * room) * sizeof(float)));
-  run_in_lanes(parallel, lanes, tasks, [&](int64_t task, int64_t lane) {
-    writer.run(task, memory + lane * room);
-  });
+  run_in_lanes(parallel, lanes, tasks,
+               [&](int64_t task, int64_t lane) { writer.run(task, memory + lane * room); });
 }
 
 inline void kv_write(const KvWriteArgs& args, const Parallel& parallel) {
