@@ -9,6 +9,7 @@ count.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from quickdraft.drafters.train.data import Packed
+from quickdraft.drafters.train.judged import JudgedTrainee
 from quickdraft.drafters.train.kinds import Request
 from quickdraft.drafters.train.loop import Batch, LoopOptions, pick_dtype
 from quickdraft.drafters.train.target_states import TargetStates
@@ -82,7 +84,7 @@ class Rows(NamedTuple):
     counts: list[Tensor]
 
 
-class AheadModule(nn.Module):
+class AheadModule(nn.Module, ABC):
     """Heads beside their frozen target: a batch to a loss."""
 
     def __init__(
@@ -114,9 +116,9 @@ class AheadModule(nn.Module):
             )
             self._models.append(model)
 
+    @abstractmethod
     def say(self, rows: Rows) -> Iterator[Tensor]:
         """Logits [n, vocabulary] of one head after another."""
-        raise NotImplementedError
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted mean of the heads' cross entropies, and by head how often the likeliest
@@ -184,36 +186,11 @@ class AheadModule(nn.Module):
         )
 
 
-class AheadTrainee:
-    """Heads with their data; see drafters.train.loop.Trainee."""
-
-    def __init__(self, module: AheadModule, request: Request, options: AheadOptions) -> None:
-        self.module: AheadModule = module
-        self._training = Packed(request.training, options.rows, options.length, request.seed)
-        self._held_out = Packed(request.held_out, options.rows, options.length)
-
-    def batch(self, number: int) -> Batch:
-        """The batch of that number."""
-        return self._training.batch(number)
-
-    def evaluate(self) -> Mapping[str, float]:
-        """Means over rows of held-out text, weighted by the words that count.
-
-        agree.N: how often the N-th drafted token is what the target finds likeliest, given that
-        those before it are what was said. tokens_per_step: what a chain of them would bring where
-        answers are as they were, the target's own token among them.
-        """
-        sums: dict[str, float] = {}
-        total = rows = 0
-        for batch in self._held_out.all_batches():
-            if rows >= HELD_OUT_ROWS:
-                break
-            rows += len(batch["tokens"])
-            count, figures = self.module.judge(batch)
-            total += count
-            for name, value in figures.items():
-                sums[name] = sums.get(name, 0.0) + value * count
-        return {name: value / max(total, 1) for name, value in sums.items()}
+def ahead_trainee(module: AheadModule, request: Request, options: AheadOptions) -> JudgedTrainee:
+    """Heads with their data."""
+    training = Packed(request.training, options.rows, options.length, request.seed)
+    held_out = Packed(request.held_out, options.rows, options.length)
+    return JudgedTrainee(module, module, training, held_out, HELD_OUT_ROWS)
 
 
 def shifted(values: Tensor, by: int) -> Tensor:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from quickdraft.drafters.options import checked
 from quickdraft.drafters.train.data import Packed, document_mask
+from quickdraft.drafters.train.judged import JudgedTrainee
 from quickdraft.drafters.train.kinds import DraftTraining, Request
 from quickdraft.drafters.train.loop import Batch, LoopOptions, pick_dtype
 from quickdraft.drafters.train.target_states import TargetStates
@@ -106,7 +107,7 @@ def prepare_eagle(request: Request) -> DraftTraining:
         initial = initial_weights(target, settings, tokens, request.seed, spread)
     module = EagleModule(target, settings, initial, states, options)
     held_out = Packed(request.held_out, options.rows, options.length)
-    trainee = EagleTrainee(module, training, held_out)
+    trainee = JudgedTrainee(module, module, training, held_out, _HELD_OUT_ROWS)
     return DraftTraining(
         trainee,
         asdict(options),
@@ -153,38 +154,6 @@ def _loop(**given: Any) -> LoopOptions:
     return LoopOptions(
         **{"rate": 1.5e-3, "clip": 0.5, "warm_up": 0.04, "decay": 0.1, "evaluations": 6, **given}
     )
-
-
-class EagleTrainee:
-    """The head with its data; see drafters.train.loop.Trainee."""
-
-    def __init__(self, module: EagleModule, training: Packed, held_out: Packed) -> None:
-        self.module: EagleModule = module
-        self._training = training
-        self._held_out = held_out
-
-    def batch(self, number: int) -> Batch:
-        """The batch of that number."""
-        return self._training.batch(number)
-
-    def evaluate(self) -> Mapping[str, float]:
-        """Means over rows of held-out text, weighted by the words that count.
-
-        agree.N: how often the N-th drafted token is what the target finds likeliest, given that
-        those before it are what was said. tokens_per_step: what a chain of them would bring where
-        answers are as they were, the target's own token among them.
-        """
-        sums: dict[str, float] = {}
-        total = rows = 0
-        for batch in self._held_out.all_batches():
-            if rows >= _HELD_OUT_ROWS:
-                break
-            rows += len(batch["tokens"])
-            count, figures = self.module.judge(batch)
-            total += count
-            for name, value in figures.items():
-                sums[name] = sums.get(name, 0.0) + value * count
-        return {name: value / max(total, 1) for name, value in sums.items()}
 
 
 class EagleModule(nn.Module):

@@ -12,9 +12,9 @@ from quickdraft.drafters.options import checked
 from quickdraft.drafters.train.ahead import (
     AheadModule,
     AheadOptions,
-    AheadTrainee,
     Rows,
     ahead_loop,
+    ahead_trainee,
     as_weights,
 )
 from quickdraft.drafters.train.kinds import DraftTraining, Request
@@ -34,7 +34,7 @@ def prepare_hydra(request: Request) -> DraftTraining:
     tensors = initial_weights(request.target, settings, tokens, request.seed)
     module.add(hydra_parts(request.target, settings, as_weights(tensors)), tensors)
     return DraftTraining(
-        AheadTrainee(module, request, options),
+        ahead_trainee(module, request, options),
         asdict(options),
         asdict(settings),
         module.tensors,

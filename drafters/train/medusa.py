@@ -11,9 +11,9 @@ from quickdraft.drafters.options import checked
 from quickdraft.drafters.train.ahead import (
     AheadModule,
     AheadOptions,
-    AheadTrainee,
     Rows,
     ahead_loop,
+    ahead_trainee,
     as_weights,
 )
 from quickdraft.drafters.train.kinds import DraftTraining, Request
@@ -33,7 +33,7 @@ def prepare_medusa(request: Request) -> DraftTraining:
     tensors = initial_weights(request.target, settings, tokens, request.seed)
     module.add([medusa_part(request.target, settings, as_weights(tensors))], tensors)
     return DraftTraining(
-        AheadTrainee(module, request, options),
+        ahead_trainee(module, request, options),
         asdict(options),
         asdict(settings),
         module.tensors,
