@@ -186,7 +186,7 @@ def setup(everything: bool = False) -> None:
         STAMP.write_text(json.dumps(stamp), encoding="utf-8")
     if everything and stamp.get("parity") != wanted:
         install_torch()
-        pip_install("--editable", ".[onnx,dev,train,parity]")
+        pip_install("--editable", ".[onnx,dev,train,parity,openvino,coreml]")
         STAMP.write_text(json.dumps({**stamp, "parity": wanted}), encoding="utf-8")
 
 
@@ -227,7 +227,8 @@ def test(options: argparse.Namespace, arguments: Sequence[str]) -> None:
     setup(options.all)
     pytest = (tool("python"), "-m", "pytest")
     if options.sanitize:
-        lane = ("-m", "native and not (torch or models or arm)", "--timeout", "600")
+        marks = "native and not (torch or models or arm or openvino or coreml)"
+        lane = ("-m", marks, "--timeout", "600")
         run(*pytest, *lane, *arguments, env=build_sanitized())
     else:
         run(*pytest, *(("-m", "") if options.all else ()), *arguments)
@@ -317,8 +318,8 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str
     parser = argparse.ArgumentParser(prog="dev.py", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     everything = {
-        "setup": "also install torch and transformers, for the parity lane",
-        "test": "run every lane: parity with transformers, real models, Arm, slow tests",
+        "setup": "also install torch, transformers, OpenVINO and coremltools, for every lane",
+        "test": "run every lane: transformers, OpenVINO, Core ML, real models, Arm, slow tests",
     }
     sanitize = "run the tests of the native library with the address and undefined sanitizers"
     for name, text in {
