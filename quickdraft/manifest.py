@@ -10,12 +10,39 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from quickdraft import filenames, strict_json
 from quickdraft.errors import BundleError
+from quickdraft.step_layout import (
+    ADAPTED,
+    AppendedLayout,
+    BlocksLayout,
+    CacheLayout,
+    FixedStateLayout,
+    RecomputedLayout,
+    RowsLayout,
+    SlotsLayout,
+    StatesLayout,
+    StaticStep,
+    StepNames,
+    check_layout,
+)
 from quickdraft.types import Guarantee, ModelSpec
+
+__all__ = [
+    "AppendedLayout",
+    "BlocksLayout",
+    "CacheLayout",
+    "FixedStateLayout",
+    "RecomputedLayout",
+    "RowsLayout",
+    "SlotsLayout",
+    "StatesLayout",
+    "StaticStep",
+    "StepNames",
+]
 
 SCHEMA_VERSION = 3
 MANIFEST_NAME = "manifest.json"
@@ -31,7 +58,8 @@ PART_NAME = re.compile("[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 Role = Literal["target", "drafter", "auxiliary", "predictor", "encoder"]
 TargetFormat = Literal["onnx", "openvino", "coreml", "reference"]
-Flavour = Literal["hotpath", "portable", "static"]
+Flavour = Literal["hotpath", "portable", "static", "adapted"]
+"""adapted: a graph that another exporter wrote, used as it is (docs/adapters.md)."""
 
 
 @dataclass(frozen=True)
@@ -40,72 +68,6 @@ class FileEntry:
 
     size: int
     sha256: str
-
-
-@dataclass(frozen=True)
-class SlotsLayout:
-    """A cache of one key and one value tensor per layer.
-
-    float32 [slots, kv_heads, head_dim], slots a multiple of `alignment`; the step writes its rows
-    in place at the slots it is given. Names hold `{layer}`.
-    """
-
-    kind: Literal["slots"]
-    alignment: int
-    past_key: str
-    past_value: str
-    present_key: str
-    present_value: str
-
-
-@dataclass(frozen=True)
-class BlocksLayout:
-    """A cache of one buffer that holds all layers.
-
-    uint8 [bytes], laid out as docs/cache-layout.md says for a capacity that is a multiple of
-    `alignment` slots. The step writes its rows in place: the same memory is given as the input
-    `cache` and as the output `present`.
-    """
-
-    kind: Literal["blocks"]
-    alignment: int
-    cache: str
-    present: str
-
-
-CacheLayout = SlotsLayout | BlocksLayout
-
-
-@dataclass(frozen=True)
-class StepNames:
-    """Names of the tensors of one step.
-
-    With a cache of `slots`: slots, and biases, the attention bias inputs by window (None: full
-    attention). With one of `blocks`: the inputs ancestors, past and full_logits, and the outputs
-    top_values, top_ids and log_sum over the `top` largest logits of each row.
-    hidden_states: output by number of layers passed. features: input of vectors that come with the
-    tokens, None where there is none. logits, output_rows: None in a predictor. target_rows: in a
-    predictor, its input of the slots of the target's cache to write, for one of `slots`;
-    target_past: the same for one of `blocks`, as `past`.
-    """
-
-    tokens: str
-    positions: str
-    output_rows: str | None = None
-    logits: str | None = None
-    slots: str | None = None
-    biases: Mapping[int | None, str] = field(default_factory=dict)
-    hidden_states: Mapping[int, str] = field(default_factory=dict)
-    ancestors: str | None = None
-    past: str | None = None
-    full_logits: str | None = None
-    top_values: str | None = None
-    top_ids: str | None = None
-    log_sum: str | None = None
-    top: int = 0
-    features: str | None = None
-    target_rows: str | None = None
-    target_past: str | None = None
 
 
 @dataclass(frozen=True)
@@ -118,9 +80,14 @@ class Variant:
 
     Of roles other than target: name tells parts of one role and flavour apart. spec: facts of the
     part, None for the target. target_cache: the cache that a predictor writes, None elsewhere.
-    features: width of the vectors that come with its tokens. token_map: the file with int32
+    memory: what an encoder puts out and the target of its flavour reads, None in other models.
+    features: width of the vectors that come with its tokens, or in their place in an encoder.
+    token_map: the file with int32
     [vocabulary of the part], little-endian, the target's token for each of its own, None where they
     are the same. details: for who opens the part.
+
+    Of the static flavour, whose graphs have one number of rows each: widths: the file by number of
+    rows, `model` among them. capacity: slots of its cache. Elsewhere empty and 0.
     """
 
     target_format: TargetFormat
@@ -137,11 +104,14 @@ class Variant:
     features: int = 0
     token_map: str | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
+    widths: Mapping[int, str] = field(default_factory=dict)
+    capacity: int = 0
 
 
 @dataclass(frozen=True)
 class TokenizerEntry:
-    """file: a `tokenizer.json`. chat_template: a file, or None. Ids as in the checkpoint."""
+    """file: a `tokenizer.json`. chat_template: a file, or None; of a `.json` file, what stands
+    under `chat_template`. Ids as in the checkpoint."""
 
     file: str
     chat_template: str | None
@@ -167,7 +137,9 @@ class SourceEntry:
 class Manifest:
     """What export wrote and promises. roles: variants by role, best first.
 
-    generation: defaults, as in generation_config.json. written_by: versions by package.
+    generation: defaults, as in generation_config.json; of an encoder-decoder model also what its
+    answers begin with (decoder_start_token_id, forced_bos_token_id, ...) and the tokens that are
+    suppressed, as transformers names them. written_by: versions by package.
     """
 
     model: ModelSpec
@@ -283,7 +255,7 @@ def _check_target(spec: ModelSpec, variant: Variant, where: str) -> None:
             raise BundleError(f"{where} has {name!r}, which is for parts beside the target")
     _check_step(variant, spec, where, is_predictor=False)
     missing = set(spec.windows) - set(variant.step.biases)
-    if variant.cache.kind == "slots" and missing:
+    if variant.cache.kind != "blocks" and missing:
         raise BundleError(
             f"{where}.step.biases has no input for the attention window "
             f"{missing.pop() or strict_json.NONE_KEY}"
@@ -307,7 +279,7 @@ def _check_part(role: Role, variant: Variant, where: str) -> None:
     if is_predictor and variant.token_map is not None:
         raise BundleError(f"{where} has a token_map, and a predictor puts out no tokens")
     if variant.target_cache is not None:
-        _check_layout(variant.target_cache, f"{where}.target_cache")
+        check_layout(variant.target_cache, f"{where}.target_cache")
         if variant.target_cache.kind != variant.cache.kind:
             raise BundleError(
                 f"{where} has a cache of {variant.cache.kind!r} and writes one of "
@@ -345,9 +317,16 @@ def _check_step(variant: Variant, spec: ModelSpec, where: str, *, is_predictor: 
     """The names that a step has, and no others: a name that is never bound, or never read, is a
     mistake that would show as wrong answers."""
     step, blocks = variant.step, variant.cache.kind == "blocks"
+    slots = variant.cache.kind == "slots"
     kind = f"its cache is {variant.cache.kind!r}"
+    if (variant.flavour == "adapted") != (variant.cache.kind in ADAPTED):
+        raise BundleError(f"{where} has the flavour {variant.flavour!r}, and {kind}")
+    if variant.flavour == "adapted":
+        _check_adapted(variant, where)
+        return
     wanted = {
-        "slots": (not blocks, kind),
+        "positions": (True, "only adapted graphs go without"),
+        "slots": (slots or variant.cache.kind == "fixed_state", kind),
         "ancestors": (blocks, kind),
         "past": (blocks, kind),
         **dict.fromkeys(_HEAD, (blocks and not is_predictor, kind)),
@@ -355,7 +334,7 @@ def _check_step(variant: Variant, spec: ModelSpec, where: str, *, is_predictor: 
     }
     for name in ("output_rows", "logits"):
         wanted[name] = (not is_predictor, "only a predictor goes without")
-    wanted["target_rows"] = (is_predictor and not blocks, "only a predictor over slots has it")
+    wanted["target_rows"] = (is_predictor and slots, "only a predictor over slots has it")
     wanted["target_past"] = (is_predictor and blocks, "only a predictor over blocks has it")
     for name, (needed, reason) in wanted.items():
         if bool(getattr(step, name)) != needed:
@@ -367,24 +346,42 @@ def _check_step(variant: Variant, spec: ModelSpec, where: str, *, is_predictor: 
         )
 
 
+_OF_ADAPTED = ("tokens", "positions", "logits", "mask", "beams", "branch")
+
+
+def _check_adapted(variant: Variant, where: str) -> None:
+    """The names that a step of another exporter's graph has."""
+    step = variant.step
+    if variant.spec is not None:
+        raise BundleError(f"{where} is 'adapted', which only a target is")
+    if step.logits is None:
+        raise BundleError(f"{where}.step lacks 'logits'")
+    for each in fields(step):
+        if each.name not in _OF_ADAPTED and getattr(step, each.name):
+            raise BundleError(f"{where}.step has {each.name!r}, which no adapted graph has")
+
+
 def _check_variant(variant: Variant, where: str) -> None:
     if variant.model not in variant.files:
         raise BundleError(f"{where}.model is {variant.model[:120]!r}, which its files lack")
-    _check_layout(variant.cache, f"{where}.cache")
+    check_layout(variant.cache, f"{where}.cache")
+    _check_widths(variant, where)
+
+
+def _check_widths(variant: Variant, where: str) -> None:
+    static = variant.flavour == "static"
+    for name in ("widths", "capacity"):
+        if bool(getattr(variant, name)) != static:
+            verb = "lacks" if static else "has"
+            raise BundleError(f"{where} {verb} {name!r}, which the static flavour alone has")
+    for rows, file in variant.widths.items():
+        if rows < 1 or file not in variant.files:
+            raise BundleError(f"{where}.widths[{rows}] is {file[:120]!r}, which its files lack")
+    alignment = getattr(variant.cache, "alignment", 1)  # adapted graphs have no slots to align
+    if variant.capacity % alignment:
+        raise BundleError(f"{where}.capacity is {variant.capacity}, no multiple of {alignment}")
 
 
 def _check_windows(spec: ModelSpec, where: str) -> None:
     if any(window == 0 for window in spec.windows):
         raise BundleError(f"{where}.windows has a window of 0; it must be at least 1")
-
-
-def _check_layout(cache: CacheLayout, where: str) -> None:
-    if cache.alignment < 1:
-        raise BundleError(f"{where}.alignment is 0; it must be at least 1")
-    if not isinstance(cache, SlotsLayout):
-        return
-    for name in ("past_key", "past_value", "present_key", "present_value"):
-        pattern = getattr(cache, name)
-        # Filled in by str.format later, which must find this one plain field and no other.
-        if "{layer}" not in pattern or set("{}") & set(pattern.replace("{layer}", "", 1)):
-            raise BundleError(f"{where}.{name} is {pattern[:120]!r}; it must hold {{layer}}")

@@ -154,6 +154,8 @@ def _decode_any(kind: Any, value: Any, where: str) -> Any:
         return _expect(bool, value, where, "true or false")
     if kind is int:
         return _decode_integer(value, where)
+    if kind is float:
+        return _decode_float(value, where)
     if kind is str:
         return _expect(str, value, where, "a string")
     raise TypeError(f"no decoder for the annotation {kind}")
@@ -164,6 +166,12 @@ def _decode_integer(value: Any, where: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_INTEGER:
         raise JsonProblem(f"{where} is {_show(value)}; it must be an integer from 0 to 2^63-1")
     return value
+
+
+def _decode_float(value: Any, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise JsonProblem(f"{where} is {_show(value)}; it must be a number")
+    return float(value)
 
 
 def _decode_union(arguments: tuple[Any, ...], value: Any, where: str) -> Any:

@@ -177,7 +177,7 @@ class _Frame:
         self._full = np.array([shape.full_logits], np.int64)
         for name, array in (
             (names.tokens, self._tokens),
-            (names.positions, self._positions),
+            (str(names.positions), self._positions),
             (names.ancestors, self._ancestors),
             (names.output_rows, self._rows),
             (names.past, self._past),

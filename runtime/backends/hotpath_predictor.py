@@ -125,7 +125,7 @@ class _Chunk:
         step = variant.step
         for name, array in (
             (step.tokens, self.tokens),
-            (step.positions, self.positions),
+            (str(step.positions), self.positions),
             (step.ancestors, self.ancestors),
             (step.past, self.past),
             (step.target_past, self.target_past),

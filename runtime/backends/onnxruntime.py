@@ -192,7 +192,7 @@ def step_feeds(names: StepNames, tree: Tree, length: int) -> dict[str, NDArray[A
     n = len(tree)
     feeds: dict[str, NDArray[Any]] = {
         names.tokens: tree.tokens,
-        names.positions: positions(tree, length),
+        str(names.positions): positions(tree, length),
         str(names.slots): np.arange(length, length + n),
     }
     for window, name in names.biases.items():

@@ -1,0 +1,1 @@
+../../quickdraft/step_layout.py
