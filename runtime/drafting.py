@@ -20,12 +20,15 @@ from quickdraft.hashes import cache_root
 from quickdraft.manifest import Manifest
 from quickdraft.registry import DRAFTERS, lookup
 from quickdraft.runtime.backends.base import Backend
+from quickdraft.runtime.backends.opening import parts
 from quickdraft.runtime.draft_model import BundleOpener, open_draft_model
 from quickdraft.runtime.heads import BackendHead
 from quickdraft.runtime.text import Tokenizer
 
 AUTO = ("prompt_lookup", "ngram_store", "recycling", "trigram")
 """The drafters without a model: together they cost a few percent of a step."""
+
+_AUTO = "auto"
 
 NO_STORE = "QUICKDRAFT_NO_STORE"
 
@@ -35,7 +38,7 @@ class DraftingSetup:
     """What somebody wants drafted how.
 
     drafter: `none`, or names of the registry between commas; `auto` stands for those without a
-    model. options: by name of the drafter, by name of the option. store: whether drafters may keep
+    model and those that come with the target, in its bundle. options: by name of the drafter, by name of the option. store: whether drafters may keep
     what they learn for later runs (never with QUICKDRAFT_NO_STORE=1), or the folder for it, where
     it is not the user's. open_bundle: finds the bundles of draft models. open_head: loads a part
     of the target's bundle (see DrafterContext).
@@ -57,22 +60,46 @@ class DraftingSetup:
             if names.count(name) > 1:
                 raise OptionError(f"drafter is {self.drafter!r}, which names {name!r} twice")
         for name in self.options:
+            lookup("drafter", DRAFTERS, name)
+        if _AUTO not in self._asked:
+            self._check_options(names)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The drafters, in order, without those that only a bundle adds to `auto`."""
+        names: list[str] = []
+        for name in self._asked:
+            names += AUTO if name == _AUTO else (name,)
+        return tuple(names)
+
+    def names_in(self, manifest: Manifest, backend: str) -> tuple[str, ...]:
+        """The drafters for the target of a bundle on a backend: `auto` begins with the drafts that
+        are in it under the names of their kinds, without those that are named beside `auto`.
+
+        Raises:
+            OptionError: an option is for a drafter that is not among them.
+        """
+        names = self.names
+        if _AUTO in self._asked and self.open_head is not None:
+            there = {variant.name for variant in parts(manifest, backend, "drafter")}
+            own = [kind for kind in DRAFTERS if there & {kind, f"{kind}-1"} and kind not in names]
+            names = (*own, *names)
+        self._check_options(names)
+        return names
+
+    @property
+    def _asked(self) -> tuple[str, ...]:
+        if self.drafter == "none":
+            return ()
+        return tuple(name.strip() for name in self.drafter.split(","))
+
+    def _check_options(self, names: Sequence[str]) -> None:
+        for name in self.options:
             if name not in names:
-                lookup("drafter", DRAFTERS, name)
                 raise OptionError(
                     f"there is an option of the drafter {name!r}, and drafter is {self.drafter!r}; "
                     f"add {name} to it, or leave the option out"
                 )
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The drafters, in order."""
-        if self.drafter == "none":
-            return ()
-        names: list[str] = []
-        for name in self.drafter.split(","):
-            names += AUTO if name.strip() == "auto" else (name.strip(),)
-        return tuple(names)
 
 
 class Drafting:
@@ -137,7 +164,7 @@ class Drafting:
                 open_head=None if setup.open_head is None else open_head,
             )
             sources = []
-            for name in setup.names:
+            for name in setup.names_in(manifest, backend.name):
                 opener = lookup("drafter", DRAFTERS, name)
                 source = opener(context, setup.options.get(name, {}))
                 stack.callback(source.close)

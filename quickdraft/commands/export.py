@@ -56,6 +56,12 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path, dir_okay=False),
     help="Add a part that `quickdraft train` made for this checkpoint. Repeatable.",
 )
+@click.option(
+    "--drafts/--no-drafts",
+    default=True,
+    show_default=True,
+    help="Add the drafts that come with quickdraft for this checkpoint, if there are any.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace a bundle that is already there.")
 @click.option("--offline", is_flag=True, help="Never use the network.")
 @common_options
@@ -66,6 +72,7 @@ def export(
     hidden_states: tuple[int, ...] | None,
     formats: str,
     trained: tuple[Path, ...],
+    drafts: bool,
     overwrite: bool,
     offline: bool,
     as_json: bool,
@@ -76,11 +83,13 @@ def export(
     """
     from quickdraft.export.pipeline import export_model
     from quickdraft.models.admission import admit
-    from quickdraft.models.formats import default_formats
+    from quickdraft.models.formats import WITH_PARTS, default_formats
+    from quickdraft.models.shipped import with_shipped
 
     chosen = tuple(name.strip() for name in formats.split(","))
     if chosen == ("auto",):
         chosen = default_formats()
+    drafts = drafts and set(chosen) <= set(WITH_PARTS)
     started = time.perf_counter()
     with Bars(quiet=as_json) as bars:
         checkpoint, provenance = _checkpoint(source, bars, offline)
@@ -92,7 +101,7 @@ def export(
             formats=chosen,
             progress=bars,
             overwrite=overwrite,
-            trained=trained,
+            trained=with_shipped(checkpoint, trained) if drafts else trained,
             admit=partial(admit, provenance=provenance),
         )
     facts = _facts(out, manifest) | {"seconds": round(time.perf_counter() - started, 3)}

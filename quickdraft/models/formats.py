@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+WITH_PARTS = ("hotpath", "onnx", "reference")
+"""Emitters that write drafts and predictors beside the target."""
 _OPENED_BY = {"hotpath": "hotpath", "onnxruntime": "onnx", "reference": "reference"}
 
 
@@ -14,6 +16,7 @@ def default_formats(backend: str = "auto") -> tuple[str, ...]:
     Raises:
         BackendError: QUICKDRAFT_LIBRARY names no file.
     """
+    backend = backend.partition(":")[0]  # what follows names a device
     if backend in _OPENED_BY:
         return (_OPENED_BY[backend],)
     from quickdraft.runtime.native import library_path

@@ -18,7 +18,8 @@ from quickdraft.manifest import EXPORT_REVISION
 from quickdraft.models import hub, sources, store
 from quickdraft.models.admission import Provenance, admit
 from quickdraft.models.aliases import ALIASES
-from quickdraft.models.formats import default_formats
+from quickdraft.models.formats import WITH_PARTS, default_formats
+from quickdraft.models.shipped import shipped_drafts
 from quickdraft.types import Progress
 
 WEIGHTS = ("auto", "gguf", "fp32", "fp16", "int8", "int4")
@@ -216,6 +217,7 @@ def _made(
             weights=weights,
             formats=formats,
             progress=progress,
+            trained=shipped_drafts(origin.fingerprint) if set(formats) <= {*WITH_PARTS} else (),
             admit=partial(admit, provenance=provenance),
         )
         return open_bundle(folder, progress=progress)

@@ -16,13 +16,13 @@ from tiny.native import needs_native
 
 from quickdraft.drafters.base import HeadOutput
 from quickdraft.drafters.tree import Tree
-from quickdraft.errors import CheckpointError, InputError
+from quickdraft.errors import CheckpointError, InputError, OptionError
 from quickdraft.export.heads.eagle import EagleSettings, as_weights, eagle_part, initial_weights
 from quickdraft.export.pipeline import export_checkpoint
 from quickdraft.export.trained import Target, write_trained
 from quickdraft.manifest import Manifest
 from quickdraft.runtime.backends.opening import open_backend
-from quickdraft.runtime.drafting import DraftingSetup
+from quickdraft.runtime.drafting import AUTO, DraftingSetup
 from quickdraft.runtime.heads import open_head
 from quickdraft.runtime.model import Model
 
@@ -198,3 +198,25 @@ def test_a_bundle_without_a_head(tmp_path: Path) -> None:
     drafting = DraftingSetup("eagle", store=False)
     with pytest.raises(InputError, match="eagle"):
         Model.open(tmp_path / "out", manifest=manifest, backend="reference", drafting=drafting)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_auto_has_the_head_of_the_bundle(backend: str) -> None:
+    folder, manifest = bundle("llama")
+
+    def names(drafter: str) -> tuple[str, ...]:
+        drafting = DraftingSetup(drafter, {"eagle": {"depth": 2}}, store=False)
+        with Model.open(folder, manifest=manifest, backend=backend, drafting=drafting) as model:
+            return model.drafting.names
+
+    assert names("auto")[0] == "eagle"
+    assert names("auto,eagle") == (*names("auto")[1:], "eagle")
+
+
+def test_auto_of_a_bundle_without_a_head(tmp_path: Path) -> None:
+    manifest = export_checkpoint(tiny_checkpoint(), tmp_path / "out", formats=("reference",))
+    opened = functools.partial(Model.open, tmp_path / "out", manifest=manifest, backend="reference")
+    with opened(drafting=DraftingSetup("auto", store=False)) as model:
+        assert model.drafting.names == AUTO
+    with pytest.raises(OptionError, match="option of the drafter 'eagle'"):
+        opened(drafting=DraftingSetup("auto", {"eagle": {"depth": 2}}, store=False))
