@@ -38,10 +38,11 @@ class DraftingSetup:
     """What somebody wants drafted how.
 
     drafter: `none`, or names of the registry between commas; `auto` stands for those without a
-    model and those that come with the target, in its bundle. options: by name of the drafter, by name of the option. store: whether drafters may keep
-    what they learn for later runs (never with QUICKDRAFT_NO_STORE=1), or the folder for it, where
-    it is not the user's. open_bundle: finds the bundles of draft models. open_head: loads a part
-    of the target's bundle (see DrafterContext).
+    model and those that come with the target, in its bundle. options: by name of the drafter, by
+    name of the option. store: whether drafters may keep what they learn for later runs (never with
+    QUICKDRAFT_NO_STORE=1), or the folder for it, where it is not the user's. open_bundle: finds
+    the bundles of draft models. open_head: loads a part of the target's bundle (see
+    DrafterContext).
 
     Raises:
         OptionError: a name is unknown or comes twice, or an option is for a drafter not asked for.
