@@ -1,4 +1,5 @@
-"""The meaning of the hot path's `TreeAttention` and `KvWrite`, on the same bytes of one cache.
+"""The meaning of the hot path's attention: `TreeAttention`, `KvWrite`, `EncodeAttention` and
+`CrossAttention`, on the same bytes of one cache.
 
 What is stored is equal to the last bit; sums are taken in float64, so results agree with the
 kernels to float32 rounding. n is the rows of a step, d the depths of its tree.
@@ -25,7 +26,8 @@ _LARGEST_CODE = np.float32(127)
 
 @dataclass(frozen=True)
 class Attention:
-    """The attributes of the op. window, softcap: 0 for none.
+    """The attributes of the ops that attend. window, softcap: 0 for none. reach: relative positions
+    further than that count as so far.
 
     The cache holds the layers one after the other; kv_heads_before counts the KV heads of those
     before this one, kv_heads_total those of all (0: this is the only one).
@@ -42,6 +44,7 @@ class Attention:
     v_offset: int = 0
     kv_heads_before: int = 0
     kv_heads_total: int = 0
+    reach: int = 0
 
 
 @dataclass(frozen=True)
@@ -146,11 +149,13 @@ def tree_attention(
     cache: Bytes,
     how: Attention,
     sinks: Floats | None = None,
+    relative: Floats | None = None,
 ) -> Floats:
     """The op TreeAttention: store keys and values of the step in `cache`, then attend.
 
     qkv: float32 [n, columns] each, possibly one array three times. sinks: float32 [heads], a logit
-    per head that takes part in the softmax and adds no value. Returns [n, heads * head_dim].
+    per head that takes part in the softmax and adds no value. relative: float32 [heads, 2 * reach
+    + 1], what relative positions add to scaled scores. Returns [n, heads * head_dim].
     """
     q = _columns(qkv[0], how.q_offset, how.heads, how.head_dim)
     if step.rope is not None:
@@ -161,7 +166,46 @@ def tree_attention(
     for row in range(len(q)):
         first = max(0, int(step.positions[row]) + 1 - how.window) if how.window else 0
         keys, values = layer.read(step.path(row)[first:])
-        y[row] = _attend(q[row], keys, values, how, sinks)
+        position = int(step.positions[row])
+        bias = _relative(relative, how.reach, np.arange(first, position + 1) - position)
+        y[row] = _attend(q[row], keys, values, how, sinks, bias)
+    return y.reshape(len(q), -1)
+
+
+def encode_attention(
+    qkv: tuple[Floats, Floats, Floats],
+    how: Attention,
+    rope: Floats | None = None,
+    relative: Floats | None = None,
+) -> Floats:
+    """The op EncodeAttention: each row, at the position of its number, sees all rows.
+
+    qkv: float32 [n, columns] each. rope, relative: as in Step and tree_attention. Returns [n,
+    heads * head_dim].
+    """
+    q = _columns(qkv[0], how.q_offset, how.heads, how.head_dim)
+    k = _columns(qkv[1], how.k_offset, how.kv_heads, how.head_dim)
+    v = _columns(qkv[2], how.v_offset, how.kv_heads, how.head_dim)
+    if rope is not None:
+        q, k = _rotate(q, rope), _rotate(k, rope)
+    y = np.empty(q.shape, np.float32)
+    for row in range(len(q)):
+        bias = _relative(relative, how.reach, np.arange(len(q)) - row)
+        y[row] = _attend(q[row], k.astype(np.float64), v.astype(np.float64), how, None, bias)
+    return y.reshape(len(q), -1)
+
+
+def cross_attention(q: Floats, source: Ints, memory: Bytes, how: Attention) -> Floats:
+    """The op CrossAttention: each row sees all rows of a source.
+
+    q: float32 [n, columns]. source: int64 [3], as `past`: rows, type and capacity of `memory`,
+    which holds the keys and values of all layers as a cache does. Returns [n, heads * head_dim].
+    """
+    queries = _columns(q, how.q_offset, how.heads, how.head_dim)
+    keys, values = layer_cache(memory, how, source).read(np.arange(int(source[0])))
+    y = np.empty(queries.shape, np.float32)
+    for row, query in enumerate(queries):
+        y[row] = _attend(query, keys, values, how, None, None)
     return y.reshape(len(q), -1)
 
 
@@ -198,6 +242,11 @@ def _rotate(x: Floats, table: Floats) -> Floats:
     return np.concatenate(turned, axis=-1)
 
 
+def _relative(relative: Floats | None, reach: int, offsets: Ints) -> Floats | None:
+    """What is added to the scores [heads, positions] of keys so far from the query."""
+    return None if relative is None else relative[:, np.clip(offsets, -reach, reach) + reach]
+
+
 def _int8(x: Floats) -> tuple[NDArray[np.int8], Floats]:
     """Codes of each head [heads, head_dim] and scales [heads]; not finite: zeros and NaN."""
     finite = np.isfinite(x).all(axis=-1, keepdims=True)
@@ -214,10 +263,13 @@ def _attend(
     values: NDArray[np.float64],
     how: Attention,
     sinks: Floats | None,
+    bias: Floats | None,
 ) -> NDArray[np.float64]:
     """One row [heads, head_dim] over what it sees, keys [positions, kv_heads, head_dim]."""
     groups = q.reshape(how.kv_heads, -1, how.head_dim)
     scores = np.einsum("hgd,phd->hgp", groups, keys).reshape(how.heads, -1) * how.scale
+    if bias is not None:
+        scores = scores + bias
     if how.softcap:
         scores = how.softcap * np.tanh(scores / how.softcap)
     logits = scores if sinks is None else np.concatenate([scores, sinks[:, None]], axis=1)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from quickdraft.errors import BackendError
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 FILE_NAMES = {"win32": "quickdraft.dll", "darwin": "libquickdraft.dylib"}
 REINSTALL = "reinstall quickdraft with a C++ compiler at hand and without QUICKDRAFT_PURE"
 

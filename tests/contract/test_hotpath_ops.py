@@ -52,10 +52,17 @@ def twin(node: OneNode) -> list[np.ndarray]:
             cache, layer = x["cache"].copy(), attention.KvWrite(**a)
             attention.kv_write((x["k"], x["v"]), x["past"], cache, layer, x.get("rope"))
             return [cache]
+        case "EncodeAttention":
+            qkv, how = (x["q"], x["k"], x["v"]), attention.Attention(**a)
+            return [attention.encode_attention(qkv, how, x.get("rope"), x.get("relative"))]
+        case "CrossAttention":
+            how = attention.Attention(**a)
+            return [attention.cross_attention(x["q"], x["source"], x["memory"], how)]
         case _:
             step = attention.Step(x["positions"], x["ancestors"], x["past"], x.get("rope"))
             cache, how = x["cache"].copy(), attention.Attention(**a)
-            y = attention.tree_attention((x["q"], x["k"], x["v"]), step, cache, how, x.get("sinks"))
+            extra = (x.get("sinks"), x.get("relative"))
+            y = attention.tree_attention((x["q"], x["k"], x["v"]), step, cache, how, *extra)
             return [y, cache]
 
 
@@ -143,6 +150,10 @@ VARIANTS: dict[str, Callable[[], OneNode]] = {
     "no cap": lambda: example("HeadTopK").but(softcap=None, bias=None, norm_bias=None),
     "all of the vocabulary": lambda: example("HeadTopK").but(top=70),
     "no rope and no sinks": lambda: example("TreeAttention").but(rope=None, sinks=None),
+    "no relative positions": lambda: example("TreeAttention").but(relative=None, reach=None),
+    "one relative value": lambda: example("EncodeAttention").but(
+        relative=np.ones((4, 1), np.float32), reach=None, rope=None
+    ),
     "only sinks": lambda: example("TreeAttention").but(rope=None),
     "no rope of keys": lambda: example("KvWrite").but(rope=None, k_offset=32, v_offset=None),
     **{f"chain {kind}": lambda kind=kind: chain(kind) for kind in range(3)},
@@ -166,6 +177,11 @@ EMPTY = {
         **dict.fromkeys("kv", np.zeros((0, 64), np.float32)),
         "rope": np.zeros((0, 2, 8), np.float32),
     },
+    "EncodeAttention": {
+        **dict.fromkeys("qkv", np.zeros((0, 128), np.float32)),
+        "rope": np.zeros((0, 2, 8), np.float32),
+    },
+    "CrossAttention": {"q": np.zeros((0, 128), np.float32)},
     "TreeAttention": {
         **dict.fromkeys("qkv", np.zeros((0, 128), np.float32)),
         "positions": np.zeros(0, np.int64),
@@ -211,6 +227,8 @@ STATED: dict[str, tuple[dict[str, Any], list[list[Any]]]] = {
     "HeadTopK": ({"x": ("n", 96), "rows": ("m",)}, [["m", 9], ["m", 9], ["m"], []]),
     "TreeAttention": ({"q": ("n", 128), "cache": ("bytes",)}, [["n", 64], ["bytes"]]),
     "KvWrite": ({"cache": ("bytes",)}, [["bytes"]]),
+    "EncodeAttention": ({"q": ("n", 128)}, [["n", 64]]),
+    "CrossAttention": ({"q": (9, 128)}, [[9, 64]]),
 }
 
 

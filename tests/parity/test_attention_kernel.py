@@ -6,7 +6,7 @@ the step or in the cache, however many threads and whichever instruction set com
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -63,7 +63,7 @@ def copy(cache: Cache) -> Cache:
 
 def at_rows(scores: Scores, rows: list[int] | slice) -> Scores:
     rope = None if scores.rope is None else np.ascontiguousarray(scores.rope[rows])
-    return Scores(scores.scale, scores.window, scores.softcap, scores.sinks, rope)
+    return replace(scores, rope=rope)
 
 
 @st.composite
@@ -83,6 +83,7 @@ def cases(draw: st.DrawFn, chain: bool = False, most_rows: int = 20) -> Case:
         softcap=draw(st.sampled_from([0.0, 20.0])),
         sinks=normal(random, heads) if draw(st.booleans()) else None,
         rope=normal(random, rows, 2, pairs) if pairs else None,
+        relative=draw(st.one_of(st.none(), st.just(relative(random, heads)))),
     )
     capacity = (past + rows + 15) // 16 * 16 + draw(st.sampled_from([0, 32]))
     cache = Cache(draw(st.sampled_from(KV_TYPES)), capacity, kv_heads, dim)
@@ -91,6 +92,11 @@ def cases(draw: st.DrawFn, chain: bool = False, most_rows: int = 20) -> Case:
         Kernels().attention(*before, Step(np.arange(past), 0), cache)
     qkv = tuple(normal(random, rows, columns * dim) for columns in (heads, kv_heads, kv_heads))
     return Case(cache, heads, step, scores, qkv)
+
+
+def relative(random: np.random.Generator, heads: int) -> np.ndarray:
+    """What relative positions add, as far as a random reach."""
+    return normal(random, heads, 2 * int(random.choice([0, 3, 20, 128])) + 1)
 
 
 def normal(random: np.random.Generator, *shape: int) -> np.ndarray:
@@ -108,10 +114,12 @@ def by_the_twin(case: Case) -> tuple[np.ndarray, np.ndarray]:
     how = twin.Attention(
         case.heads, cache.kv_heads, cache.head_dim, scores.scale, scores.window, scores.softcap
     )
+    if scores.relative is not None:
+        how = replace(how, reach=scores.relative.shape[1] // 2)
     past = np.array([step.past, KV_TYPES.index(cache.kind), cache.capacity])
     rows = twin.Step(step.positions, step.ancestors, past, scores.rope)
     data = cache.data.copy()
-    return twin.tree_attention(case.qkv, rows, data, how, scores.sinks), data
+    return twin.tree_attention(case.qkv, rows, data, how, scores.sinks, scores.relative), data
 
 
 @quick

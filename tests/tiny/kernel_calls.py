@@ -29,7 +29,7 @@ Random = np.random.Generator
 def record(isa: str, threads: int = 1) -> list[Call]:
     """Every call made with one instruction set, and what it wrote."""
     recorder = Recorder(isa, threads)
-    for part in (_linears, _heads, _embeds, _norms, _rope_tables, _attentions, _kv_writes, _moves):
+    for part in PARTS:
         random = np.random.default_rng(7)
         for label in part(recorder, random):
             recorder.label = label
@@ -174,6 +174,7 @@ def _attentions(kernels: Recorder, random: Random) -> Iterator[str]:
                     window=int(random.choice([0, 0, 9, 100])),
                     softcap=float(random.choice([0, 0, 20])),
                     sinks=floats(random, heads) if random.random() < 0.3 else None,
+                    relative=_relative(random, heads) if random.random() < 0.3 else None,
                 )
                 if random.random() < 0.7:
                     pairs = int(random.choice([head_dim // 2, head_dim // 4]))
@@ -191,6 +192,23 @@ def _attend(
     joined = values.astype(np.float32)
     q, k, v = np.split(joined, [heads * dim, (heads + cache.kv_heads) * dim], axis=1)
     kernels.attention(q, k, v, step, cache, scores)
+
+
+def _relative(random: Random, heads: int) -> np.ndarray:
+    return floats(random, heads, 2 * int(random.choice([1, 17, 128])) + 1)
+
+
+def _sources(kernels: Recorder, random: Random) -> Iterator[str]:
+    for kind in KV_TYPES:
+        for heads, kv_heads, head_dim, _, rows in (*SHAPES, (2, 2, 64, 0, 300)):
+            memory = Cache(kind, (rows + 15) // 16 * 16, kv_heads, head_dim)
+            q, k, v = (floats(random, rows, n * head_dim) for n in (heads, kv_heads, kv_heads))
+            where = f"{kind} {heads}/{kv_heads} heads of {head_dim}, {rows} rows"
+            relative = _relative(random, heads) if random.random() < 0.5 else None
+            yield f"{where}, encoded"
+            kernels.encode(q, k, v, memory, Scores(head_dim**-0.5, relative=relative))
+            yield f"{where}, read"
+            kernels.cross(q[:7], memory, rows, Scores(head_dim**-0.5))
 
 
 def _kv_writes(kernels: Recorder, random: Random) -> Iterator[str]:
@@ -223,3 +241,9 @@ def _moves(kernels: Recorder, random: Random) -> Iterator[str]:
             setattr(owner, name, array.ctypes.data_as(type(getattr(owner, name))))
         yield kind
         kernels.call("move_rows", args)
+
+
+PARTS = (
+    *(_linears, _heads, _embeds, _norms, _rope_tables),
+    *(_attentions, _sources, _kv_writes, _moves),
+)

@@ -148,6 +148,7 @@ class Scores:
     softcap: float = 0.0
     sinks: np.ndarray | None = None
     rope: np.ndarray | None = None
+    relative: np.ndarray | None = None
 
 
 def _pointer(array: np.ndarray | None, kind: Any, dtype: type) -> Any:
@@ -273,15 +274,33 @@ class Kernels:
         q, k and v are float32 [rows, heads * head_dim], contiguous or columns of a joined array.
         """
         scores = scores or Scores()
-        rows, width = q.shape
-        y = np.full((rows, width), np.nan, np.float32)
         args = AttentionArgs(_kv_write_args(k, v, step.past, cache, scores.rope), _floats(q))
-        args.q_stride, args.heads = q.strides[0] // 4, width // cache.head_dim
         args.positions = _int64s(step.positions)
         args.ancestors = _pointer(step.ancestors, Int32s, np.int32)
         args.depths = 0 if step.ancestors is None else step.ancestors.shape[1]
+        return self._attend(args, q, scores)
+
+    def encode(
+        self, q: np.ndarray, k: np.ndarray, v: np.ndarray, cache: Cache, scores: Scores
+    ) -> np.ndarray:
+        """Writes k and v into the cache, from its start on; every row attends to all of them."""
+        args = AttentionArgs(_kv_write_args(k, v, 0, cache, scores.rope), _floats(q))
+        args.seen = len(q)
+        return self._attend(args, q, scores)
+
+    def cross(self, q: np.ndarray, memory: Cache, seen: int, scores: Scores) -> np.ndarray:
+        """Every row attends to the first `seen` slots of a memory, which is only read."""
+        args = AttentionArgs(q=_floats(q), seen=seen)
+        args.kv.cache, args.kv.rows = _layer(memory), len(q)
+        return self._attend(args, q, scores)
+
+    def _attend(self, args: AttentionArgs, q: np.ndarray, scores: Scores) -> np.ndarray:
+        y = np.full(q.shape, np.nan, np.float32)
+        args.q_stride, args.heads = q.strides[0] // 4, q.shape[1] // args.kv.cache.head_dim
         args.scale, args.window, args.softcap = scores.scale, scores.window, scores.softcap
         args.sinks, args.y = _floats(scores.sinks), _floats(y)
+        if scores.relative is not None:
+            args.relative, args.reach = _floats(scores.relative), scores.relative.shape[1] // 2
         self.call("attention", args)
         return y
 
@@ -296,11 +315,15 @@ def _kv_write_args(
     k: np.ndarray, v: np.ndarray, past: int, cache: Cache, rope: np.ndarray | None
 ) -> KvWriteArgs:
     args = KvWriteArgs(_floats(k), _floats(v), k.strides[0] // 4, v.strides[0] // 4, len(k), past)
-    base = _pointer(cache.data, Bytes, np.uint8)
-    kind = KV_TYPES.index(cache.kind)
-    args.cache = KvLayer(kind, cache.capacity, cache.kv_heads, cache.head_dim, base)
+    args.cache = _layer(cache)
     args.rope, args.pairs = _floats(rope), 0 if rope is None else rope.shape[2]
     return args
+
+
+def _layer(cache: Cache) -> KvLayer:
+    base = _pointer(cache.data, Bytes, np.uint8)
+    kind = KV_TYPES.index(cache.kind)
+    return KvLayer(kind, cache.capacity, cache.kv_heads, cache.head_dim, base)
 
 
 def _linear_args(x: np.ndarray, matrix: Matrix, norm: Norm | None) -> LinearArgs:

@@ -120,6 +120,9 @@ class AttentionArgs(Structure):
         ("window", c_int64),
         ("softcap", c_float),
         ("sinks", Floats),
+        ("relative", Floats),
+        ("reach", c_int64),
+        ("seen", c_int64),
         ("y", Floats),
     ]
 

@@ -22,7 +22,10 @@ INPUTS = {
     "RopeTable": ("positions", "frequencies"),
     "TreeAttention": (
         *("q", "k", "v", "positions", "ancestors", "past", "cache", "rope", "sinks"),
+        "relative",
     ),
+    "EncodeAttention": ("q", "k", "v", "rope", "relative"),
+    "CrossAttention": ("q", "source", "memory"),
     "KvWrite": ("k", "v", "past", "cache", "rope"),
     "Embed": ("ids", "weights"),
     "HeadTopK": ("x", "rows", "full", "weights", "bias", "norm_weight", "norm_bias"),
@@ -32,6 +35,8 @@ OUTPUTS = {
     "Norm": {"y": np.float32},
     "RopeTable": {"table": np.float32},
     "TreeAttention": {"y": np.float32, "cache_out": np.uint8},
+    "EncodeAttention": {"y": np.float32},
+    "CrossAttention": {"y": np.float32},
     "KvWrite": {"cache_out": np.uint8},
     "Embed": {"y": np.float32},
     "HeadTopK": {
@@ -41,7 +46,7 @@ OUTPUTS = {
         "logits": np.float32,
     },
 }
-OPTIONAL = {"bias", "residual", "norm_weight", "norm_bias", "weight", "rope", "sinks"}
+OPTIONAL = {"bias", "residual", "norm_weight", "norm_bias", "weight", "rope", "sinks", "relative"}
 Session = onnxruntime.InferenceSession
 Shape = tuple[int | str, ...] | None
 
@@ -173,6 +178,7 @@ def _tree_attention(random: np.random.Generator) -> OneNode:
         "v_offset": (heads + kv_heads) * dim,
         "kv_heads_before": 2,
         "kv_heads_total": 5,
+        "reach": 3,
     }
     inputs = {
         **dict.fromkeys("qkv", joined),
@@ -182,8 +188,31 @@ def _tree_attention(random: np.random.Generator) -> OneNode:
         "cache": cache,
         "rope": random.uniform(-1, 1, (rows, 2, 8)).astype(np.float32),
         "sinks": normal(random, heads),
+        "relative": normal(random, heads, 7),
     }
-    return OneNode("TreeAttention", attributes, inputs, {"sinks"})
+    return OneNode("TreeAttention", attributes, inputs, {"sinks", "relative"})
+
+
+def _encode_attention(random: np.random.Generator) -> OneNode:
+    heads, kv_heads, dim, rows = 4, 2, 16, 21
+    joined = normal(random, rows, (heads + 2 * kv_heads) * dim)
+    attributes = {"heads": heads, "kv_heads": kv_heads, "head_dim": dim, "scale": 0.25, "reach": 4}
+    attributes |= {"k_offset": heads * dim, "v_offset": (heads + kv_heads) * dim}
+    inputs = {
+        **dict.fromkeys("qkv", joined),
+        "rope": random.uniform(-1, 1, (rows, 2, 8)).astype(np.float32),
+        "relative": normal(random, heads, 9),
+    }
+    return OneNode("EncodeAttention", attributes, inputs, {"relative"})
+
+
+def _cross_attention(random: np.random.Generator) -> OneNode:
+    attention = _tree_attention(random)
+    joined = attention.inputs["q"]
+    inputs = {"q": joined, "source": np.array([25, 1, 32]), "memory": attention.inputs["cache"]}
+    places = ("heads", "kv_heads", "head_dim", "scale", "kv_heads_before", "kv_heads_total")
+    attributes = {name: attention.attributes[name] for name in places}
+    return OneNode("CrossAttention", attributes | {"q_offset": 32}, inputs)
 
 
 def _kv_write(random: np.random.Generator) -> OneNode:
@@ -223,6 +252,8 @@ _EXAMPLES: dict[str, Callable[[np.random.Generator], OneNode]] = {
     "Norm": _norm,
     "RopeTable": _rope_table,
     "TreeAttention": _tree_attention,
+    "EncodeAttention": _encode_attention,
+    "CrossAttention": _cross_attention,
     "KvWrite": _kv_write,
     "Embed": _embed,
     "HeadTopK": _head_top_k,

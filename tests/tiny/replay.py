@@ -85,6 +85,7 @@ def _kv_write(a: KvWriteArgs) -> dict[str, int]:
 
 
 def _attention(a: AttentionArgs) -> dict[str, int]:
+    """A null pointer has no bytes, whatever is said here."""
     rows, width = a.kv.rows, a.heads * a.kv.cache.head_dim
     return {
         **{f"kv.{path}": size for path, size in _kv_write(a.kv).items()},
@@ -92,6 +93,7 @@ def _attention(a: AttentionArgs) -> dict[str, int]:
         "positions": 8 * rows,
         "ancestors": 4 * rows * a.depths,
         "sinks": 4 * a.heads,
+        "relative": 4 * a.heads * (2 * a.reach + 1),
         "y": 4 * rows * width,
     }
 

@@ -85,6 +85,15 @@ bool sound(const KvWriteArgs& a) {
          (!a.rope || (a.pairs >= 1 && a.pairs <= a.cache.head_dim / 2));
 }
 
+// Where its rows stand, and what they see and write.
+bool sound_order(const AttentionArgs& a) {
+  if (a.seen == 0) return sound(a.kv) && a.positions && first_unsound_row(a) == a.kv.rows;
+  const bool written = a.kv.k && sound(a.kv) && a.kv.past == 0 && a.kv.rows == a.seen;
+  const bool read = !a.kv.k && !a.kv.v && !a.kv.rope && sound(a.kv.cache) && a.kv.rows >= 0;
+  return (written || read) && !a.ancestors && a.window == 0 && a.seen > 0 &&
+         a.seen <= a.kv.cache.capacity;
+}
+
 bool sound(const QdCache& c) {
   if (!c.data || c.layers < 1 || !c.kv_heads || c.capacity % 16 != 0) return false;
   const int64_t head_bytes = qd_kv_head_bytes(c.type, c.head_dim);
@@ -105,7 +114,7 @@ using qd::kBadArgument;
 using qd::Kernels;
 using qd::sound;
 
-int qd_abi_version() { return 2; }
+int qd_abi_version() { return 3; }
 
 const char* qd_isa() {
   const Kernels* table = qd::kernels();
@@ -212,9 +221,8 @@ int qd_kv_write(const char* isa, const qd::KvWriteArgs* args, int threads) {
 }
 
 int qd_attention(const char* isa, const qd::AttentionArgs* args, int threads) {
-  if (!args || !args->q || !args->positions || !args->y || !sound(args->kv) || args->heads < 1 ||
-      args->heads % args->kv.cache.kv_heads != 0 || args->window < 0 ||
-      qd::first_unsound_row(*args) < args->kv.rows) {
+  if (!args || !args->q || !args->y || args->heads < 1 || args->window < 0 || args->reach < 0 ||
+      !qd::sound_order(*args) || args->heads % args->kv.cache.kv_heads != 0) {
     return kBadArgument;
   }
   return call(&Kernels::attention, isa, *args, threads);

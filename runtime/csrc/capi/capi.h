@@ -19,7 +19,7 @@ enum Status : int {
 
 }  // namespace qd
 
-// Changes whenever a signature or a struct of this file does. Now 2.
+// Changes whenever a signature or a struct of this file does. Now 3.
 QD_EXPORT int qd_abi_version();
 
 // The instruction set in use, or null where QUICKDRAFT_ISA names one that cannot run here.

@@ -65,6 +65,7 @@ struct Segments {
 
 // Those of rows first .. end - 1, of which there is at least one.
 inline Segments segments_of(const AttentionArgs& args, int64_t first, int64_t end) {
+  if (args.seen > 0) return {0, (args.seen - 1) / kSegment + 1};
   int64_t low = args.positions[first], high = low;
   for (int64_t r = first + 1; r < end; ++r) {
     low = smaller(low, args.positions[r]);
@@ -97,7 +98,7 @@ class StepAttention {
         scratch(Scratch::kAttention, static_cast<size_t>(lanes * work + kept) * sizeof(float)));
     partials_ = memory_ + lanes * work;
     worth_threads_ = effort() >= kWorthThreads;
-    write(parallel, lanes);
+    if (args_.kv.k) write(parallel, lanes);
     if (split) {
       spread(parallel, lanes, tasks * segments, [&](int64_t task, float* memory) {
         attend_segment(task % tasks, segments_.first + task / tasks, memory);
@@ -117,8 +118,9 @@ class StepAttention {
 
   // About the multiply-adds of the step.
   int64_t effort() const {
-    int64_t positions = 0;
-    for (int64_t r = 0; r < args_.kv.rows; ++r) positions += args_.positions[r] + 1;
+    int64_t positions = args_.kv.rows * args_.seen;
+    for (int64_t r = 0; args_.seen == 0 && r < args_.kv.rows; ++r)
+      positions += args_.positions[r] + 1;
     return positions * args_.heads * sizes_.dim * 2;
   }
 

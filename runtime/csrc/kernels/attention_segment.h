@@ -111,14 +111,33 @@ inline V keep_positions(V v, int64_t first, int64_t low, int64_t high) {
   return select_gt(set1(static_cast<float>(high - first) - 0.5f), lane, from_low, nothing);
 }
 
+// What relative positions add to the scores of one query.
+struct RelativeRow {
+  const float* row;  // [2 * reach + 1], or null
+  int64_t reach;
+  int64_t start;  // of the segment, as seen from the query
+
+  // Of positions p .. p + 15 of the segment.
+  V at(int64_t p) const {
+    const int64_t first = start + p, last = first + 15;
+    if (last <= -reach) return set1(row[0]);
+    if (first >= reach) return set1(row[2 * reach]);
+    if (first >= -reach && last <= reach) return load(row + reach + first);
+    float lanes[16];
+    for (int64_t i = 0; i < 16; ++i) lanes[i] = row[reach + clamp(first + i, -reach, reach)];
+    return load(lanes);
+  }
+};
+
 // Turns the products s[low .. high) into weights e^(score - largest); returns largest and their
 // sum.
-inline void soft_weights(float* s, const Span& span, float scale, float softcap, float* largest,
-                         float* total) {
+inline void soft_weights(float* s, const Span& span, float scale, const RelativeRow& relative,
+                         float softcap, float* largest, float* total) {
   const int64_t first = span.low / 16 * 16;
   V most = set1(-std::numeric_limits<float>::infinity());
   for (int64_t p = first; p < span.high; p += 16) {
     V v = mul(load(s + p), set1(scale));
+    if (relative.row) v = add(v, relative.at(p));
     if (softcap > 0) v = mul(set1(softcap), tanh(div(v, set1(softcap))));
     if (p < span.low || p + 16 > span.high) v = keep_positions(v, p, span.low, span.high);
     store(s + p, v);
@@ -162,8 +181,8 @@ class TileAttention {
     for (int64_t i = 0; i < queries_; ++i) {
       const Span& seen = spans_[row_of(i)];
       if (seen.empty()) continue;
-      soft_weights(space_.scores.row(i), seen, args_.scale, args_.softcap, out.largest + i,
-                   out.total + i);
+      soft_weights(space_.scores.row(i), seen, args_.scale, relative_of(i), args_.softcap,
+                   out.largest + i, out.total + i);
       for (int64_t c = 0; c < sizes_.columns; c += 16) store(out.sums.row(i) + c, zero());
     }
     if constexpr (KvView<Stored>::kScaled) scale_weights();
@@ -185,8 +204,15 @@ class TileAttention {
   int64_t row_of(int64_t query) const {
     return static_cast<uint32_t>(query) / static_cast<uint32_t>(sizes_.group);
   }
+  RelativeRow relative_of(int64_t query) const {
+    if (!args_.relative) return {nullptr, 0, 0};
+    const int64_t row = first_row_ + row_of(query);
+    const int64_t head = head_ * sizes_.group + query % sizes_.group;
+    const int64_t position = args_.seen > 0 ? row : args_.positions[row];
+    return {args_.relative + head * (2 * args_.reach + 1), args_.reach, start_ - position};
+  }
   Span span_of(int64_t row) const {
-    const int64_t end = args_.positions[row] + 1;
+    const int64_t end = args_.seen > 0 ? args_.seen : args_.positions[row] + 1;
     const int64_t begin = args_.window > 0 ? larger(0, end - args_.window) : 0;
     const int64_t in_place = args_.ancestors ? smaller(end, args_.kv.past) : end;
     Span seen;

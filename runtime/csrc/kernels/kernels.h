@@ -152,19 +152,28 @@ struct KvWriteArgs {
 // the others in slots past + ancestors[i, d] for d = 0 .. depth (the row itself last). ancestors
 // null: a chain, row i has depth i. Sums run over logical positions in fixed blocks. window w > 0:
 // only positions above positions[i] - w. softcap c > 0: c * tanh(score / c). sinks: [heads], a
-// logit per head that takes part in the softmax and adds no value, or null.
+// logit per head that takes part in the softmax and adds no value, or null. relative: [heads, 2 *
+// reach + 1], added to the scaled score of position p as seen from position i: the value at p - i,
+// kept within +-reach, plus reach; or null.
+//
+// seen > 0: there is no order. Every row sees positions 0 .. seen - 1, each in the slot of its
+// number; window is 0, ancestors null, and row i is at position i. Without k and v nothing is
+// written: the cache is a memory that somebody else has filled.
 struct AttentionArgs {
   KvWriteArgs kv;            // the rows of the step
   const float* q = nullptr;  // row r of query head h: q[r * q_stride + h * head_dim]
   int64_t q_stride = 0;
   int64_t heads = 0;
-  const int64_t* positions = nullptr;  // [rows]
+  const int64_t* positions = nullptr;  // [rows]; unused where seen > 0
   const int32_t* ancestors = nullptr;  // [rows, depths] or null
   int64_t depths = 0;
   float scale = 1;
   int64_t window = 0;
   float softcap = 0;
   const float* sinks = nullptr;
+  const float* relative = nullptr;
+  int64_t reach = 0;
+  int64_t seen = 0;
   float* y = nullptr;  // [rows, heads * head_dim]
 };
 

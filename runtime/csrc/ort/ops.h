@@ -11,6 +11,8 @@ Op norm_op();
 Op rope_table_op();
 Op tree_attention_op();
 Op kv_write_op();
+Op encode_attention_op();
+Op cross_attention_op();
 Op embed_op();
 Op head_top_k_op();
 

@@ -9,7 +9,7 @@ namespace {
 class TreeAttention {
  public:
   static constexpr char kName[] = "TreeAttention";
-  enum Input { kQ, kK, kV, kPositions, kAncestors, kPast, kCache, kRope, kSinks };
+  enum Input { kQ, kK, kV, kPositions, kAncestors, kPast, kCache, kRope, kSinks, kRelative };
   static constexpr Formal kInputs[] = {{"q", Element::kFloat},
                                        {"k", Element::kFloat},
                                        {"v", Element::kFloat},
@@ -18,7 +18,8 @@ class TreeAttention {
                                        {"past", Element::kInt64},
                                        {"cache", Element::kUint8},
                                        {"rope", Element::kFloat, Presence::kOptional},
-                                       {"sinks", Element::kFloat, Presence::kOptional}};
+                                       {"sinks", Element::kFloat, Presence::kOptional},
+                                       {"relative", Element::kFloat, Presence::kOptional}};
   enum Output { kY, kCacheOut };
   static constexpr Formal kOutputs[] = {{"y", Element::kFloat}, {"cache_out", Element::kUint8}};
   static constexpr Alias kAliases[] = {{kCache, kCacheOut}};
@@ -30,7 +31,8 @@ class TreeAttention {
         window_(creation.integer("window", 0, kMaxColumn, 0)),
         softcap_(creation.real("softcap", 0, 0)),
         q_offset_(creation.integer("q_offset", 0, kMaxColumn, 0)),
-        sinks_(creation, kSinks, {heads_}) {
+        sinks_(creation, kSinks, {heads_}),
+        relative_(creation, kRelative, heads_) {
     creation.require(heads_ % layer_.kv_heads() == 0, "attribute heads is no multiple of kv_heads");
   }
 
@@ -50,6 +52,7 @@ class TreeAttention {
     args.window = window_;
     args.softcap = softcap_;
     args.sinks = sinks_.get_optional(run);
+    relative_.read(run, args);
     read_rows(run, args);
     layer_.place(run, args.kv.cache);
     args.y = run.output<float>(kY, {rows, columns});
@@ -86,6 +89,7 @@ class TreeAttention {
   float softcap_;
   int64_t q_offset_;
   Fixed<float> sinks_;
+  Relative relative_;
 };
 
 }  // namespace

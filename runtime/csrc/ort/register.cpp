@@ -13,8 +13,9 @@ namespace qd::ort {
 namespace {
 
 constexpr char kDomain[] = "quickdraft";
-constexpr Op (*kOps[])() = {qlinear_op,  norm_op,  rope_table_op, tree_attention_op,
-                            kv_write_op, embed_op, head_top_k_op};
+constexpr Op (*kOps[])() = {qlinear_op,        norm_op,  rope_table_op, tree_attention_op,
+                            kv_write_op,       embed_op, head_top_k_op, encode_attention_op,
+                            cross_attention_op};
 
 // The ops as registered with one host. Hosts keep the addresses, so an object of this class lives
 // until the process ends. A process may hold several runtimes, each with a table of its own.

@@ -36,7 +36,7 @@ pytestmark = pytest.mark.native
 
 
 def test_version() -> None:
-    assert library().qd_abi_version() == 2
+    assert library().qd_abi_version() == 3
 
 
 def test_instruction_sets() -> None:

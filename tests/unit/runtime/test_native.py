@@ -77,7 +77,7 @@ def fake(abi: int, cache_bytes: int) -> FakeHandle:
     return FakeHandle(qd_abi_version=Answer(abi), qd_args_bytes=Answer(cache_bytes))
 
 
-@pytest.mark.parametrize(("abi", "cache_bytes"), [(1, 56), (3, 56), (2, 48)])
+@pytest.mark.parametrize(("abi", "cache_bytes"), [(2, 56), (4, 56), (3, 48)])
 def test_another_version_is_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, abi: int, cache_bytes: int
 ) -> None:
