@@ -33,11 +33,14 @@ EMITTERS: Mapping[str, str] = {
     "hotpath": "quickdraft.export.emitters.hotpath:emit_hotpath",
     "reference": "quickdraft.export.emitters.numpy:emit_reference",
     "onnx": "quickdraft.export.emitters.onnx:emit_onnx",
+    "openvino": "quickdraft.export.emitters.openvino:emit_openvino",
+    "openvino-static": "quickdraft.export.emitters.openvino:emit_openvino_static",
 }
 BACKENDS: Mapping[str, str] = {
     "hotpath": "quickdraft.runtime.backends.hotpath:HotpathBackend",
     "reference": "quickdraft.runtime.backends.reference:ReferenceBackend",
     "onnxruntime": "quickdraft.runtime.backends.onnxruntime:OnnxRuntimeBackend",
+    "openvino": "quickdraft.runtime.backends.openvino:OpenVinoBackend",
 }
 PREDICTORS: Mapping[str, str] = {
     "hotpath": "quickdraft.runtime.backends.hotpath_predictor:HotpathPredictor",
@@ -51,6 +54,7 @@ DRAFTERS: Mapping[str, str] = {
     "recycling": "quickdraft.drafters.recycling:open_recycling",
     "trigram": "quickdraft.drafters.trigram:open_trigram",
     "small_model": "quickdraft.drafters.small_model:open_small_model",
+    "auxiliary": "quickdraft.drafters.auxiliary:open_auxiliary",
     "compact": "quickdraft.drafters.compact:open_compact",
     "eagle": "quickdraft.drafters.eagle:open_eagle",
     "medusa": "quickdraft.drafters.medusa:open_medusa",

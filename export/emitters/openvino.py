@@ -1,0 +1,131 @@
+"""The OpenVINO emitters: one graph a part for any number of rows, or one for each fixed number.
+
+Both are the same graph but for its dimensions. Those of the static flavour, which NPUs need, share
+one file of weights.
+"""
+
+from __future__ import annotations
+
+import filecmp
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from quickdraft.errors import BackendError, MissingExtra
+from quickdraft.export.emitters.base import EmitRequest, Part, entries
+from quickdraft.manifest import StepNames, Variant
+
+try:
+    import openvino as ov
+
+    from quickdraft.export.emitters.openvino_ops import (
+        ALIGNMENT,
+        LAYOUT,
+        TARGET_LAYOUT,
+        OpenVinoOps,
+        Sizes,
+    )
+    from quickdraft.export.emitters.openvino_weights import WeightStore
+except ImportError:  # reported when something is exported, with the extra to install
+    ov = None
+
+WIDTHS = (1, 4, 8, 16)
+"""Rows of the graphs that verify; one row more than a draft has."""
+PREFILL = 128
+"""Rows of the graph that reads prompts."""
+LONGEST = 4096
+"""Most slots of a static cache: a step reads them all, however few are taken."""
+
+
+def emit_openvino(request: EmitRequest) -> list[Variant]:
+    """Write `openvino/NAME.xml` and `openvino/NAME.bin` for every part.
+
+    Raises:
+        MissingExtra: OpenVINO is not installed.
+    """
+    folder = _folder(request)
+    return [_emit_portable(part, folder, request) for part in request.parts]
+
+
+def emit_openvino_static(request: EmitRequest) -> list[Variant]:
+    """Write `openvino/NAME.ROWS.xml` for every width, and `openvino/NAME.static.bin`, for every
+    part.
+
+    Raises:
+        MissingExtra: OpenVINO is not installed.
+        BackendError: two widths would not read the same weights (a fault of ours).
+    """
+    folder = _folder(request)
+    return [_emit_static(part, folder, request) for part in request.parts]
+
+
+def _folder(request: EmitRequest) -> Path:
+    if ov is None:
+        raise MissingExtra("openvino", "openvino")
+    folder = request.folder / "openvino"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def _emit_portable(part: Part, folder: Path, request: EmitRequest) -> Variant:
+    store = WeightStore(part.fmt or request.fmt)
+    xml, binary = folder / f"{part.name}.xml", folder / f"{part.name}.bin"
+    step = _write(part, store, Sizes(), xml, binary)
+    return _variant(part, request, step, flavour="portable", model=xml.name, files=[binary.name])
+
+
+def _emit_static(part: Part, folder: Path, request: EmitRequest) -> Variant:
+    store = WeightStore(part.fmt or request.fmt)
+    capacity = min(-(-part.spec.context_length // ALIGNMENT) * ALIGNMENT, LONGEST)
+    binary = folder / f"{part.name}.static.bin"
+    again = folder / f"{part.name}.again.bin"
+    widths: dict[int, str] = {}
+    for rows in (*WIDTHS, PREFILL):
+        xml = folder / f"{part.name}.{rows}.xml"
+        # The prefill wants the logits of one row at most, and those of many are most of its time.
+        sizes = Sizes(rows, 1 if rows == PREFILL else rows, capacity)
+        step = _write(part, store, sizes, xml, again if widths else binary)
+        if widths and not filecmp.cmp(binary, again, shallow=False):
+            raise BackendError(f"the graphs of {part.name} do not read the same weights")
+        again.unlink(missing_ok=True)
+        widths[rows] = f"openvino/{xml.name}"
+    files = [binary.name, *(Path(name).name for name in widths.values())]
+    model = Path(widths[WIDTHS[0]]).name
+    more = {"widths": widths, "capacity": capacity}
+    return _variant(part, request, step, flavour="static", model=model, files=files, **more)
+
+
+def _write(part: Part, store: WeightStore, sizes: Sizes, xml: Path, binary: Path) -> StepNames:
+    """Build a graph and write it with its weights."""
+    ops = OpenVinoOps(part, store, sizes)
+    part.build(ops)
+    model, step = ops.finish()
+    ov.serialize(model, str(xml), str(binary))
+    return step
+
+
+def _variant(
+    part: Part,
+    request: EmitRequest,
+    step: StepNames,
+    *,
+    flavour: Any,
+    model: str,
+    files: list[str],
+    **more: Any,
+) -> Variant:
+    names = dict.fromkeys([f"openvino/{model}", *(f"openvino/{name}" for name in files)])
+    details: Mapping[str, Any] = entries(part, request.folder, TARGET_LAYOUT)
+    return Variant(
+        target_format="openvino",
+        flavour=flavour,
+        weight_format=(part.fmt or request.fmt).name,
+        model=f"openvino/{model}",
+        files=tuple(names),
+        step=step,
+        cache=LAYOUT,
+        # Its products round differently for different numbers of rows (docs/openvino.md).
+        guarantee="same_distribution",
+        **details,
+        **more,
+    )

@@ -1,0 +1,353 @@
+"""The op protocol as an OpenVINO graph of standard ops.
+
+Values are [rows, width]. The cache is outside the graph: a step reads the committed rows of every
+layer, head by head, and gives its own rows back. So nothing of a cache is copied, going back is a
+length, and one graph serves devices with and without writable inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import openvino as ov
+from openvino import opset15 as opset
+
+from quickdraft.export.emitters.base import Part, check_staged
+from quickdraft.export.emitters.composed import ComposedOps
+from quickdraft.export.emitters.openvino_weights import Node, WeightStore, constant
+from quickdraft.export.ops import Activation, Attention, Rope
+from quickdraft.export.weights import Weight
+from quickdraft.manifest import RowsLayout, StepNames
+
+ALIGNMENT = 64
+LAYOUT = RowsLayout(
+    kind="rows",
+    alignment=ALIGNMENT,
+    past_key="past_key_values.{layer}.key",
+    past_value="past_key_values.{layer}.value",
+    present_key="present.{layer}.key",
+    present_value="present.{layer}.value",
+)
+TARGET_LAYOUT = RowsLayout(
+    kind="rows",
+    alignment=ALIGNMENT,
+    past_key="target.{layer}.key",
+    past_value="target.{layer}.value",
+    present_key="present_target.{layer}.key",
+    present_value="present_target.{layer}.value",
+)
+"""The cache that a predictor writes; it reads nothing of it."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Dimensions of a step, None where they are dynamic. rows: of the step; wanted: of them, those
+    with logits; slots: of the cache."""
+
+    rows: int | None = None
+    wanted: int | None = None
+    slots: int | None = None
+
+
+@dataclass
+class _Ends:
+    """Inputs and outputs of the graph so far, by name."""
+
+    inputs: dict[str, Node] = field(default_factory=dict)
+    outputs: dict[str, Node] = field(default_factory=dict)
+
+
+class OpenVinoOps(ComposedOps[Node]):
+    """Emits one step of a part; `finish` makes the model."""
+
+    def __init__(self, part: Part, store: WeightStore, sizes: Sizes) -> None:
+        self._part = part
+        self._store = store
+        self._sizes = sizes
+        self._ends = _Ends()
+        self._biases: dict[int | None, str] = {}
+        self._angles: dict[Rope, tuple[Node, Node]] = {}
+        self._staged: set[int] = set()
+        self._hidden: dict[int, str] = {}
+        self._tokens = self._input("input_ids", np.int64, [sizes.rows])
+        self._positions = self._input("position_ids", np.int64, [sizes.rows])
+
+    def _input(self, name: str, kind: Any, shape: Sequence[int | None]) -> Node:
+        if name not in self._ends.inputs:
+            dimensions = [-1 if size is None else size for size in shape]
+            node = opset.parameter(ov.PartialShape(dimensions), kind, name=name)
+            node.output(0).set_names({name})
+            self._ends.inputs[name] = node
+        return self._ends.inputs[name]
+
+    def _output(self, value: Node, name: str) -> None:
+        self._ends.outputs[name] = value
+
+    # Inputs and outputs
+
+    def tokens(self) -> Node:
+        """Token ids, [n]."""
+        return self._tokens
+
+    def positions(self) -> Node:
+        """Positions, [n]."""
+        return self._positions
+
+    def output_rows(self) -> Node:
+        """Rows whose logits are wanted, [m]."""
+        return self._input("output_rows", np.int64, [self._sizes.wanted])
+
+    def features(self) -> Node:
+        """Vectors that come with the tokens, [n, width]."""
+        return self._input("features", np.float32, [self._sizes.rows, self._part.features])
+
+    def hidden_state(self, x: Node, layer: int) -> None:
+        """Emit the residual stream if this layer was asked for."""
+        if layer in self._part.hidden_states:
+            self._hidden[layer] = f"hidden_states.{layer}"
+            self._output(x, self._hidden[layer])
+
+    def logits(self, x: Node) -> None:
+        """Name the result."""
+        self._output(x, "logits")
+
+    def finish(self) -> tuple[Any, StepNames]:
+        """The model, an openvino.Model, and how its tensors are called.
+
+        Raises:
+            BackendError: a predictor leaves out a layer of its target (a fault of its builder).
+        """
+        part = self._part
+        if part.target is not None:
+            check_staged(part, self._staged)
+        else:
+            self.output_rows()
+        if part.features:
+            self.features()
+        results = []
+        for name, value in self._ends.outputs.items():
+            # A node of its own: one value may be several outputs, and names are the outputs'.
+            result = opset.result(value)
+            result.set_friendly_name(name)
+            result.output(0).set_names({name})
+            results.append(result)
+        model = ov.Model(results, list(self._ends.inputs.values()), part.spec.family)
+        return model, StepNames(
+            tokens="input_ids",
+            positions="position_ids",
+            output_rows="output_rows" if part.target is None else None,
+            logits="logits" if part.target is None else None,
+            biases=self._biases,
+            hidden_states=self._hidden,
+            features="features" if part.features else None,
+        )
+
+    # Rows and matrices
+
+    def embed(self, ids: Node, table: Weight) -> Node:
+        """Rows of a table; vectors of positions are few and stay float32."""
+        matrix = self._store.matrix(table, keep_float=ids is self._positions)
+        return opset.gather(matrix, ids, _scalar(0))
+
+    def take_rows(self, x: Node, rows: Node) -> Node:
+        """[n, width] to [m, width]."""
+        return opset.gather(x, rows, _scalar(0))
+
+    def stack(self, parts: Sequence[Node]) -> Node:
+        """Rows of several values, one value after another."""
+        return opset.concat(list(parts), 0)
+
+    def linear(self, x: Node, weight: Weight, bias: Weight | None = None) -> Node:
+        """Matrix product plus bias."""
+        y = opset.matmul(x, self._store.matrix(weight), False, True)
+        return y if bias is None else opset.add(y, self._store.vector(bias))
+
+    # Norms
+
+    def rms_norm(self, x: Node, weight: Weight | None, eps: float, heads: int = 1) -> Node:
+        """In the steps that plugins know as one op."""
+        parts = _split(x, heads)
+        squares = opset.power(parts, _float(2.0))
+        mean = opset.reduce_mean(squares, _ints([-1]), True)
+        inverse = opset.divide(_float(1.0), opset.sqrt(opset.add(mean, _float(eps))))
+        normed = opset.multiply(parts, inverse)
+        if weight is not None:
+            normed = opset.multiply(normed, self._store.vector(weight))
+        return _join(normed, heads)
+
+    def layer_norm(
+        self, x: Node, weight: Weight | None, bias: Weight | None, eps: float, heads: int = 1
+    ) -> Node:
+        """MVN; a weight per head is applied to all heads at once."""
+        normed = opset.mvn(_split(x, heads), _ints([-1]), True, float(eps), "inside_sqrt")
+        per_head = [w for w in (weight, bias) if w is not None and w.shape[-1] == _width(x)]
+        if heads > 1 and per_head:
+            normed, heads = _join(normed, heads), 1
+        if weight is not None:
+            normed = opset.multiply(normed, self._store.vector(weight))
+        if bias is not None:
+            normed = opset.add(normed, self._store.vector(bias))
+        return _join(normed, heads)
+
+    # Attention
+
+    def rope(self, x: Node, positions: Node, rope: Rope, heads: int) -> Node:
+        """Both halves of what turns, then the rest."""
+        pairs, width = len(rope.frequencies), _width(x) // heads
+        cosine, sine = self._turns(rope)
+        parts = _split(x, heads, always=True)
+        sizes = [pairs, pairs, width - 2 * pairs]
+        lengths = [size for size in sizes if size]
+        pieces = opset.variadic_split(parts, _scalar(2), _ints(lengths)).outputs()
+        first, second = pieces[:2]
+        turned = [
+            opset.subtract(opset.multiply(first, cosine), opset.multiply(second, sine)),
+            opset.add(opset.multiply(second, cosine), opset.multiply(first, sine)),
+        ]
+        return _flat(opset.concat([*turned, *pieces[2:]], 2), _width(x))
+
+    def _turns(self, rope: Rope) -> tuple[Node, Node]:
+        """Cosine and sine of every row's angles, [n, 1, pairs]."""
+        if rope not in self._angles:
+            column = opset.reshape(
+                opset.convert(self._positions, np.float32), _ints([-1, 1, 1]), False
+            )
+            frequencies = np.asarray(rope.frequencies, np.float32)[None, None]
+            angles = opset.multiply(column, constant(frequencies))
+            factor = _float(rope.attention_factor)
+            turns = [opset.multiply(kind(angles), factor) for kind in (opset.cos, opset.sin)]
+            self._angles[rope] = (turns[0], turns[1])
+        return self._angles[rope]
+
+    def attend(self, q: Node, k: Node, v: Node, attention: Attention) -> Node:
+        """Softmax over the committed rows and those of the step, as one row of scores; products
+        with either, so that nothing of the cache is copied."""
+        a, group = attention, attention.num_heads // attention.num_kv_heads
+        parts = opset.reshape(q, _ints([-1, a.num_kv_heads, group, a.head_dim]), False)
+        parts = opset.transpose(parts, _ints([1, 2, 0, 3]))  # [kv_heads, group, n, head_dim]
+        query = opset.reshape(parts, _ints([a.num_kv_heads, -1, a.head_dim]), False)
+        own_keys, own_values = self._present(k, v, a, LAYOUT)
+        keys, values = self._past(a)
+        joined = [opset.matmul(query, side, False, True) for side in (keys, own_keys)]
+        scores = opset.multiply(opset.concat(joined, 2), _float(a.scale))
+        if a.softcap is not None:
+            scores = self.softcap(scores, a.softcap)
+        weights = self._softmax(scores, a, group)
+        lengths = opset.concat([_size(keys, 1), _size(own_keys, 1)], 0)
+        seen, own = opset.variadic_split(weights, _scalar(2), lengths).outputs()
+        mixed = opset.add(
+            opset.matmul(seen, values, False, False), opset.matmul(own, own_values, False, False)
+        )
+        shape = _ints([a.num_kv_heads, group, -1, a.head_dim])
+        mixed = opset.transpose(opset.reshape(mixed, shape, False), _ints([2, 0, 1, 3]))
+        return _flat(mixed, a.num_heads * a.head_dim)
+
+    def _softmax(self, scores: Node, a: Attention, group: int) -> Node:
+        """Of scores [kv_heads, group * n, all], under the bias of the layer's window."""
+        bias = self._bias(a.window)
+        if group == 1:
+            return opset.softmax(opset.add(scores, bias), 2)
+        shape = opset.concat([_ints([a.num_kv_heads, group, -1]), _size(scores, 2)], 0)
+        biased = opset.add(opset.reshape(scores, shape, False), bias)
+        joined = opset.concat([_ints([a.num_kv_heads, -1]), _size(scores, 2)], 0)
+        return opset.reshape(opset.softmax(biased, 3), joined, False)
+
+    def stage(self, k: Node, v: Node, attention: Attention) -> None:
+        """Give k and v as rows of the target's cache."""
+        self._staged.add(attention.layer)
+        self._present(k, v, attention, TARGET_LAYOUT)
+
+    def _present(self, k: Node, v: Node, a: Attention, layout: RowsLayout) -> tuple[Node, Node]:
+        """Rows of the step by head, [kv_heads, n, head_dim], also given back."""
+        found = []
+        for rows, name in ((k, layout.present_key), (v, layout.present_value)):
+            parts = opset.reshape(rows, _ints([-1, a.num_kv_heads, a.head_dim]), False)
+            by_head = opset.transpose(parts, _ints([1, 0, 2]))
+            self._output(by_head, name.format(layer=a.layer))
+            found.append(by_head)
+        return found[0], found[1]
+
+    def _past(self, a: Attention) -> tuple[Node, Node]:
+        shape = [a.num_kv_heads, self._sizes.slots, a.head_dim]
+        names = (LAYOUT.past_key, LAYOUT.past_value)
+        key, value = (self._input(name.format(layer=a.layer), np.float32, shape) for name in names)
+        return key, value
+
+    def _bias(self, window: int | None) -> Node:
+        """The bias of one window, [n, slots + n]."""
+        name = "attention_bias" if window is None else f"attention_bias.window_{window}"
+        self._biases[window] = name
+        rows, slots = self._sizes.rows, self._sizes.slots
+        seen = None if rows is None or slots is None else slots + rows
+        return self._input(name, np.float32, [rows, seen])
+
+    # Value by value
+
+    def activate(self, x: Node, kind: Activation) -> Node:
+        """One node each."""
+        return _ACTIVATIONS[kind](x)
+
+    def add(self, a: Node, b: Node) -> Node:
+        """Sum of equal shapes."""
+        return opset.add(a, b)
+
+    def multiply(self, a: Node, b: Node) -> Node:
+        """Product of equal shapes."""
+        return opset.multiply(a, b)
+
+    def scale(self, x: Node, factor: float) -> Node:
+        """Product with a constant."""
+        return opset.multiply(x, _float(factor))
+
+    def softcap(self, x: Node, cap: float) -> Node:
+        """cap * tanh(x / cap)."""
+        return opset.multiply(opset.tanh(opset.multiply(x, _float(1.0 / cap))), _float(cap))
+
+
+_ACTIVATIONS: Mapping[str, Any] = {
+    "silu": opset.swish,
+    "gelu": lambda x: opset.gelu(x, "ERF"),
+    "gelu_tanh": lambda x: opset.gelu(x, "TANH"),
+    "relu": opset.relu,
+}
+
+
+def _scalar(value: int) -> Node:
+    return constant(np.array(value, np.int64))
+
+
+def _ints(values: Sequence[int]) -> Node:
+    return constant(np.array(values, np.int64))
+
+
+def _float(value: float) -> Node:
+    return constant(np.array(value, np.float32))
+
+
+def _size(x: Node, axis: int) -> Node:
+    """Length of one axis, int64 [1]."""
+    return opset.gather(opset.shape_of(x, "i64"), _ints([axis]), _scalar(0))
+
+
+def _width(x: Node) -> int:
+    """Length of the last axis, which is always known."""
+    shape = (x if isinstance(x, ov.Output) else x.output(0)).get_partial_shape()
+    return int(shape[len(shape) - 1].get_length())
+
+
+def _split(x: Node, heads: int, always: bool = False) -> Node:
+    """[n, width] to [n, heads, width / heads]; one head stays as it is unless asked."""
+    if heads == 1 and not always:
+        return x
+    return opset.reshape(x, _ints([-1, heads, _width(x) // heads]), False)
+
+
+def _join(x: Node, heads: int) -> Node:
+    return x if heads == 1 else _flat(x, _width(x) * heads)
+
+
+def _flat(x: Node, width: int) -> Node:
+    return opset.reshape(x, _ints([-1, width]), False)

@@ -1,0 +1,162 @@
+"""What the backends over OpenVINO share: the device, its properties, compiled models, requests."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from quickdraft.errors import BackendError, BundleError, Cancelled, MissingExtra, OptionError
+from quickdraft.hashes import cache_root
+from quickdraft.runtime.backends.base import CancelToken
+from quickdraft.runtime.backends.openvino_ir import check_ir
+
+try:
+    import openvino as ov
+except ImportError:  # reported when a backend is opened, with the extra to install
+    ov = None
+
+DEFAULT_DEVICE = "CPU"
+_KINDS = ("CPU", "GPU", "NPU", "AUTO")
+
+
+@functools.cache
+def core() -> Any:
+    """The one openvino.Core of the process, which knows the devices.
+
+    Raises:
+        MissingExtra: OpenVINO is not installed.
+    """
+    if ov is None:
+        raise MissingExtra("openvino", "openvino")
+    return ov.Core()
+
+
+def check_device(device: str | None) -> str:
+    """The name of a device of this machine, for OpenVINO; None is the CPU.
+
+    Names are OpenVINO's: `CPU`, `GPU`, `GPU.1`, `NPU`, `AUTO`, `AUTO:GPU,CPU`, in any case.
+
+    Raises:
+        OptionError: there is no such device here, or no such name.
+        MissingExtra: OpenVINO is not installed.
+    """
+    name = DEFAULT_DEVICE if device is None else device.upper()
+    if not re.fullmatch(r"(CPU|GPU|NPU)(\.\d+)?|AUTO(:[A-Z0-9.,-]+)?", name):
+        raise OptionError(
+            f"OpenVINO has no device {device!r}; name one of {', '.join(_KINDS)}, such as "
+            "openvino:GPU"
+        )
+    here = list(core().available_devices)
+    wanted = name.partition(":")[2].split(",") if ":" in name else [name]
+    for each in wanted:
+        kind = each.lstrip("-").split(".")[0]
+        known = {entry for device_ in here for entry in (device_, device_.split(".")[0])}
+        if kind != "AUTO" and each.lstrip("-") not in known and kind not in (known - {each}):
+            raise OptionError(
+                f"OpenVINO finds no device {each!r} here (it finds: {', '.join(here)}); install "
+                "its driver, or choose one of these"
+            )
+    return name
+
+
+def properties(device: str, threads: int | None) -> dict[str, Any]:
+    """Properties to compile with. threads: of one step, on the CPU; None leaves it to OpenVINO.
+
+    Float32 throughout where the device can: else the CPU rounds activations to bfloat16 wherever
+    it has instructions for that, and answers depend on the machine.
+
+    Raises:
+        OptionError: threads are asked for of another device.
+    """
+    found: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
+    if device == "CPU":
+        found["NUM_STREAMS"] = "1"
+        found["INFERENCE_PRECISION_HINT"] = "f32"
+        found["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = "0"
+        # Threads of other engines work beside, and must not inherit one core.
+        found["ENABLE_CPU_PINNING"] = False
+        if threads is not None:
+            found["INFERENCE_NUM_THREADS"] = threads
+    elif threads is not None:
+        raise OptionError(
+            f"threads is {threads}, and only OpenVINO's CPU has threads to set; leave the option "
+            f"out for {device}"
+        )
+    folder = cache_root() / "openvino"
+    folder.mkdir(parents=True, exist_ok=True)
+    if device != "CPU":  # a graph is read and compiled for the CPU as fast as found in a cache
+        found["CACHE_DIR"] = str(folder)
+    return found
+
+
+def compile_graph(xml: Path, weights: Path, device: str, how: Mapping[str, Any]) -> Any:
+    """An openvino.CompiledModel.
+
+    Raises:
+        BundleError: the files are damaged. BackendError: the device cannot compile the graph.
+    """
+    check_ir(xml, weights)
+    try:
+        model = core().read_model(str(xml), str(weights))
+    except RuntimeError as error:
+        raise BundleError(f"OpenVINO cannot read {xml.name}: {_first(error)}") from error
+    try:
+        return core().compile_model(model, device, dict(how))
+    except RuntimeError as error:
+        raise BackendError(
+            f"OpenVINO {ov.__version__} cannot compile {xml.name} for {device}: {_first(error)}"
+        ) from error
+
+
+def tensor(array: Any) -> Any:
+    """The memory of an array as an openvino.Tensor, not copied."""
+    return ov.Tensor(array, shared_memory=True)
+
+
+def run(request: Any, cancel: CancelToken | None) -> None:
+    """One inference of what is set.
+
+    Raises:
+        Cancelled: on request; the inference is over. BackendError: OpenVINO failed.
+    """
+    try:
+        request.start_async()
+        if cancel is not None:
+            cancel.attach(request.cancel)
+        try:
+            request.wait()
+        finally:
+            if cancel is not None:
+                cancel.attach(None)
+    except RuntimeError as error:
+        if cancel is not None and cancel.cancelled:
+            raise Cancelled("stopped on request") from None
+        raise BackendError(f"OpenVINO failed in a step: {_first(error)}") from error
+
+
+def check_names(model: str, compiled: Any, inputs: set[str], outputs: set[str]) -> None:
+    """Compare a graph with what its manifest promises.
+
+    Raises:
+        BundleError: an input or output is missing, or one too many.
+    """
+    for kind, promised, found in (
+        ("input", inputs, compiled.inputs),
+        ("output", outputs, compiled.outputs),
+    ):
+        differing = sorted(promised ^ {name for port in found for name in port.get_names()})
+        if differing:
+            raise BundleError(
+                f"{model}: manifest and graph disagree about the {kind} {differing[0]!r}; "
+                "export the model again"
+            )
+
+
+def _first(error: RuntimeError) -> str:
+    """The last line of OpenVINO's message says what is wrong; those before say where in its own
+    sources."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else "it gives no reason"

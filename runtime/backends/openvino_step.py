@@ -1,0 +1,241 @@
+"""A step in graphs of given widths: how it is cut in pieces, what each is fed and gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quickdraft.drafters.tree import Tree
+from quickdraft.errors import BundleError
+from quickdraft.kvcache.by_head import ByHeadCache
+from quickdraft.manifest import RowsLayout, Variant
+from quickdraft.runtime.backends import openvino_device
+from quickdraft.runtime.backends.base import CancelToken
+from quickdraft.runtime.backends.step_inputs import MASKED, attention_bias, positions
+from quickdraft.types import ModelSpec
+
+ANY = 0
+"""Stands for the graph of any number of rows where a width is asked for."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Nodes start to end of a step, in the graph of `width` rows (ANY: in that of any number)."""
+
+    start: int
+    end: int
+    width: int
+
+    @property
+    def rows(self) -> int:
+        """Rows of the tensors; those beyond the nodes are filled up."""
+        return self.width or self.end - self.start
+
+
+def pieces(nodes: int, wanted: NDArray[np.int64], widths: Sequence[int]) -> Iterator[Piece]:
+    """Cut a step of so many nodes. wanted: those whose logits are asked for. widths: of the graphs,
+    rising; the last one reads prompts and gives the logits of one row, the others those of all.
+
+    The narrowest graph that holds what is left ends a step. The one for prompts is taken where
+    most of it would be filled.
+    """
+    if not widths:
+        yield Piece(0, nodes, ANY)
+        return
+    *narrow, wide = widths
+    start = 0
+    while start < nodes:
+        left = nodes - start
+        taken = min(left, wide)
+        inside = np.count_nonzero((wanted >= start) & (wanted < start + taken))
+        if not narrow or (inside <= 1 and taken > max(wide // 2, narrow[-1])):
+            # One row's logits a time is slow but right where there is nothing else.
+            end, width = start + (taken if inside <= 1 else 1), wide
+        else:
+            width = next((each for each in narrow if each >= left), narrow[-1])
+            end = start + min(left, width)
+        yield Piece(start, end, width)
+        start = end
+
+
+@dataclass(frozen=True)
+class Step:
+    """What is asked of a model. length: committed rows. wanted: nodes whose logits are asked for.
+    features: vectors that come with the tokens."""
+
+    tree: Tree
+    length: int
+    wanted: NDArray[np.int64]
+    features: NDArray[np.float32] | None = None
+
+    def bias(self, piece: Piece, slots: int, window: int | None) -> NDArray[np.float32]:
+        """Additive attention bias of a piece, float32 [nodes, slots + piece.rows]: what lies in the
+        cache, nodes of earlier pieces among it, then the nodes of the piece."""
+        whole = attention_bias(self.tree, self.length, self.length + len(self.tree), window)
+        nodes, before = piece.end - piece.start, self.length + piece.start
+        bias = np.full((nodes, slots + piece.rows), MASKED, np.float32)
+        mine = whole[piece.start : piece.end]
+        bias[:, :before] = mine[:, :before]
+        bias[:, slots : slots + nodes] = mine[:, before : before + nodes]
+        return bias
+
+
+class Graphs:
+    """The compiled graphs of a variant. Each is compiled when it is first needed: compiled ones
+    hold their weights in a form of their own, and most conversations need two or three."""
+
+    def __init__(
+        self,
+        folder: Path,
+        spec: ModelSpec,
+        variant: Variant,
+        device: str,
+        how: Mapping[str, Any],
+    ) -> None:
+        """how: properties to compile with.
+
+        Raises:
+            BundleError: the variant has no file of weights.
+        """
+        binaries = [name for name in variant.files if name.endswith(".bin")]
+        if len(binaries) != 1:
+            raise BundleError(f"{variant.model} has {len(binaries)} files of weights, not one")
+        self._weights = folder / binaries[0]
+        self._files = {ANY: folder / variant.model}
+        self._files |= {rows: folder / name for rows, name in variant.widths.items()}
+        self._device, self._how = device, how
+        self._names = tensor_names(spec, variant)
+        self._compiled: dict[int, Any] = {}
+        self._lock = Lock()
+
+    def compiled(self, width: int) -> Any:
+        """The graph of a width (ANY: of any number of rows).
+
+        Raises:
+            BundleError, BackendError: see openvino_device.compile_graph.
+        """
+        with self._lock:
+            if width not in self._compiled:
+                model = self._files[width]
+                made = openvino_device.compile_graph(model, self._weights, self._device, self._how)
+                openvino_device.check_names(model.name, made, *self._names)
+                self._compiled[width] = made
+            return self._compiled[width]
+
+
+def tensor_names(spec: ModelSpec, variant: Variant) -> tuple[set[str], set[str]]:
+    """Inputs and outputs that a manifest promises of a graph."""
+    step = variant.step
+    named = {step.tokens, step.positions, step.output_rows, step.features, *step.biases.values()}
+    inputs = {name for name in named if name is not None}
+    outputs = {name for name in (step.logits, *step.hidden_states.values()) if name is not None}
+    own = variant.cache
+    assert isinstance(own, RowsLayout)  # checked on opening  # noqa: S101
+    for layer in cached_layers(spec, variant):
+        inputs |= {name.format(layer=layer) for name in (own.past_key, own.past_value)}
+        outputs |= {name.format(layer=layer) for name in (own.present_key, own.present_value)}
+    return inputs, outputs
+
+
+def cached_layers(spec: ModelSpec, variant: Variant) -> range:
+    """Layers whose tensors a graph has: none where it does not attend, and so has no bias."""
+    return range(spec.num_layers if variant.step.biases else 0)
+
+
+@dataclass
+class Request:
+    """A request of one graph for one cache, and the memory that it reads."""
+
+    request: Any
+    version: int = -1
+    inputs: dict[str, NDArray[Any]] = field(default_factory=dict)
+
+    def feed(self, name: str | None, values: NDArray[Any], rows: int) -> None:
+        """Give it an input, copied, and filled up with zeros to so many rows."""
+        shape = (rows, *values.shape[1:])
+        known = self.inputs.get(str(name))
+        if known is None or known.shape != shape:
+            known = self.inputs[str(name)] = np.zeros(shape, values.dtype)
+            self.request.set_tensor(str(name), openvino_device.tensor(known))
+        known[: len(values)] = values
+        known[len(values) :] = 0
+
+    def bind(self, layout: RowsLayout, cache: ByHeadCache, layers: range) -> None:
+        """Let it read the memory of a cache, wherever that is now."""
+        if self.version == cache.version:
+            return
+        for layer in layers:
+            names = layout.past_key, layout.past_value
+            for name, array in zip(names, cache.by_head(layer), strict=True):
+                self.request.set_tensor(name.format(layer=layer), openvino_device.tensor(array))
+        self.version = cache.version
+
+    def result(self, name: str | None) -> NDArray[np.float32]:
+        """An output of the last run, valid until the next one."""
+        values: NDArray[np.float32] = self.request.get_tensor(str(name)).data
+        return values
+
+
+class Runner:
+    """Runs pieces of steps of a variant over its caches."""
+
+    def __init__(self, spec: ModelSpec, variant: Variant, graphs: Graphs) -> None:
+        assert isinstance(variant.cache, RowsLayout)  # checked on opening  # noqa: S101
+        self._variant, self._layout, self._graphs = variant, variant.cache, graphs
+        self._layers = cached_layers(spec, variant)
+
+    def run(
+        self,
+        step: Step,
+        piece: Piece,
+        cache: ByHeadCache,
+        requests: dict[int, Request],
+        cancel: CancelToken | None,
+    ) -> Request:
+        """Run a piece of a step that the cache has staged, and put its rows there. requests: those
+        of this cache so far. The one that ran is returned, with its results.
+
+        Raises:
+            Cancelled, BackendError: see openvino_device.run.
+        """
+        request = requests.get(piece.width)
+        if request is None:
+            compiled = self._graphs.compiled(piece.width)
+            request = requests[piece.width] = Request(compiled.create_infer_request())
+        names, rows = self._variant.step, piece.rows
+        nodes = slice(piece.start, piece.end)
+        request.bind(self._layout, cache, self._layers)
+        request.feed(names.tokens, step.tree.tokens[nodes], rows)
+        request.feed(names.positions, positions(step.tree, step.length)[nodes], rows)
+        for window, name in names.biases.items():
+            request.feed(name, step.bias(piece, cache.capacity, window), rows)
+        if step.features is not None:
+            request.feed(names.features, step.features[nodes], rows)
+        if names.output_rows is not None:
+            wanted = step.wanted[wanted_in(step, piece)] - piece.start
+            request.feed(names.output_rows, wanted, self._outputs(piece, len(wanted)))
+        openvino_device.run(request.request, cancel)
+        count = piece.end - piece.start
+        for layer in self._layers:
+            own = (self._layout.present_key, self._layout.present_value)
+            key, value = (request.result(name.format(layer=layer))[:, :count] for name in own)
+            cache.put(layer, step.length + piece.start, key, value)
+        return request
+
+    def _outputs(self, piece: Piece, count: int) -> int:
+        """Rows of logits that the graph of a piece gives, of which so many are wanted."""
+        if piece.width == ANY:
+            return max(count, 1)
+        return 1 if piece.width == max(self._variant.widths) else piece.width
+
+
+def wanted_in(step: Step, piece: Piece) -> NDArray[np.int64]:
+    """Which of the wanted rows lie in a piece, as indices into them."""
+    inside = (step.wanted >= piece.start) & (step.wanted < piece.end)
+    return np.flatnonzero(inside)
