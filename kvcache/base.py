@@ -1,11 +1,13 @@
 """The cache contract.
 
 A step writes the keys and values of its n rows into slots length .. length+n-1: they are *staged*.
-`commit(path)` keeps the staged rows named by `path`, in that order, and drops the others. The laws,
-property-tested for every implementation:
+`commit(path)` keeps the staged rows named by `path`, in that order, and drops the others. A tree
+may also grow over several steps: `keep` leaves rows staged, and `extend` makes room after them.
+The laws, property-tested for every implementation:
 
 * append then truncate = never appended;
 * commit(path) = having decoded the tokens of that path plainly;
+* keep(rows, len(rows)) = commit(rows), and rows that stay staged are those that were;
 * nbytes = bytes held;
 * predicted rows, always the first ones, stay marked until they are forgotten.
 """
@@ -29,7 +31,7 @@ class KvCache(Protocol):
 
     @property
     def staged(self) -> int:
-        """Rows written by the last step and not yet committed."""
+        """Rows written and not yet committed."""
 
     @property
     def predicted(self) -> int:
@@ -49,6 +51,14 @@ class KvCache(Protocol):
         Raises:
             ContextOverflow: more slots than the model can hold.
         """
+
+    def extend(self, rows: int) -> None:
+        """Make room for `rows` slots after what is staged, and call them staged too. They may be
+        more than the model has positions: branches share positions."""
+
+    def keep(self, rows: Sequence[int], committed: int) -> None:
+        """Commit the first `committed` of the staged `rows` (increasing indices from 0), leave the
+        others of them staged, in order, and drop the rest."""
 
     def commit(self, path: Sequence[int]) -> None:
         """Keep the staged rows of `path` (increasing indices from 0), drop the others."""

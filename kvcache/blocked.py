@@ -132,7 +132,7 @@ class BlockedCache(GrowingCache):
     def _copy_to(self, buffer: Buffer, capacity: int) -> None:
         ours = self._layers(self.buffer, self._capacity)
         for mine, theirs in zip(ours, self._layers(buffer, capacity), strict=True):
-            theirs.copy_rows(mine, self._length)
+            theirs.copy_rows(mine, self._length + self._staged)
 
     def _move(self, source: Slots, target: Slots) -> None:
         (self._native_move or move_rows)(self, source, target)

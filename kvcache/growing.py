@@ -42,7 +42,7 @@ class GrowingCache(ABC):
 
     @property
     def staged(self) -> int:
-        """Rows written by the last step and not yet committed."""
+        """Rows written and not yet committed."""
         return self._staged
 
     @property
@@ -61,29 +61,46 @@ class GrowingCache(ABC):
         Positions may not pass the context limit; the nodes of a tree share positions, so slots
         (rounded up) are what is bounded here and the engine bounds positions.
         """
-        needed = self._length + rows
+        self._make_room(0, rows)
+
+    def extend(self, rows: int) -> None:
+        """Make room for `rows` slots after what is staged, and call them staged too.
+
+        Branches that grow side by side take more slots than there are positions.
+        """
+        self._make_room(self._staged, rows)
+
+    def _make_room(self, kept: int, rows: int) -> None:
+        needed = self._length + kept + rows
+        if not kept and needed > self._limit:
+            raise ContextOverflow(needed, self._spec.context_length, "step")
         if needed > self._capacity:
-            if needed > self._limit:
-                raise ContextOverflow(needed, self._spec.context_length, "step")
-            capacity = min(max(self._aligned(needed), 2 * self._capacity), self._limit)
+            capacity = min(2 * self._capacity, self._limit)
+            capacity = max(self._aligned(needed), capacity)
             self._resize(capacity)
             self._capacity = capacity
             self.version += 1
-        self._staged = rows
+        self._staged = kept + rows
 
     def commit(self, path: Sequence[int]) -> None:
         """Keep the staged rows of `path`, in order, and drop the others."""
-        kept = list(path)
+        self.keep(path, len(path))
+
+    def keep(self, rows: Sequence[int], committed: int) -> None:
+        """Commit the first of the staged `rows`, leave the others of them staged, drop the rest."""
+        kept = list(rows)
         start = self._length
         if any(a >= b for a, b in pairwise([-1, *kept, self._staged])):
             raise ValueError(f"path {kept} does not rise within {self._staged} staged rows")
+        if not 0 <= committed <= len(kept):
+            raise ValueError(f"cannot commit {committed} of {len(kept)} rows")
         first = next((i for i, row in enumerate(kept) if row != i), len(kept))
         if first < len(kept):
             # Rows rise, so none lands on one that is still to be moved.
             source = start + np.asarray(kept[first:], np.int64)
             self._move(source, np.arange(start + first, start + len(kept)))
-        self._length = start + len(kept)
-        self._staged = 0
+        self._length = start + committed
+        self._staged = len(kept) - committed
 
     def truncate(self, length: int) -> None:
         """Forget committed rows from `length` on, and everything staged."""
@@ -101,8 +118,8 @@ class GrowingCache(ABC):
 
     @abstractmethod
     def _resize(self, capacity: int) -> None:
-        """Take memory of `capacity` slots and copy the committed rows into it. Where memory is
-        short this raises, and nothing has changed."""
+        """Take memory of `capacity` slots and copy committed and staged rows into it. Where memory
+        is short this raises, and nothing has changed."""
 
     @abstractmethod
     def _move(self, source: Slots, target: Slots) -> None:

@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 from quickdraft.errors import OptionError
+from quickdraft.runtime.beam_options import BEAM_OPTIONS, MAX_BEAMS, EarlyStopping, check_beams
 from quickdraft.runtime.prediction import Prefill
 
 Acceptance = Literal["exact", "typical"]
@@ -33,6 +34,9 @@ _INTEGERS: Mapping[str, tuple[int, int]] = {
     "prompt_lookup_num_tokens": (0, 64),
     "max_matching_ngram_size": (1, 16),
     "prefill_chunk_size": (1, 8_192),
+    "num_beams": (1, MAX_BEAMS),
+    "num_beam_groups": (1, MAX_BEAMS),
+    "num_return_sequences": (1, MAX_BEAMS),
 }
 _FLOATS: Mapping[str, tuple[float, float, bool]] = {  # low, high, whether low itself is allowed
     "temperature": (0.0, 100.0, True),
@@ -45,6 +49,8 @@ _FLOATS: Mapping[str, tuple[float, float, bool]] = {  # low, high, whether low i
     "max_time": (0.0, 1e7, False),
     "posterior_threshold": (0.0, 1.0, False),
     "posterior_alpha": (0.0, 1.0, False),
+    "length_penalty": (-16.0, 16.0, True),  # more would overflow a power of a length
+    "diversity_penalty": (0.0, 1e6, True),
 }
 _OPTIONAL = frozenset(
     {
@@ -78,6 +84,11 @@ class GenerationConfig:
     per step. prefill: exact, or predicted or hybrid:N, lossy: keys and values of the prompt (of all
     but its last N tokens) are predicted where the session holds none of it; with @NAME by that
     predictor, with +refresh replaced by exact ones while the answer goes on.
+    num_beams: more than one searches for the likeliest answers, undrafted; num_beam_groups of them
+    differ from each other by diversity_penalty. length_penalty: answers are ranked by the sum of
+    their log-probabilities over the length to this power. early_stopping: true ends as soon as
+    there are num_beams answers, false when a better one is unlikely, never when there can be none.
+    num_return_sequences: of the best answers. None of these matters to a single beam.
     """
 
     max_new_tokens: int = 512
@@ -106,6 +117,12 @@ class GenerationConfig:
     posterior_alpha: float = 0.3
     prefill_chunk_size: int = 256
     prefill: str = "exact"
+    num_beams: int = 1
+    num_beam_groups: int = 1
+    diversity_penalty: float = 0.0
+    length_penalty: float = 1.0
+    early_stopping: EarlyStopping = False
+    num_return_sequences: int = 1
 
     def __post_init__(self) -> None:
         for name, (low, high) in _INTEGERS.items():
@@ -126,6 +143,7 @@ class GenerationConfig:
                 f"min_new_tokens is {self.min_new_tokens}, more than max_new_tokens "
                 f"({self.max_new_tokens}); lower one or raise the other"
             )
+        check_beams(self)
 
     def _set(self, name: str, check: Callable[[Any], Any]) -> None:
         value = getattr(self, name)
@@ -152,13 +170,14 @@ class GenerationConfig:
         """The defaults of a bundle, read as transformers reads generation_config.json.
 
         Keys that are not ours and nulls are ignored; temperature counts only with do_sample. Nobody
-        gets a predicted prefill without asking for it.
+        gets a predicted prefill or several beams without asking for them.
 
         Raises:
             OptionError: a known key has a bad value.
         """
         known = {k: v for k, v in generation.items() if k in OPTION_NAMES and v is not None}
-        known.pop("prefill", None)
+        for name in ("prefill", *BEAM_OPTIONS):
+            known.pop(name, None)
         if not _flag("do_sample", known.setdefault("do_sample", False)):
             known.pop("temperature", None)
         return cls.from_dict(known)

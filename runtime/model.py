@@ -14,12 +14,16 @@ from typing import Any, Protocol, runtime_checkable
 from quickdraft.device_profiles.curve import Curve
 from quickdraft.errors import InputError, OptionError, TemplateError
 from quickdraft.manifest import Manifest
+from quickdraft.runtime import clock
 from quickdraft.runtime.answer import AnswerStream
 from quickdraft.runtime.backends.base import Backend, CancelToken
 from quickdraft.runtime.backends.opening import open_backend
+from quickdraft.runtime.beams.answer import BeamAnswer
+from quickdraft.runtime.beams.constraints import AllowedTokens
 from quickdraft.runtime.calibration import curve_for
 from quickdraft.runtime.chat import ChatTemplate, Message
 from quickdraft.runtime.conversation import Conversation
+from quickdraft.runtime.devices import Placement
 from quickdraft.runtime.draft_model import BundleOpener
 from quickdraft.runtime.drafting import Drafting, DraftingSetup
 from quickdraft.runtime.generation import GenerationConfig
@@ -31,6 +35,11 @@ from quickdraft.runtime.text import Tokenizer
 from quickdraft.types import Progress
 
 __all__ = ["CancelToken", "Chunk", "Conversation", "Model", "Result", "Session", "TextSink"]
+
+NO_STREAM = (
+    "num_beams is {}, and beams decide their text at the end, so that there is nothing to stream; "
+    "use generate or search without a callback, or one beam"
+)
 
 
 @runtime_checkable
@@ -76,6 +85,7 @@ class Model:
         self.degraded = degraded
         self.load_ms = 0.0
         self.curve: Curve | None = None
+        self.placement: Placement | None = None
         self.open_bundle: BundleOpener | None = None
         self.open_head: Callable[[str], BackendHead] | None = None
         self.drafting = drafting or Drafting((), backend)
@@ -230,9 +240,36 @@ class Model:
             ContextOverflow: the prompt does not fit the model.
             BackendError: the engine failed; the session stays usable.
         """
-        started = time.perf_counter()
-        chunks = self._stream(self._prompt(prompt), config, session, cancel, overrides, started)
-        return _drain(chunks, callback)
+        started = clock.now()
+        options = self._options(config, overrides)
+        ids = self._prompt(prompt)
+        return self._answer(ids, options, session, cancel, callback, started)
+
+    def search(
+        self,
+        prompt: str | Sequence[int],
+        config: GenerationConfig | None = None,
+        *,
+        session: Session | None = None,
+        cancel: CancelToken | None = None,
+        allowed_tokens: AllowedTokens | None = None,
+        answer_prefix: str | Sequence[int] | None = None,
+        **overrides: Any,
+    ) -> Result:
+        """Search for the best answers with beams; `generate` with num_beams above 1 does the same.
+
+        allowed_tokens: which tokens may follow those of an answer: a TokenTrie or another function.
+        answer_prefix: what answers begin with, text or token ids. Both also for a single beam.
+
+        Raises as `generate`, and OptionError: nothing is left to answer.
+        """
+        started = clock.now()
+        options = self._options(config, overrides)
+        if isinstance(answer_prefix, str):
+            answer_prefix = self.tokenizer.encode(answer_prefix, special=True, bos=False)
+        ids = self._prompt(prompt)
+        answer = BeamAnswer(self, ids, options, cancel, allowed_tokens, answer_prefix)
+        return answer.run(self._own(session), started)
 
     def stream(
         self,
@@ -247,8 +284,9 @@ class Model:
 
         Options and prompt are checked at the call. Dropping the iterator ends the answer.
         """
-        started = time.perf_counter()
-        return self._stream(self._prompt(prompt), config, session, cancel, overrides, started)
+        started = clock.now()
+        ids = self._prompt(prompt)
+        return self._stream(ids, self._options(config, overrides), session, cancel, started)
 
     def chat(
         self,
@@ -264,8 +302,10 @@ class Model:
 
         Raises as `generate`, and TemplateError: there is no template, or it refuses the messages.
         """
-        chunks = self.stream_chat(messages, config, session=session, cancel=cancel, **overrides)
-        return _drain(chunks, callback)
+        started = clock.now()
+        options = self._options(config, overrides)
+        ids = self.tokenize_chat(messages)
+        return self._answer(ids, options, session, cancel, callback, started)
 
     def stream_chat(
         self,
@@ -277,9 +317,9 @@ class Model:
         **overrides: Any,
     ) -> Iterator[Chunk]:
         """As `chat`, piece by piece; the last chunk holds the result."""
-        started = time.perf_counter()
+        started = clock.now()
         ids = self.tokenize_chat(messages)
-        return self._stream(ids, config, session, cancel, overrides, started)
+        return self._stream(ids, self._options(config, overrides), session, cancel, started)
 
     def tokenize_chat(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of messages, the opening of the answer included."""
@@ -296,24 +336,49 @@ class Model:
             return self.tokenize(prompt)
         return _token_list(prompt, self.spec.vocab_size)
 
-    def _stream(
-        self,
-        prompt: list[int],
-        config: GenerationConfig | None,
-        session: Session | None,
-        cancel: CancelToken | None,
-        overrides: Mapping[str, Any],
-        started: float,
-    ) -> Iterator[Chunk]:
+    def _options(
+        self, config: GenerationConfig | None, overrides: Mapping[str, Any]
+    ) -> GenerationConfig:
         options = (config or self.generation_config).replace(**overrides)
         options.check_vocabulary(self.spec.vocab_size)
-        prefill = Prefill.parse(options.prefill)
-        if prefill.predicts:
-            self.prediction.entry(prefill)
+        return options
+
+    def _own(self, session: Session | None) -> Session:
         session = session or self.session()
         if session.backend is not self.backend:
             raise InputError("the session is another model's; make one with this model's session()")
-        return AnswerStream(self, prompt, options, started, cancel).run(session)
+        return session
+
+    def _answer(
+        self,
+        prompt: list[int],
+        options: GenerationConfig,
+        session: Session | None,
+        cancel: CancelToken | None,
+        callback: Any,
+        started: float,
+    ) -> Result:
+        if options.num_beams == 1:
+            return _drain(self._stream(prompt, options, session, cancel, started), callback)
+        if callback is not None:
+            raise OptionError(NO_STREAM.format(options.num_beams))
+        answer = BeamAnswer(self, prompt, options, cancel)
+        return answer.run(self._own(session), started)
+
+    def _stream(
+        self,
+        prompt: list[int],
+        options: GenerationConfig,
+        session: Session | None,
+        cancel: CancelToken | None,
+        started: float,
+    ) -> Iterator[Chunk]:
+        if options.num_beams > 1:
+            raise OptionError(NO_STREAM.format(options.num_beams))
+        prefill = Prefill.parse(options.prefill)
+        if prefill.predicts:
+            self.prediction.entry(prefill)
+        return AnswerStream(self, prompt, options, started, cancel).run(self._own(session))
 
 
 def _token_list(prompt: Sequence[int], vocab_size: int) -> list[int]:

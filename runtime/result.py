@@ -29,13 +29,50 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True)
+class Ranked:
+    """One of the best answers of a search. score: the sum of its log-probabilities, under all
+    options, over its length to the power of length_penalty."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    score: float
+    finish_reason: FinishReason
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {**vars(self), "token_ids": list(self.token_ids)}
+
+
+@dataclass(frozen=True)
+class BeamReport:
+    """How a search went.
+
+    num_beams, num_beam_groups: as asked for. rows: how keys and values of beams were held: `tree`,
+    as branches over one cache, or `caches`, one each. computed: rows of all steps after the
+    prefill. drafting: always `off`: what a search chooses next depends on all beams.
+    """
+
+    num_beams: int
+    num_beam_groups: int
+    rows: str
+    computed: int
+    drafting: str = "off"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return dict(vars(self))
+
+
+@dataclass(frozen=True)
 class Result:
     """An answer. token_ids hold an end-of-text token that ended it; text does not, and ends
     before a stop string. logprobs is None unless asked for. guarantee: how this answer relates
     to that of plain decoding. kv_cache: how keys and values are stored. isa: instruction set of our
     kernels, None where others compute. degraded: why not the best variant of the bundle runs.
     prefill: how the rows that the answer stands on came about, `exact` unless some were predicted,
-    in this answer or an earlier one of the session; prediction: what is known of these."""
+    in this answer or an earlier one of the session; prediction: what is known of these. sequences:
+    the best answers of a search, of which this is the first, and beams: how it went; empty and None
+    where there was none. simulated: the device whose time the timings are, None for real ones."""
 
     text: str
     token_ids: tuple[int, ...]
@@ -53,6 +90,9 @@ class Result:
     degraded: str | None = None
     prefill: str = "exact"
     prediction: PredictionReport | None = None
+    simulated: str | None = None
+    sequences: tuple[Ranked, ...] = ()
+    beams: BeamReport | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The object that `quickdraft run --json` prints."""
@@ -67,6 +107,7 @@ class Result:
             "kv_cache": self.kv_cache,
             "isa": self.isa,
             "degraded": self.degraded,
+            "simulated": self.simulated,
             "prefill": self.prefill,
             "prediction": None if self.prediction is None else self.prediction.to_dict(),
             "timings": self.timings.to_dict(),
@@ -74,6 +115,9 @@ class Result:
         }
         if self.logprobs is not None:
             answer["logprobs"] = [entry.to_dict() for entry in self.logprobs]
+        if self.beams is not None:
+            answer["sequences"] = [ranked.to_dict() for ranked in self.sequences]
+            answer["beams"] = self.beams.to_dict()
         return answer
 
 

@@ -80,7 +80,7 @@ def process_top(top: TopTokens, row: int, config: GenerationConfig) -> Distribut
     """
     values = top.values[row]
     unsound = math.isfinite(values[0]) and math.isnan(top.log_sum[row])
-    _check_largest(np.float32(np.nan) if unsound else values[0])
+    check_largest(np.float32(np.nan) if unsound else values[0])
     if not config.do_sample or config.top_k == 1:
         return Distribution.certain(int(top.ids[row, 0]))
     count = int(np.count_nonzero(values >= values[config.top_k - 1]))
@@ -91,11 +91,16 @@ def process_top(top: TopTokens, row: int, config: GenerationConfig) -> Distribut
 def _checked_best(logits: Logits) -> int:
     """The index of the largest logit; argmax finds a NaN first, so checking costs nothing."""
     best = int(np.argmax(logits))
-    _check_largest(logits[best])
+    check_largest(logits[best])
     return best
 
 
-def _check_largest(value: np.float32) -> None:
+def check_largest(value: np.float32) -> None:
+    """Refuse what only a faulty model has as its largest logit.
+
+    Raises:
+        BackendError: it is not a number, or none is finite.
+    """
     if not math.isfinite(value):
         found = "no finite logit" if value == -np.inf else f"a logit of {value}"
         raise BackendError(f"the model produced {found}; the bundle or the backend is faulty")

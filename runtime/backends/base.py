@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -139,6 +139,27 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Release the model; later steps raise BackendError."""
+
+
+@runtime_checkable
+class GrowingBackend(Protocol):
+    """A Backend whose trees may grow over several steps."""
+
+    def grow(
+        self,
+        tree: Tree,
+        cache: KvCache,
+        staged: int,
+        cancel: CancelToken | None = None,
+        *,
+        full_logits: bool = True,
+    ) -> StepOutput:
+        """Run the nodes of a tree from number `staged` on; their logits, one row each. Those before
+        are what the cache has staged: earlier steps ran them, over the same committed rows or over
+        the first of these, with what `KvCache.keep` committed since.
+
+        Raises as Backend.step; after that nothing is staged.
+        """
 
 
 class HeadBackend(Backend, Protocol):

@@ -7,7 +7,6 @@ a multiple of the alignment, or when the cache grew.
 
 from __future__ import annotations
 
-import platform
 import threading
 import weakref
 from collections.abc import Iterable
@@ -17,12 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from quickdraft.device_profiles import machine
 from quickdraft.drafters.tree import Tree
 from quickdraft.errors import BackendError, BundleError
 from quickdraft.kvcache.base import KvCache
 from quickdraft.kvcache.contiguous import ContiguousCache, align_slots
 from quickdraft.manifest import SlotsLayout, StepNames, Variant
-from quickdraft.runtime.backends import ort_session
+from quickdraft.runtime.backends import ort_session, providers
 from quickdraft.runtime.backends.base import (
     CancelToken,
     StepOutput,
@@ -33,6 +33,7 @@ from quickdraft.runtime.backends.step_inputs import (
     attention_bias,
     check_features,
     check_step,
+    make_room,
     positions,
 )
 from quickdraft.types import Guarantee, ModelSpec
@@ -61,6 +62,9 @@ class State(ort_session.Feeds):
                 self.bound.in_place(*names, array[:slots])
 
 
+CPU = "CPU"
+
+
 class OnnxRuntimeBackend:
     """A Backend over one InferenceSession, shared by all conversations."""
 
@@ -78,17 +82,20 @@ class OnnxRuntimeBackend:
         threads: int | None = None,
         kv_cache: str | None = None,
         vocab_size: int | None = None,
+        device: str = CPU,
     ) -> None:
         """Load the variant. threads: of one step; None means one per physical core. vocab_size: of
-        the tokens that a part with a token map reads.
+        the tokens that a part with a token map reads. device: see `providers`.
 
         Raises:
             OptionError: kv_cache is not f32. MissingExtra: onnxruntime is not installed.
+            DeviceError: the device is not there.
             BackendError: onnxruntime cannot load the model.
             BundleError: the graph's inputs or outputs are not those of the manifest.
         """
         refuse_kv_types(self.name, kv_cache)
         options = ort_session.options(threads, beside=variant.spec is not None)
+        named = providers.use(options, device)
         if not isinstance(variant.cache, SlotsLayout) or variant.step.slots is None:
             raise BundleError(
                 f"{variant.model} takes a cache of {variant.cache.kind!r}, and this backend "
@@ -98,11 +105,11 @@ class OnnxRuntimeBackend:
         self._vocab_size = vocab_size
         self.flavour = variant.flavour
         # That a row's bits do not depend on the others was tested on x86-64 kernels only.
-        proven = platform.machine().lower() in ("x86_64", "amd64")
+        proven = device == CPU and machine.architecture() == "x86_64"
         self.guarantee: Guarantee = variant.guarantee if proven else "same_distribution"
         self._variant = variant
         self._layout = variant.cache
-        self._session: Any = ort_session.open_session(folder / variant.model, options)
+        self._session: Any = ort_session.open_session(folder / variant.model, options, named)
         check_names(self._session, spec, variant)
         self._states: weakref.WeakKeyDictionary[ContiguousCache, State] = (
             weakref.WeakKeyDictionary()
@@ -124,6 +131,30 @@ class OnnxRuntimeBackend:
         features: NDArray[np.float32] | None = None,
     ) -> StepOutput:
         """See HeadBackend.step; logits are always full."""
+        return self._step(tree, cache, 0, rows, cancel, features)
+
+    def grow(
+        self,
+        tree: Tree,
+        cache: KvCache,
+        staged: int,
+        cancel: CancelToken | None = None,
+        *,
+        full_logits: bool = True,
+    ) -> StepOutput:
+        """See GrowingBackend.grow; logits are always full."""
+        return self._step(tree, cache, staged, None, cancel)
+
+    def _step(
+        self,
+        tree: Tree,
+        cache: KvCache,
+        staged: int,
+        rows: NDArray[np.int64] | None,
+        cancel: CancelToken | None,
+        features: NDArray[np.float32] | None = None,
+    ) -> StepOutput:
+        """Run the nodes from number `staged` on."""
         session = self._session  # `close` may come from another thread; a step that runs ends
         if session is None:
             raise BackendError("the model was closed")
@@ -131,14 +162,16 @@ class OnnxRuntimeBackend:
             raise BackendError(f"this backend needs its own caches, not {type(cache).__name__}")
         if cancel is not None:
             cancel.check()
-        wanted = np.arange(len(tree), dtype=np.int64) if rows is None else rows
+        count = len(tree) - staged
+        wanted = np.arange(count, dtype=np.int64) if rows is None else rows
         length = cache.length
         check_step(tree, length, self.spec, self._vocab_size)
         check_features(self._variant, len(tree), features)
-        cache.stage(len(tree))
+        make_room(cache, count, staged)
         try:
             state = self._bind_cache(session, cache, align_slots(length + len(tree)))
-            output = self._run(state, tree, length, wanted, features)
+            feeds = step_feeds(self._variant.step, tree, length, staged)
+            output = self._run(state, feeds, count, wanted, features)
             state.bound.run(cancel)
         except BaseException:
             cache.truncate(length)
@@ -148,19 +181,19 @@ class OnnxRuntimeBackend:
     def _run(
         self,
         state: State,
-        tree: Tree,
-        length: int,
+        feeds: dict[str, NDArray[Any]],
+        count: int,
         rows: NDArray[np.int64],
         features: NDArray[np.float32] | None,
     ) -> StepOutput:
-        """Give a step its inputs; what it will fill in."""
+        """Give a step of `count` nodes its inputs; what it will fill in."""
         names = self._variant.step
-        state.feed(step_feeds(names, tree, length))
+        state.feed(feeds)
         state.feed({str(names.output_rows): rows})
         if features is not None:
             state.feed({str(names.features): features})
         logits = state.result(str(names.logits), (len(rows), self.spec.vocab_size))
-        shape = (len(tree), self.spec.hidden_size)
+        shape = (count, self.spec.hidden_size)
         hidden = {layer: state.result(name, shape) for layer, name in names.hidden_states.items()}
         return StepOutput(logits, hidden)
 
@@ -187,16 +220,20 @@ def cached_layers(spec: ModelSpec, variant: Variant) -> range:
     return range(spec.num_layers if variant.step.biases else 0)
 
 
-def step_feeds(names: StepNames, tree: Tree, length: int) -> dict[str, NDArray[Any]]:
-    """The inputs of every graph, for a step over `length` committed rows."""
+def step_feeds(
+    names: StepNames, tree: Tree, length: int, staged: int = 0
+) -> dict[str, NDArray[Any]]:
+    """The inputs of every graph, for a step over `length` committed rows that runs the nodes from
+    number `staged` on."""
     n = len(tree)
     feeds: dict[str, NDArray[Any]] = {
-        names.tokens: tree.tokens,
-        str(names.positions): positions(tree, length),
-        str(names.slots): np.arange(length, length + n),
+        names.tokens: tree.tokens[staged:],
+        str(names.positions): positions(tree, length)[staged:],
+        str(names.slots): np.arange(length + staged, length + n),
     }
     for window, name in names.biases.items():
-        feeds[name] = attention_bias(tree, length, align_slots(length + n), window)
+        bias = attention_bias(tree, length, align_slots(length + n), window)
+        feeds[name] = bias[staged:]
     return feeds
 
 

@@ -27,6 +27,7 @@ from quickdraft.runtime.backends.step_inputs import (
     attention_bias,
     check_features,
     check_step,
+    make_room,
     positions,
 )
 from quickdraft.types import ModelSpec
@@ -86,6 +87,30 @@ class ReferenceBackend:
         features: NDArray[np.float32] | None = None,
     ) -> StepOutput:
         """See HeadBackend.step; logits are always full."""
+        return self._run(tree, cache, 0, rows, cancel, features)
+
+    def grow(
+        self,
+        tree: Tree,
+        cache: KvCache,
+        staged: int,
+        cancel: CancelToken | None = None,
+        *,
+        full_logits: bool = True,
+    ) -> StepOutput:
+        """See GrowingBackend.grow; logits are always full."""
+        return self._run(tree, cache, staged, None, cancel)
+
+    def _run(
+        self,
+        tree: Tree,
+        cache: KvCache,
+        staged: int,
+        rows: NDArray[np.int64] | None,
+        cancel: CancelToken | None,
+        features: NDArray[np.float32] | None = None,
+    ) -> StepOutput:
+        """Run the nodes from number `staged` on."""
         program = self._program
         if program is None:
             raise BackendError("the model was closed")
@@ -93,16 +118,17 @@ class ReferenceBackend:
             raise BackendError(f"this backend needs its own caches, not {type(cache).__name__}")
         if cancel is not None:
             cancel.check()
-        wanted = np.arange(len(tree), dtype=np.int64) if rows is None else rows
+        count = len(tree) - staged
+        wanted = np.arange(count, dtype=np.int64) if rows is None else rows
         length = cache.length
         check_step(tree, length, self.spec, self._vocab_size)
         check_features(self._variant, len(tree), features)
-        inputs = step_values(tree, length) | {"output_rows": wanted}
+        inputs = step_values(tree, length, staged) | {"output_rows": wanted}
         if features is not None:
             inputs["features"] = features
-        cache.stage(len(tree))
+        make_room(cache, count, staged)
         try:
-            values = program.run(inputs, caches(self.spec, tree, cache), cancel)
+            values = program.run(inputs, caches(self.spec, tree, cache, staged=staged), cancel)
         except BaseException:
             cache.truncate(length)
             raise
@@ -114,9 +140,10 @@ class ReferenceBackend:
         self._program = None
 
 
-def step_values(tree: Tree, length: int) -> dict[str, NDArray[Any]]:
-    """The inputs of every program, for a step over `length` committed rows."""
-    return {"tokens": tree.tokens, "positions": positions(tree, length)}
+def step_values(tree: Tree, length: int, staged: int = 0) -> dict[str, NDArray[Any]]:
+    """The inputs of every program, for a step over `length` committed rows that runs the nodes from
+    number `staged` on."""
+    return {"tokens": tree.tokens[staged:], "positions": positions(tree, length)[staged:]}
 
 
 def caches(
@@ -125,14 +152,16 @@ def caches(
     cache: ContiguousCache,
     target: ContiguousCache | None = None,
     row: int = 0,
+    staged: int = 0,
 ) -> Caches:
-    """Where a step over a cache that has it staged writes. row: of the target, the first."""
+    """Where a step over a cache that has it staged writes. row: of the target, the first. staged:
+    nodes that earlier steps ran."""
     n, length = len(tree), cache.length
     seen = align_slots(length + n)
     return Caches(
         cache,
-        np.arange(length, length + n),
-        {w: attention_bias(tree, length, seen, w) for w in spec.distinct_windows},
+        np.arange(length + staged, length + n),
+        {w: attention_bias(tree, length, seen, w)[staged:] for w in spec.distinct_windows},
         target,
         np.arange(row, row + n),
     )

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from quickdraft.drafters.tree import Tree
 from quickdraft.errors import BackendError, ContextOverflow
+from quickdraft.kvcache.base import KvCache
 from quickdraft.manifest import Variant
 from quickdraft.types import ModelSpec
 
@@ -34,6 +35,23 @@ def check_step(tree: Tree, length: int, spec: ModelSpec, vocab_size: int | None 
     end = length + (len(tree) if tree.is_chain else int(tree.depth.max()) + 1)
     if end > spec.context_length:
         raise ContextOverflow(end, spec.context_length, "step")
+
+
+def make_room(cache: KvCache, rows: int, staged: int) -> None:
+    """Stage the rows of a step: the first of a tree, or, after `staged` ones, the next of it.
+
+    Raises:
+        BackendError: the cache has not as many staged.
+    """
+    if not staged:
+        cache.stage(rows)
+        return
+    if cache.staged != staged or rows < 1:
+        raise BackendError(
+            f"the tree is to grow by {rows} rows after {staged}, and the cache has "
+            f"{cache.staged} staged"
+        )
+    cache.extend(rows)
 
 
 def check_features(variant: Variant, rows: int, found: NDArray[np.float32] | None) -> None:

@@ -52,13 +52,19 @@ class Laws:
         self.marked = [0]
 
     def _write(self, count: int) -> None:
+        self.caches[-1][0].stage(count)
+        self.staged = []
+        self._put_new(count)
+
+    def _put_new(self, count: int) -> None:
         cache, rows = self.caches[-1]
-        cache.stage(count)
-        self.staged = list(range(self.written, self.written + count))
+        new = list(range(self.written, self.written + count))
         self.written += count
-        slots = list(range(len(rows), len(rows) + count))
+        first = len(rows) + len(self.staged)
         for layer, heads in enumerate(SPEC.num_kv_heads):
-            self.put(cache, layer, slots, contents(self.staged, layer, heads))
+            slots = list(range(first, first + count))
+            self.put(cache, layer, slots, contents(new, layer, heads))
+        self.staged += new
 
     @rule(count=st.integers(1, 90))
     def step(self, count: int) -> None:
@@ -68,6 +74,22 @@ class Laws:
                 cache.stage(count)
         else:
             self._write(count)
+
+    @precondition(lambda self: self.staged)
+    @rule(count=st.integers(1, 90))
+    def grow(self, count: int) -> None:
+        self.caches[-1][0].extend(count)
+        self._put_new(count)
+
+    @precondition(lambda self: self.staged)
+    @rule(data=st.data())
+    def keep(self, data: st.DataObject) -> None:
+        cache, rows = self.caches[-1]
+        kept = data.draw(st.sets(st.integers(0, len(self.staged) - 1)).map(sorted))
+        committed = data.draw(st.integers(0, len(kept)))
+        cache.keep(kept, committed)
+        rows += [self.staged[i] for i in kept[:committed]]
+        self.staged = [self.staged[i] for i in kept[committed:]]
 
     @precondition(lambda self: self.staged)
     @rule(data=st.data())
@@ -142,6 +164,11 @@ class Laws:
                 expected = contents(rows, layer, heads)
                 assert (np.rint(key[: len(rows)]) == expected).all()
                 assert (np.rint(value[: len(rows)]) == -expected).all()
+                if cache is self.caches[-1][0]:
+                    staged = slice(len(rows), len(rows) + len(self.staged))
+                    expected = contents(self.staged, layer, heads)
+                    assert (np.rint(key[staged]) == expected).all()
+                    assert (np.rint(value[staged]) == -expected).all()
         if getattr(self, "caches", None):
             assert self.caches[-1][0].staged == len(self.staged)
             assert [cache.predicted for cache, _ in self.caches] == self.marked

@@ -1,0 +1,1 @@
+"""Beam search: several answers at once, the best of them kept."""
