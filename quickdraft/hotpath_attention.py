@@ -268,10 +268,10 @@ def _attend(
     """One row [heads, head_dim] over what it sees, keys [positions, kv_heads, head_dim]."""
     groups = q.reshape(how.kv_heads, -1, how.head_dim)
     scores = np.einsum("hgd,phd->hgp", groups, keys).reshape(how.heads, -1) * how.scale
-    if bias is not None:
-        scores = scores + bias
     if how.softcap:
         scores = how.softcap * np.tanh(scores / how.softcap)
+    if bias is not None:
+        scores = scores + bias
     logits = scores if sinks is None else np.concatenate([scores, sinks[:, None]], axis=1)
     weights = np.exp(scores - logits.max(axis=1, keepdims=True))
     total = np.exp(logits - logits.max(axis=1, keepdims=True)).sum(axis=1, keepdims=True)

@@ -137,8 +137,8 @@ inline void soft_weights(float* s, const Span& span, float scale, const Relative
   V most = set1(-std::numeric_limits<float>::infinity());
   for (int64_t p = first; p < span.high; p += 16) {
     V v = mul(load(s + p), set1(scale));
-    if (relative.row) v = add(v, relative.at(p));
     if (softcap > 0) v = mul(set1(softcap), tanh(div(v, set1(softcap))));
+    if (relative.row) v = add(v, relative.at(p));
     if (p < span.low || p + 16 > span.high) v = keep_positions(v, p, span.low, span.high);
     store(s + p, v);
     most = max(most, v);

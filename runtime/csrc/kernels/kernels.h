@@ -153,8 +153,8 @@ struct KvWriteArgs {
 // null: a chain, row i has depth i. Sums run over logical positions in fixed blocks. window w > 0:
 // only positions above positions[i] - w. softcap c > 0: c * tanh(score / c). sinks: [heads], a
 // logit per head that takes part in the softmax and adds no value, or null. relative: [heads, 2 *
-// reach + 1], added to the scaled score of position p as seen from position i: the value at p - i,
-// kept within +-reach, plus reach; or null.
+// reach + 1], added to the scaled and capped score of position p as seen from position i: the value
+// at p - i, kept within +-reach, plus reach; or null.
 //
 // seen > 0: there is no order. Every row sees positions 0 .. seen - 1, each in the slot of its
 // number; window is 0, ancestors null, and row i is at position i. Without k and v nothing is
