@@ -24,11 +24,29 @@ def cpu_name() -> str | None:
     """The name of the processor."""
     if sys.platform == "darwin":
         return _sysctl("machdep.cpu.brand_string")
+    if sys.platform == "win32":
+        return _windows_cpu_name() or platform.processor() or None
     fields = _cpuinfo()
     for core in fields:
         if "model name" in core:
             return core["model name"]
     return platform.processor() or None
+
+
+def board() -> str | None:
+    """The name of a board whose firmware tells it, such as a Raspberry Pi."""
+    return _read("/proc/device-tree/model").rstrip("\0\n") or None
+
+
+def architecture() -> str:
+    """`x86_64` or `arm64`, or what the system calls anything else."""
+    found = platform.machine().lower()
+    return {"amd64": "x86_64", "aarch64": "arm64"}.get(found, found)
+
+
+def system() -> str:
+    """`linux`, `darwin` or `windows`."""
+    return platform.system().lower()
 
 
 def cpu_features() -> list[str] | None:
@@ -113,6 +131,20 @@ def _read(path: str) -> str:
         return Path(path).read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
+
+
+def _windows_cpu_name() -> str | None:
+    """The name that the registry has; `platform` knows the family only."""
+    if sys.platform != "win32":
+        return None
+    import winreg
+
+    place = r"HARDWARE\DESCRIPTION\System\CentralProcessor\0"
+    try:
+        with winreg.OpenKey(winreg.HKEY_LOCAL_MACHINE, place) as key:
+            return str(winreg.QueryValueEx(key, "ProcessorNameString")[0]).strip()
+    except OSError:
+        return None
 
 
 def _sysctl(name: str) -> str | None:

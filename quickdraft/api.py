@@ -8,14 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quickdraft.errors import OptionError
 from quickdraft.types import Progress
 
 if TYPE_CHECKING:
     from quickdraft.manifest import Manifest
     from quickdraft.runtime.model import Model
-
-DEVICES = ("auto", "cpu")
 
 
 def load(
@@ -39,39 +36,47 @@ def load(
             print(model.generate("The capital of France is", max_new_tokens=8).text)
 
     path_or_name: a built-in alias, a bundle or checkpoint folder, a `.gguf` file, or `owner/name`
-    (`@revision`, `:file.gguf`) on the Hugging Face hub. device: `auto` or `cpu`. drafter: `none`,
-    or names of the registry between commas, where `auto` stands for those that need no model.
-    drafter_options: by name of the drafter, by name of the option. store: whether drafters may
-    keep what they learn for later runs. backend: `auto` or a name of the registry. weights: `auto`,
-    `gguf`, `fp32`, `fp16`, `int8` or `int4`. kv_cache: how keys and values are stored, `f32`,
-    `f16` or `int8`; None leaves it to the backend. prefill: how answers prefill where nothing else
-    is said, see GenerationConfig; what it needs is loaded at once. offline: use only what is
-    there. progress: called with a stage, what is done of it, and its total (0 if unknown).
+    (`@revision`, `:file.gguf`) on the Hugging Face hub. device: `auto`, `cpu`, `gpu`, `npu`, a name
+    that `quickdraft device list` shows, or `simulated:` and such a name, which runs here in the
+    time of that device. drafter: `none`, or names of the registry between commas, where `auto`
+    stands for those that need no model. drafter_options: by name of the drafter, by name of the
+    option. store: whether drafters may keep what they learn for later runs. backend: `auto` or a
+    name of the registry, which may name a device of its own after a colon, such as
+    `onnxruntime:CoreML`. weights: `auto`, `gguf`, `fp32`, `fp16`, `int8` or `int4`. kv_cache: how
+    keys and values are stored, `f32`, `f16` or `int8`; None leaves it to the backend. prefill: how
+    answers prefill where nothing else is said, see GenerationConfig; what it needs is loaded at
+    once. offline: use only what is there. progress: called with a stage, what is done of it, and
+    its total (0 if unknown).
 
     Raises:
         InputError: the name or an option cannot be used; a subclass says which and why.
+        DeviceError: the device is not here, or the model does not fit on it.
         DownloadError, StorageError: it could not be fetched or kept.
         MissingExtra: the backend needs a package that is not installed.
     """
     started = time.perf_counter()
-    _check(device, kv_cache, prefill)
+    _check(kv_cache, prefill)
+    from quickdraft.runtime.devices import check_memory, place
     from quickdraft.runtime.drafting import DraftingSetup
     from quickdraft.runtime.model import Model
 
+    placement = place(device, backend)
     find = partial(_find, progress=progress, offline=offline)
     drafting = DraftingSetup(drafter, drafter_options or {}, store, find)
     name = str(path_or_name)
-    folder, manifest = find(name, backend, weights=weights)
+    folder, manifest = find(name, placement.backend, weights=weights)
+    check_memory(manifest, placement, kv_cache, name)
     model = Model.open(
         folder,
         manifest=manifest,
-        backend=backend,
+        backend=placement.backend,
         drafting=drafting,
-        threads=threads,
+        threads=threads if threads is not None else placement.threads,
         kv_cache=kv_cache,
         name=name,
         progress=progress,
     )
+    model.placement = placement
     if prefill != "exact":
         _use_prefill(model, prefill)
     # What the user waited for: fetching, exporting and verifying count as well.
@@ -79,7 +84,7 @@ def load(
     return model
 
 
-def _check(device: str, kv_cache: str | None, prefill: str) -> None:
+def _check(kv_cache: str | None, prefill: str) -> None:
     """Refuse bad values before anything is fetched.
 
     Raises:
@@ -88,8 +93,6 @@ def _check(device: str, kv_cache: str | None, prefill: str) -> None:
     from quickdraft.kvcache.blocked import check_kv_type
     from quickdraft.runtime.prediction import Prefill
 
-    if device not in DEVICES:
-        raise OptionError(f"device is {device!r}; available: {', '.join(DEVICES)}")
     if kv_cache is not None:
         check_kv_type(kv_cache)
     Prefill.parse(prefill)

@@ -3,12 +3,15 @@
     QuickdraftError                 something failed                            exit code 1
     ├── InputError                  what was given is wrong                     exit code 2
     │   ├── OptionError             an option has a value it cannot have
+    │   ├── DeviceError             a device is absent, unknown or too small
     │   ├── ModelNotFound           a model name that leads nowhere
     │   ├── CheckpointError         a checkpoint is damaged or hostile
     │   │   └── UnsupportedModel    a sound checkpoint we do not implement
     │   ├── BundleError             a bundle is damaged, foreign or newer
+    │   │   └── AdapterError        a folder of another runtime cannot be opened as it is
     │   ├── TokenizerError          a tokenizer cannot be used
     │   ├── TemplateError           a chat template refuses or misbehaves
+    │   ├── AudioError              a sound file cannot be used
     │   └── ContextOverflow         more tokens than the model can hold
     ├── MissingExtra                an optional dependency is not installed     exit code 2
     ├── DownloadError               a file could not be fetched
@@ -38,6 +41,10 @@ class OptionError(InputError):
     """An option is unknown or has a value it cannot have."""
 
 
+class DeviceError(InputError):
+    """A device is absent, unknown or too small for the model, or its profile is damaged."""
+
+
 class ModelNotFound(InputError):
     """A model name is neither an alias, a path, nor a repository that exists."""
 
@@ -54,12 +61,20 @@ class BundleError(InputError):
     """A bundle is damaged, truncated, foreign, or written by a newer version."""
 
 
+class AdapterError(BundleError):
+    """A folder that another tool exported is incomplete, or of a kind that no adapter opens."""
+
+
 class TokenizerError(InputError):
     """A tokenizer file cannot be used, or does not fit the model."""
 
 
 class TemplateError(InputError):
     """A chat template failed, refused its messages, or exceeded its limits."""
+
+
+class AudioError(InputError):
+    """A sound file is damaged, empty, not sound, or of a kind that is not read."""
 
 
 class ContextOverflow(InputError):

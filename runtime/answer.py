@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING
 
 from quickdraft.errors import ContextOverflow, InputError
+from quickdraft.runtime import clock
 from quickdraft.runtime.backends.base import CancelToken
+from quickdraft.runtime.backends.simulated import simulated_device
 from quickdraft.runtime.engine import Decoder
 from quickdraft.runtime.generation import GenerationConfig
 from quickdraft.runtime.metrics import Clock, StepRecord, timings
@@ -97,10 +98,10 @@ class AnswerStream:
         first: float | None = None
         decoder = Decoder(self._model.backend, session, self._plan)
         with session.busy(), closing(decoder.run(self._prompt)) as emissions:
-            prefill = time.perf_counter()
+            prefill = clock.now()
             for emission in emissions:
                 if first is None and emission.tokens:
-                    first = time.perf_counter()
+                    first = clock.now()
                 tokens += emission.tokens
                 logprobs += emission.logprobs
                 if emission.record is not None:
@@ -108,10 +109,10 @@ class AnswerStream:
                 entries = emission.logprobs if self._config.logprobs else None
                 if emission.finish_reason is None:
                     yield Chunk(self._writer.take(), emission.tokens, entries)
-        clock = Clock(self._started, prefill, first, time.perf_counter())
+        moments = Clock(self._started, prefill, first, clock.now())
         rest = self._writer.take() + self._writer.finish()
         reason: FinishReason = emission.finish_reason or "stop"
-        result = self._result(tokens, logprobs, steps, reason, clock, decoder)
+        result = self._result(tokens, logprobs, steps, reason, moments, decoder)
         yield Chunk(rest, emission.tokens, entries, reason, result)
 
     def _guarantee(self, steps: Sequence[StepRecord], predicted: bool) -> Guarantee:
@@ -131,7 +132,7 @@ class AnswerStream:
         logprobs: list[TokenLogprob],
         steps: list[StepRecord],
         reason: FinishReason,
-        clock: Clock,
+        moments: Clock,
         decoder: Decoder,
     ) -> Result:
         model, cached = self._model, decoder.cached
@@ -148,8 +149,9 @@ class AnswerStream:
             kv_cache=model.backend.kv_type,
             isa=model.backend.isa,
             degraded=model.degraded,
+            simulated=simulated_device(model.backend),
             timings=timings(
-                clock,
+                moments,
                 steps,
                 prompt_n=len(self._prompt) - cached,
                 cached_n=cached,

@@ -10,7 +10,6 @@ warm-up. With a drafter the input must be real text, because acceptance depends 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from quickdraft.drafters.tree import Tree
 from quickdraft.errors import OptionError
 from quickdraft.runtime.backends.base import Backend, CancelToken
+from quickdraft.runtime.clock import now
 from quickdraft.runtime.drafting import Drafting, DraftingSetup
 from quickdraft.runtime.model import Model
 from quickdraft.runtime.prediction import Prefill
@@ -77,7 +77,7 @@ def prefill_seconds(
     tokens: NDArray[np.int64],
     chunk: int = PREFILL_CHUNK,
     cancel: CancelToken | None = None,
-    clock: Clock = time.perf_counter,
+    clock: Clock = now,
 ) -> float:
     """Seconds to prefill int64 [n] tokens into an empty cache, `chunk` rows at a time.
 
@@ -98,7 +98,7 @@ def decode_seconds(
     backend: Backend,
     tokens: NDArray[np.int64],
     cancel: CancelToken | None = None,
-    clock: Clock = time.perf_counter,
+    clock: Clock = now,
 ) -> float:
     """Seconds to decode int64 [n] tokens, one step each, from an empty cache."""
     cache = backend.new_cache()
@@ -165,14 +165,14 @@ def _predicted_seconds(model: Model, tokens: NDArray[np.int64], prefill: Prefill
     session = model.session(Drafting((), model.backend))
     session.rewind(tokens.tolist(), predicted=True)
     cache = session.cache
-    start = time.perf_counter()
+    start = now()
     session.predict(model.prediction.rows(prefill, len(tokens)), prefill, None)
     while cache.length < len(tokens):
         part = tokens[cache.length : cache.length + PREFILL_CHUNK]
         last = np.array([len(part) - 1])
         model.backend.step(Tree.chain(part), cache, last, full_logits=False)
         cache.commit(range(len(part)))
-    return time.perf_counter() - start
+    return now() - start
 
 
 def measure_text(

@@ -29,6 +29,7 @@ from quickdraft.manifest import Manifest
 from quickdraft.runtime import native
 from quickdraft.runtime.backends.base import Backend
 from quickdraft.runtime.backends.opening import variant_for
+from quickdraft.runtime.backends.simulated import SimulatedBackend
 from quickdraft.types import Progress
 
 _log = logging.getLogger(__name__)
@@ -200,13 +201,16 @@ def curve_for(
     *,
     progress: Progress | None = None,
 ) -> Curve:
-    """The stored curve of a loaded backend, or one measured now and stored.
+    """The stored curve of a loaded backend, or one measured now and stored; a simulated device has
+    its own.
 
     manifest: of the bundle the backend was opened from; threads: as it was given.
 
     Raises:
         BackendError: the engine failed.
     """
+    if isinstance(backend, SimulatedBackend):
+        return backend.curve
     stored = load_curve(device_of(backend, threads), files_key(manifest, backend.name))
     if stored is not None:
         return stored

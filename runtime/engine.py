@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Generator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -14,6 +13,7 @@ from quickdraft.drafters.base import DraftSettings, Law
 from quickdraft.drafters.distribution import Distribution
 from quickdraft.drafters.tree import Tree
 from quickdraft.errors import Cancelled
+from quickdraft.runtime import clock
 from quickdraft.runtime.accept import NodeDistribution, rule_for
 from quickdraft.runtime.backends.base import Backend, StepOutput
 from quickdraft.runtime.metrics import StepRecord
@@ -135,7 +135,7 @@ class Decoder:
         """Run the prompt in chunks; the last chunk ends with the root of the first tree."""
         size = self._plan.config.prefill_chunk_size
         cache = self._session.cache
-        started = time.perf_counter()
+        started = clock.now()
         self._predict(prompt)
         while True:
             self._check_interruption()
@@ -143,7 +143,7 @@ class Decoder:
             last = np.array([len(chunk) - 1], np.int64)
             if cache.length + len(chunk) == len(prompt):
                 output = self._step(chunk, last)
-                root, spent = Proposal(Tree.chain(prompt[-1:])), time.perf_counter() - started
+                root, spent = Proposal(Tree.chain(prompt[-1:])), clock.now() - started
                 rows = len(chunk)
                 self._show(output, rows - 1)
                 return _Verified(root, output, rows - 1, rows, spent, cache.predicted)
@@ -197,14 +197,14 @@ class Decoder:
 
     def _verify(self, proposal: Proposal) -> _Verified:
         self._check_interruption()
-        started = time.perf_counter()
+        started = clock.now()
         tree, missing = proposal.tree, self._swap()
         offset, rows = len(missing), None
         if missing:
             tree = tree.after(missing)
             rows = np.arange(offset, len(tree))
         output = self._step(tree, rows)
-        spent = time.perf_counter() - started
+        spent = clock.now() - started
         predicted = self._session.cache.predicted
         return _Verified(proposal, output, offset, len(tree), spent, predicted)
 
@@ -245,7 +245,7 @@ class Decoder:
 
     def _decide(self, verified: _Verified) -> Emission:
         """Accept what the target agrees with, cut it where the answer ends, commit the rest."""
-        started = time.perf_counter()
+        started = clock.now()
         proposal, offset = verified.proposal, verified.offset
         tree = proposal.tree
         accepted = self._rule(tree, proposal.laws, self._distribution(verified), self._rng)
@@ -259,12 +259,12 @@ class Decoder:
         if self._plan.config.logprobs:
             pairs = zip(path, tokens, strict=True)
             logprobs = [self._logprob(verified.output, node, token) for node, token in pairs]
-        sampled = time.perf_counter()
+        sampled = clock.now()
         if self._speculation is not None:
             states = [offset + node for node in path]
             verdict = Verdict(tokens, decided, path, verified.output, states, verified.verify_s)
             self._speculation.observe(proposal, verdict)
-        times = sampled - started, time.perf_counter() - sampled
+        times = sampled - started, clock.now() - sampled
         record = _record(verified, nodes[: len(tokens)], tokens, times)
         return Emission(tuple(tokens), tuple(logprobs), record, reason)
 
@@ -317,7 +317,7 @@ class Decoder:
         plan = self._plan
         if plan.cancel is not None and plan.cancel.cancelled:
             raise _Interrupted("cancelled")
-        if plan.deadline is not None and time.perf_counter() >= plan.deadline:
+        if plan.deadline is not None and clock.now() >= plan.deadline:
             raise _Interrupted("time")
 
 

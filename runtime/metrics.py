@@ -122,7 +122,7 @@ class Timings:
 
 @dataclass(frozen=True)
 class Clock:
-    """Moments of one answer, in seconds of `time.perf_counter`; None where it never came."""
+    """Moments of one answer, in seconds of `runtime.clock.now`; None where it never came."""
 
     called: float
     prefill_started: float

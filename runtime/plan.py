@@ -15,7 +15,7 @@ from quickdraft.runtime.result import FinishReason, TokenLogprob
 class Plan:
     """What one answer is bound by.
 
-    eos_ids: end-of-text tokens. deadline: a moment of `time.perf_counter`. ends_text: told each
+    eos_ids: end-of-text tokens. deadline: a moment of `runtime.clock.now`. ends_text: told each
     token of the answer in order; true ends the answer with it (a stop string is complete).
     """
 

@@ -20,6 +20,7 @@ from quickdraft.errors import BackendError, OptionError
 from quickdraft.manifest import Manifest
 from quickdraft.runtime.backends.base import Backend, Predictor
 from quickdraft.runtime.backends.opening import open_backend, open_predictor, parts
+from quickdraft.runtime.backends.simulated import SimulatedBackend
 
 LEAST_ROWS = 2
 """Predicting fewer rows would save nothing: the target runs a few rows in the time of one."""
@@ -192,7 +193,10 @@ class Prediction:
     def of_bundle(
         cls, folder: Path, manifest: Manifest, backend: Backend, threads: int | None
     ) -> Prediction:
-        """For a loaded target of a verified bundle. threads: of its steps, None for its default."""
+        """For a loaded target of a verified bundle. threads: of its steps, None for its default.
+        Nothing is predicted on a simulated device, whose profile says nothing of that."""
+        if isinstance(backend, SimulatedBackend):
+            return cls(backend)
 
         def second() -> Backend:
             half = max(1, (threads or physical_cores() or 2) // 2)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -13,6 +12,7 @@ from quickdraft.drafters.conversation import common_prefix
 from quickdraft.drafters.tree import Tree
 from quickdraft.errors import InputError
 from quickdraft.kvcache.base import KvCache
+from quickdraft.runtime import clock
 from quickdraft.runtime.backends.base import Backend, CancelToken
 from quickdraft.runtime.drafting import Drafting
 from quickdraft.runtime.prediction import EXACT, Prediction, PredictionReport, Prefill
@@ -92,7 +92,7 @@ class Session:
         """
         entry = self.prediction.entry(prefill)
         predictor = self.prediction.predictor(entry.name)
-        started = time.perf_counter()
+        started = clock.now()
         if self.cache.length < entry.exact_first:
             first = Tree.chain(self.tokens[self.cache.length : entry.exact_first])
             last = np.array([len(first) - 1], np.int64)
@@ -100,7 +100,7 @@ class Session:
             self.cache.commit(range(len(first)))
         predictor.predict(np.asarray(self.tokens[:rows], np.int64), self.cache, cancel)
         self.prefill, self.predictor = prefill, entry.name
-        return time.perf_counter() - started
+        return clock.now() - started
 
     def use_refreshed(self) -> None:
         """Let the exact rows of a refresh take the place of the predicted ones."""

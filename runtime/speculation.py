@@ -4,7 +4,6 @@ was decided."""
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
@@ -25,6 +24,7 @@ from quickdraft.drafters.controller import Decision
 from quickdraft.drafters.merge import Merged, chain_of, cut, merge
 from quickdraft.drafters.tree import Tree
 from quickdraft.errors import BackendError
+from quickdraft.runtime import clock
 from quickdraft.runtime.backends.base import StepOutput
 from quickdraft.runtime.drafting import Drafting
 from quickdraft.runtime.sampling import largest
@@ -144,7 +144,7 @@ class Speculation:
 
         root: the last token known. room: most nodes that make sense. context_length: tokens known.
         """
-        started = time.perf_counter()
+        started = clock.now()
         shared = self.drafting
         controller = shared.controller
         planned = self._nodes is None
@@ -171,7 +171,7 @@ class Speculation:
             offered,
             decision,
             gathered.fallbacks,
-            time.perf_counter() - started,
+            clock.now() - started,
             gathered.seconds,
             shared.names,
         )
@@ -183,7 +183,7 @@ class Speculation:
         seconds: dict[str, float] = {}
         fallbacks, draws = 0, False
         for index, budget in budgets.items():
-            started = time.perf_counter()
+            started = clock.now()
             source = shared.sources[index]
             draft = self._ask(index, budget) if budget > 0 else None
             if draft is not None:
@@ -194,7 +194,7 @@ class Speculation:
                     # Two that draw would compete for the same nodes by what they drew.
                     draft, draws = (None if draws else draft), True
             drafts[index] = draft
-            seconds[source.name] = time.perf_counter() - started
+            seconds[source.name] = clock.now() - started
         return _Gathered(drafts, seconds, fallbacks)
 
     def _ask(self, index: int, budget: int) -> Draft | None:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-WITH_PARTS = ("hotpath", "onnx", "reference")
+WITH_PARTS = ("hotpath", "onnx", "openvino", "openvino-static", "reference")
 """Emitters that write drafts and predictors beside the target."""
-_OPENED_BY = {"hotpath": "hotpath", "onnxruntime": "onnx", "reference": "reference"}
+_OPENED_BY = {
+    "hotpath": "hotpath",
+    "onnxruntime": "onnx",
+    "openvino": "openvino",
+    "openvino:NPU": "openvino-static",
+    "reference": "reference",
+}
 
 
 def default_formats(backend: str = "auto") -> tuple[str, ...]:
@@ -16,9 +22,9 @@ def default_formats(backend: str = "auto") -> tuple[str, ...]:
     Raises:
         BackendError: QUICKDRAFT_LIBRARY names no file.
     """
-    backend = backend.partition(":")[0]  # what follows names a device
-    if backend in _OPENED_BY:
-        return (_OPENED_BY[backend],)
+    for name in (backend, backend.partition(":")[0]):  # what follows names a device
+        if name in _OPENED_BY:
+            return (_OPENED_BY[name],)
     from quickdraft.runtime.native import library_path
 
     return ("hotpath",) if library_path() is not None else ("onnx",)

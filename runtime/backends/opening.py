@@ -11,18 +11,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quickdraft.errors import BackendError, BundleError, InputError
+from quickdraft.device_profiles.profile import Profile, profile_named
+from quickdraft.errors import BackendError, BundleError, InputError, OptionError
 from quickdraft.manifest import Flavour, Manifest, Role, TargetFormat, Variant
 from quickdraft.registry import BACKENDS, PREDICTORS, lookup
 from quickdraft.runtime.backends.base import Backend, HeadBackend, Predictor
+from quickdraft.runtime.backends.simulated import PREFIX as SIMULATED
+from quickdraft.runtime.backends.simulated import SimulatedBackend
 
 OPENS: dict[str, tuple[TargetFormat, Flavour | None]] = {
     "hotpath": ("onnx", "hotpath"),
     "onnxruntime": ("onnx", "portable"),
+    "openvino": ("openvino", None),
     "reference": ("reference", None),
 }
 """What each backend of this package opens (None: any flavour); best backend first. A backend from
 elsewhere is given the first variant, and refuses what it cannot open."""
+DEVICELESS = ("hotpath", "reference")
+"""Backends that run on the processor, and on nothing else."""
 _TRAINED_BY: Mapping[Role, str] = {"auxiliary": "predictor", "predictor": "predictor"}
 """What of `quickdraft train` makes parts of a role, where it is not `draft`."""
 
@@ -43,13 +49,19 @@ def open_backend(
     """Load the target model of a bundle.
 
     name: of the registry, or "auto": the first backend that has a variant it can open; where our
-    own kernels cannot run, the portable variant, with a warning. A backend class is constructed as
-    `Class(folder, model_spec, variant, threads=None, kv_cache=None)`.
+    own kernels cannot run, the portable variant, with a warning. `name:device` runs on a device of
+    the backend, and `simulated:profile` in the time of a device that is not here. A backend class
+    is constructed as `Class(folder, model_spec, variant, threads=None, kv_cache=None)`, and given
+    `device` where one is named.
 
     Raises:
         OptionError: no such backend, or it refuses an option.
+        DeviceError: the device is unknown, absent, or cannot be simulated.
         BundleError: the bundle has no variant for it. BackendError: it cannot run here.
     """
+    name, device = split_device(name)
+    if name == SIMULATED:
+        return _simulated(folder, manifest, profile_named(device), threads, kv_cache)
     degraded = None
     if name == "auto":
         name, variant, degraded = _choose(manifest)
@@ -58,10 +70,44 @@ def open_backend(
         backend_class = lookup("backend", BACKENDS, name)
         variant = variant_for(manifest, name)
     options: dict[str, Any] = {} if kv_cache is None else {"kv_cache": kv_cache}
+    if device:
+        options["device"] = device
     backend = backend_class(folder, manifest.model, variant, threads=threads, **options)
     if degraded is not None:
         _log.warning("slower than it could be, with the backend %r: %s", name, degraded)
     return Opened(backend, degraded)
+
+
+def split_device(name: str) -> tuple[str, str]:
+    """`backend:device` as its two parts; "" where no device is named.
+
+    Raises:
+        OptionError: the backend has none to choose from, or its name is there without one.
+    """
+    backend, colon, device = name.partition(":")
+    if colon and (not device or backend in ("auto", *DEVICELESS)):
+        raise OptionError(
+            f"backend is {name!r}; "
+            + ("name a device after the colon" if not device else f"{backend!r} has no devices")
+        )
+    return backend, device
+
+
+def _simulated(
+    folder: Path, manifest: Manifest, profile: Profile, threads: int | None, kv_cache: str | None
+) -> Opened:
+    opened = open_backend(folder, manifest, "auto", threads, kv_cache)
+    try:
+        weights = weight_bytes(manifest, opened.backend.name)
+        return Opened(SimulatedBackend(opened.backend, profile, weights), opened.degraded)
+    except BaseException:
+        opened.backend.close()
+        raise
+
+
+def weight_bytes(manifest: Manifest, name: str) -> int:
+    """Bytes of the files of the target that the backend `name` opens."""
+    return sum(manifest.files[file].size for file in variant_for(manifest, name).files)
 
 
 def _choose(manifest: Manifest) -> tuple[str, Variant, str | None]:

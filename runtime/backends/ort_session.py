@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,15 +45,19 @@ def options(threads: int | None, beside: bool = False) -> Any:
     return made
 
 
-def open_session(model: Path, session_options: Any) -> Any:
-    """An InferenceSession on the CPU.
+def open_session(
+    model: Path, session_options: Any, providers: Sequence[str] | None = ("CPUExecutionProvider",)
+) -> Any:
+    """An InferenceSession, on the CPU unless providers are named; None: the options hold them.
 
     Raises:
         BackendError: onnxruntime cannot load the model.
     """
     load: Callable[..., Any] = require().InferenceSession
     try:
-        return load(str(model), session_options, providers=["CPUExecutionProvider"])
+        if providers is None:
+            return load(str(model), session_options)
+        return load(str(model), session_options, providers=list(providers))
     except Exception as error:
         raise BackendError(
             f"onnxruntime {ort.__version__} cannot load {model.name}: {error}"

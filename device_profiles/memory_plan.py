@@ -1,0 +1,116 @@
+"""Does a model fit? Weights, keys and values of a context, and room to compute in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from quickdraft.errors import DeviceError
+from quickdraft.types import ModelSpec
+
+LEAST_CONTEXT = 512
+"""A model that cannot hold so many tokens (or its own context, where that is shorter) is of no
+use."""
+CHUNK = 512
+"""Rows of a prefill chunk."""
+COPIES = 16
+"""Rows of the hidden width that a step keeps at once, the gated MLP's four to five times wider ones
+counted as such: an estimate, above what was measured on models of 135M and 1.5B parameters."""
+
+_BYTES = {"f32": 4, "f16": 2, "int8": 1}
+_SCALE_BYTES = 4
+
+
+def kv_bytes_per_token(spec: ModelSpec, kv_type: str) -> int:
+    """Bytes of the keys and values of one token over all layers; int8 ones have a scale a head."""
+    scale = _SCALE_BYTES if kv_type == "int8" else 0
+    return 2 * sum(spec.num_kv_heads) * (spec.head_dim * _BYTES[kv_type] + scale)
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """All in bytes but `context`, in tokens. kv: of the context. budget: what there is, None where
+    the system does not say."""
+
+    weights: int
+    kv_per_token: int
+    context: int
+    workspace: int
+    budget: int | None
+
+    @property
+    def kv(self) -> int:
+        """Keys and values of the whole context."""
+        return self.context * self.kv_per_token
+
+    @property
+    def needed(self) -> int:
+        """All of it."""
+        return self.weights + self.kv + self.workspace
+
+    @property
+    def fits(self) -> bool:
+        """Whether there is room; so where nobody knows."""
+        return self.budget is None or self.needed <= self.budget
+
+    @property
+    def longest_context(self) -> int | None:
+        """Tokens that fit beside the weights; 0 if not even these do, None where nobody knows."""
+        if self.budget is None:
+            return None
+        return max(self.budget - self.weights - self.workspace, 0) // self.kv_per_token
+
+    def check(self, model: str, device: str) -> None:
+        """Refuse a model that cannot fit.
+
+        Raises:
+            DeviceError: with the figures, and what to do.
+        """
+        if self.fits:
+            return
+        longest = self.longest_context or 0
+        shorter = (
+            f"ask for a context of at most {longest} tokens"
+            if longest >= 1
+            else "take a smaller model or a narrower weight format"
+        )
+        raise DeviceError(
+            f"{model} does not fit on {device}: weights {_mib(self.weights)} + keys and values of "
+            f"{self.context} tokens {_mib(self.kv)} + workspace {_mib(self.workspace)} = "
+            f"{_mib(self.needed)}, and it may take {_mib(self.budget or 0)}; {shorter}"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {
+            "weights": self.weights,
+            "kv_per_token": self.kv_per_token,
+            "context": self.context,
+            "kv": self.kv,
+            "workspace": self.workspace,
+            "needed": self.needed,
+            "budget": self.budget,
+            "fits": self.fits,
+            "longest_context": self.longest_context,
+        }
+
+
+def plan_memory(
+    spec: ModelSpec, weights: int, kv_type: str, context: int, budget: int | None
+) -> MemoryPlan:
+    """What a model takes. weights: bytes of its files.
+
+    Raises:
+        DeviceError: the context is not one of the model.
+    """
+    if not 1 <= context <= spec.context_length:
+        raise DeviceError(
+            f"context is {context}; this model holds 1 to {spec.context_length} tokens"
+        )
+    rows = min(CHUNK, spec.context_length)
+    workspace = 4 * (rows * spec.hidden_size * COPIES + spec.vocab_size * 16)
+    return MemoryPlan(weights, kv_bytes_per_token(spec, kv_type), context, workspace, budget)
+
+
+def _mib(count: int) -> str:
+    return f"{count / 2**20:,.0f} MiB"

@@ -1,0 +1,268 @@
+"""Where does a model run? From `--device` to a profile and a backend, with the reason."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import get_args
+
+from quickdraft.device_profiles import machine
+from quickdraft.device_profiles.memory_plan import LEAST_CONTEXT, MemoryPlan, plan_memory
+from quickdraft.device_profiles.profile import Kind, Profile, matching, profile_named, profiles
+from quickdraft.device_profiles.simulation import can_simulate, check_figures
+from quickdraft.errors import BackendError, DeviceError, MissingExtra, OptionError
+from quickdraft.manifest import Manifest
+from quickdraft.registry import BACKENDS
+from quickdraft.runtime import native
+from quickdraft.runtime.backends import hotpath, ort_session, providers
+from quickdraft.runtime.backends.base import Backend
+from quickdraft.runtime.backends.opening import split_device, weight_bytes
+from quickdraft.runtime.backends.simulated import PREFIX, SimulatedBackend
+
+KINDS: tuple[Kind, ...] = get_args(Kind)
+AUTO = "auto"
+# What our kernels for an instruction set imply, where the system does not tell.
+_IMPLIED = {
+    "avx2": ("avx2", "fma"),
+    "avxvnni": ("avx2", "fma"),
+    "avx512vnni": ("avx2", "fma", "avx512f", "avx512bw", "avx512vl"),
+    "dotprod": ("asimddp",),
+    "i8mm": ("asimddp",),
+}
+
+
+@dataclass(frozen=True)
+class Here:
+    """What this machine is, as profiles are matched with it."""
+
+    system: str
+    architecture: str
+    processor: str
+    features: frozenset[str]
+
+    @classmethod
+    def look(cls) -> Here:
+        """This machine."""
+        found = set(machine.cpu_features() or ())
+        try:
+            for name in native.load().runnable():
+                found.update(_IMPLIED.get(name, ()))
+        except (BackendError, MissingExtra):
+            pass  # a machine without our kernels says enough, mostly
+        names = filter(None, (machine.cpu_name(), machine.board()))
+        processor = ", ".join(names)
+        return cls(machine.system(), machine.architecture(), processor, frozenset(found))
+
+    def matching(self, kind: Kind) -> list[Profile]:
+        """Profiles of a kind that this machine may be, the most specific first."""
+        return matching(kind, self.system, self.architecture, self.processor, self.features)
+
+    def __str__(self) -> str:
+        return f"{self.processor or 'an unknown processor'} ({self.system}, {self.architecture})"
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a model runs. backend: for `open_backend`. why: a sentence for people. profile: None
+    where none fits the machine."""
+
+    backend: str
+    why: str
+    profile: Profile | None = None
+    simulated: bool = False
+
+    @property
+    def device(self) -> str:
+        """The name of the device, as `--device` takes it."""
+        if self.profile is None:
+            return "cpu"
+        return f"{PREFIX}:{self.profile.name}" if self.simulated else self.profile.name
+
+    @property
+    def threads(self) -> int | None:
+        """Of the profile; None leaves them to the backend."""
+        return (self.profile.run.threads or None) if self.profile is not None else None
+
+
+def place(device: str = AUTO, backend: str = AUTO) -> Placement:
+    """Choose a profile and a backend.
+
+    device: auto, cpu, gpu, npu, the name of a profile or a file of one, or `simulated:` and either.
+    backend: auto, or one that was asked for by name.
+
+    Raises:
+        DeviceError: there is no such device, or not here; the message has what to do.
+        OptionError: device and backend contradict each other.
+    """
+    if split_device(backend)[0] == PREFIX:
+        if device != AUTO:
+            raise OptionError(f"device is {device!r} and backend {backend!r}; give one of them")
+        return _simulated(backend)
+    if device.startswith(f"{PREFIX}:"):
+        if backend != AUTO:
+            raise OptionError(
+                f"device is {device!r} and backend {backend!r}; a simulated device computes with "
+                "the best backend there is: leave --backend out"
+            )
+        return _simulated(device)
+    here = Here.look()
+    if device in (AUTO, "cpu"):
+        other = split_device(backend)[1]
+        if device == "cpu" and other not in ("", "CPU") and not other.endswith(".CPU"):
+            raise OptionError(f"device is 'cpu' and backend {backend!r}; leave one of them out")
+        return _processor(here, device, backend)
+    if device in KINDS:
+        kind: Kind = device
+        found = here.matching(kind)
+        if not found:
+            raise DeviceError(_no_such_kind(kind, here))
+        return _on(found[0], backend, f"{found[0].title} is known by its processor, {here}")
+    profile = profile_named(device)
+    if profile not in here.matching(profile.kind) and not device.endswith(".toml"):
+        simulate = f"; its time can be simulated: --device {PREFIX}:{profile.name}"
+        raise DeviceError(
+            f"{profile.name} ({profile.title}) is not this machine, which is {here}"
+            f"{simulate if can_simulate(profile) else ''}; see `quickdraft device list`"
+        )
+    return _on(profile, backend, f"{profile.title} was asked for by name")
+
+
+def _simulated(name: str) -> Placement:
+    profile = profile_named(name.removeprefix(f"{PREFIX}:"))
+    check_figures(profile)
+    why = f"SIMULATED {profile.title}: time from its profile, tokens from this machine's processor"
+    return Placement(f"{PREFIX}:{name.removeprefix(f'{PREFIX}:')}", why, profile, simulated=True)
+
+
+def _processor(here: Here, device: str, backend: str) -> Placement:
+    """The processor: what our own kernels, and the guarantees, are for."""
+    found = here.matching("cpu")
+    profile = found[0] if found else None
+    if profile is None:
+        return Placement(backend, f"no profile fits {here}; the backend chooses", None)
+    why = f"{profile.title}: it fits {here}"
+    if device == AUTO:
+        others = [p.name for kind in KINDS if kind != "cpu" for p in here.matching(kind)]
+        if others:
+            why += f"; {', '.join(others)} may be here too, and are taken when asked for by name"
+    return Placement(backend, why, profile)
+
+
+def _on(profile: Profile, backend: str, why: str) -> Placement:
+    """A profile with the first of its backends that runs here, or the one asked for."""
+    if backend != AUTO:
+        base = split_device(backend)[0]
+        fitting = [name for name in profile.run.backends if name in (backend, base)]
+        fitting += [name for name in profile.run.backends if split_device(name)[0] == base]
+        if not fitting:
+            raise OptionError(
+                f"backend is {backend!r}, and {profile.name} runs with "
+                f"{', '.join(profile.run.backends)}; leave --backend out, or name one of these"
+            )
+        chosen = backend if ":" in backend else fitting[0]
+        problem = backend_problem(chosen)
+        if problem is not None:
+            raise DeviceError(f"{profile.name} cannot be used with {chosen}: {problem}")
+        return Placement(chosen, why, profile)
+    if profile.kind == "cpu":
+        return Placement(AUTO, why, profile)
+    problems = []
+    for name in profile.run.backends:
+        problem = backend_problem(name)
+        if problem is None:
+            return Placement(name, f"{why}; {name} runs here", profile)
+        problems.append(f"{name}: {problem}")
+    raise DeviceError(f"{profile.name} ({profile.title}) cannot be used. {'. '.join(problems)}")
+
+
+def _no_such_kind(kind: Kind, here: Here) -> str:
+    known = ", ".join(p.name for p in profiles().values() if p.kind == kind and p.buyable)
+    return (
+        f"there is no {kind.upper()} that quickdraft knows on this machine, which is {here}; leave "
+        f"--device out to use the processor, or name a backend and its device, such as --backend "
+        f"openvino:{kind.upper()} (known: {known})"
+    )
+
+
+def backend_problem(name: str) -> str | None:
+    """Why `backend:device` cannot run here, and what to do; None if nothing speaks against it.
+
+    Raises:
+        DeviceError, OptionError: there can be none of that name.
+    """
+    base, device = split_device(name)
+    if base not in BACKENDS:
+        return f"this version has no backend {base!r}"
+    if base == "hotpath":
+        return hotpath.problem()
+    try:
+        if base == "onnxruntime":
+            ort_session.require()
+            return providers.problem(device) if device else None
+        if base == "openvino":
+            return _openvino_problem(device)
+    except MissingExtra as error:
+        return str(error)
+    if base == "coreml":
+        return _coreml_problem()
+    return None
+
+
+def _openvino_problem(device: str) -> str | None:
+    if find_spec("openvino") is None:
+        raise MissingExtra("openvino", "openvino")
+    offered = list(importlib.import_module("openvino").Core().available_devices)
+    wanted = device or "CPU"
+    if wanted == "AUTO" or any(wanted == name or wanted == name.split(".")[0] for name in offered):
+        return None
+    return (
+        f"OpenVINO finds no {wanted} here, only {', '.join(offered) or 'nothing'}; install the "
+        f"driver of the {wanted}"
+    )
+
+
+def _coreml_problem() -> str | None:
+    if machine.system() != "darwin":
+        return f"Core ML runs on macOS, and this is {machine.system()}"
+    if find_spec("coremltools") is None:
+        return str(MissingExtra("coremltools", "coreml"))
+    return None
+
+
+def memory_budget(profile: Profile | None) -> int | None:
+    """Bytes that a model may take: the profile's share of the system's memory."""
+    total = machine.memory()[0]
+    share = profile.memory.share if profile is not None else 0.9
+    return None if total is None else int(total * share)
+
+
+def plan_for(
+    backend: Backend, manifest: Manifest, placement: Placement, context: int | None = None
+) -> MemoryPlan:
+    """What a model takes of its device. context: tokens; None means the least that is of use.
+
+    A device that is simulated is not here, and neither is its memory: that of this machine counts.
+    """
+    spec = manifest.model
+    weights = weight_bytes(manifest, backend.name)
+    kv_type = backend.inner.kv_type if isinstance(backend, SimulatedBackend) else backend.kv_type
+    tokens = min(LEAST_CONTEXT, spec.context_length) if context is None else context
+    return plan_memory(spec, weights, kv_type, tokens, memory_budget(placement.profile))
+
+
+def check_memory(manifest: Manifest, placement: Placement, kv_cache: str | None, name: str) -> None:
+    """Refuse a model that cannot fit, before it is loaded.
+
+    Raises:
+        DeviceError: it cannot; the message has the figures.
+    """
+    variants = manifest.roles.get("target", ())
+    if not variants:
+        return
+    least = min(sum(manifest.files[file].size for file in v.files) for v in variants)
+    spec = manifest.model
+    kv_type = kv_cache or (placement.profile.run.kv_cache if placement.profile else "f16")
+    context = min(LEAST_CONTEXT, spec.context_length)
+    budget = memory_budget(placement.profile)
+    plan_memory(spec, least, kv_type, context, budget).check(name, placement.device)
