@@ -136,7 +136,7 @@ def test_training_may_use_torch(module: str, source: str) -> None:
 def test_third_party_imports_are_declared() -> None:
     project = pyproject()["project"]
     wanted = [*project["dependencies"], *project["optional-dependencies"]["onnx"]]
-    for extra in ("bench", "train"):
+    for extra in ("audio", "bench", "train"):
         wanted += project["optional-dependencies"][extra]
     names = {line.split(">")[0].split("=")[0].split("<")[0].strip() for line in wanted}
     allowed = {IMPORT_NAMES.get(name, name) for name in names} | set(sys.stdlib_module_names)
