@@ -9,7 +9,6 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
-from weakref import WeakSet
 
 from quickdraft.drafters import small_model
 from quickdraft.drafters.base import DrafterContext, DrafterSource
@@ -48,17 +47,4 @@ def open_compact(context: DrafterContext, options: Mapping[str, Any]) -> Drafter
         )
     values = dataclasses.asdict(chosen)
     settings = small_model.SmallModelOptions(model=values.pop("part"), **values)
-    caches: WeakSet[Any] = WeakSet()
-
-    def new() -> small_model.SmallModel:
-        drafter = small_model.SmallModel(model, settings)
-        caches.add(drafter.reader.cache)
-        return drafter
-
-    return DrafterSource(
-        "compact",
-        small_model.GRADES,
-        new,
-        costly=True,
-        nbytes=lambda: sum(cache.nbytes for cache in list(caches)),
-    )
+    return small_model.drafts_of("compact", model, settings)

@@ -93,16 +93,20 @@ def open_small_model(context: DrafterContext, options: Mapping[str, Any]) -> Dra
     chosen = checked(SmallModelOptions, "small_model", options)
     if context.open_model is None:
         raise OptionError("drafter small_model loads a model, which cannot be done here")
-    model = context.open_model(chosen.model, chosen.backend)
+    return drafts_of("small_model", context.open_model(chosen.model, chosen.backend), chosen)
+
+
+def drafts_of(name: str, model: DraftModel, options: SmallModelOptions) -> DrafterSource:
+    """The drafter `name`, whose conversations share a model and have a cache each."""
     caches: WeakSet[Any] = WeakSet()
 
     def new() -> SmallModel:
-        drafter = SmallModel(model, chosen)
+        drafter = SmallModel(model, options)
         caches.add(drafter.reader.cache)
         return drafter
 
     return DrafterSource(
-        "small_model",
+        name,
         GRADES,
         new,
         costly=True,

@@ -30,6 +30,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "stablelm": "quickdraft.export.architectures.stablelm:FAMILY",
 }
 EMITTERS: Mapping[str, str] = {
+    "coreml": "quickdraft.export.emitters.coreml:emit_coreml",
     "hotpath": "quickdraft.export.emitters.hotpath:emit_hotpath",
     "reference": "quickdraft.export.emitters.numpy:emit_reference",
     "onnx": "quickdraft.export.emitters.onnx:emit_onnx",
@@ -37,15 +38,19 @@ EMITTERS: Mapping[str, str] = {
     "openvino-static": "quickdraft.export.emitters.openvino:emit_openvino_static",
 }
 BACKENDS: Mapping[str, str] = {
+    "coreml": "quickdraft.runtime.backends.coreml:CoreMlBackend",
     "hotpath": "quickdraft.runtime.backends.hotpath:HotpathBackend",
     "reference": "quickdraft.runtime.backends.reference:ReferenceBackend",
     "onnxruntime": "quickdraft.runtime.backends.onnxruntime:OnnxRuntimeBackend",
+    "onnxruntime_adapted": "quickdraft.runtime.backends.onnxruntime_adapted:OnnxRuntimeAdapted",
     "openvino": "quickdraft.runtime.backends.openvino:OpenVinoBackend",
+    "openvino_adapted": "quickdraft.runtime.backends.openvino_adapted:OpenVinoAdapted",
 }
 PREDICTORS: Mapping[str, str] = {
     "hotpath": "quickdraft.runtime.backends.hotpath_predictor:HotpathPredictor",
     "reference": "quickdraft.runtime.backends.reference_predictor:ReferencePredictor",
     "onnxruntime": "quickdraft.runtime.backends.onnxruntime_predictor:OnnxRuntimePredictor",
+    "openvino": "quickdraft.runtime.backends.openvino_predictor:OpenVinoPredictor",
 }
 """By backend: classes of runtime.backends.base.Predictor."""
 DRAFTERS: Mapping[str, str] = {

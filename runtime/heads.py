@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from quickdraft.drafters.base import HeadOutput
 from quickdraft.drafters.tree import Tree
 from quickdraft.errors import InputError
-from quickdraft.manifest import Manifest, Variant
+from quickdraft.manifest import Manifest, Role, Variant
 from quickdraft.runtime.backends.base import Backend, HeadBackend, TopTokens
 from quickdraft.runtime.backends.opening import (
     find_part,
     open_part,
+    parts,
     read_token_map,
     variant_for,
 )
@@ -88,14 +89,16 @@ class BackendHead:
 def open_head(
     folder: Path, manifest: Manifest, target: Backend, threads: int | None, name: str
 ) -> BackendHead:
-    """Load the head `name` of a bundle for its loaded target.
+    """Load the head, draft or auxiliary model `name` of a bundle for its loaded target.
 
     Raises:
         InputError: the bundle has no such part for the backend, or its target does not put out
             what the head reads.
         BundleError: its files are damaged. BackendError: it cannot run here.
     """
-    variant = find_part(manifest, target.name, "drafter", name)
+    auxiliaries = {variant.name for variant in parts(manifest, target.name, "auxiliary")}
+    role: Role = "auxiliary" if name in auxiliaries else "drafter"
+    variant = find_part(manifest, target.name, role, name)
     offered = variant_for(manifest, target.name).step.hidden_states
     missing = [k for k in variant.details.get("hidden_states", ()) if k not in offered]
     if missing:
@@ -104,7 +107,7 @@ def open_head(
             f"{missing[0]} layers, which the model does not put out; export it again with both"
         )
     token_map = read_token_map(folder, variant, manifest.model.vocab_size)
-    backend = open_part(folder, manifest, target.name, "drafter", name, threads)
+    backend = open_part(folder, manifest, target.name, role, name, threads)
     return BackendHead(backend, variant, token_map, manifest.model.vocab_size)
 
 

@@ -38,6 +38,7 @@ REAL = GenerationConfig(max_new_tokens=16, temperature=0.8, top_k=3, num_draft_t
 
 AUTO_NAME = "auto"
 MODEL_DRAFTER = "small_model"
+AUXILIARY_DRAFTER = "auxiliary"
 """The one drafter that draws."""
 
 DRAWS_PER_REAL_DRAW = 5
@@ -57,7 +58,7 @@ def cases_of(contestant: str) -> list[Case]:
     """What is drawn from the tiny model for a drafter, or for `auto`."""
     if contestant == AUTO_NAME:
         return [Case("tiny model", AUTO)]
-    if contestant in TRAINED:  # for one model, which the tiny one is not
+    if contestant in (*TRAINED, AUXILIARY_DRAFTER):  # for one model, which the tiny one is not
         return []
     if contestant != MODEL_DRAFTER:
         return [Case("tiny model", (contestant,))]

@@ -17,12 +17,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from quickdraft.errors import OptionError
+from quickdraft.manifest import Variant
 from quickdraft.registry import DRAFTERS, TRAINED
 from quickdraft.runtime.backends.opening import parts
 from quickdraft.runtime.drafting import DraftingSetup
 from quickdraft.runtime.generation import GenerationConfig
 from quickdraft.runtime.law_checks import (
     AUTO_NAME,
+    AUXILIARY_DRAFTER,
     DRAWS_PER_REAL_DRAW,
     MODEL_DRAFTER,
     REAL,
@@ -122,7 +124,13 @@ def _untested(model: Model, plan: VerificationPlan) -> dict[str, str]:
             untested[name] = "it needs a draft model"
         elif name in TRAINED and name not in held:
             untested[name] = "the bundle has no such draft"
+        elif name == AUXILIARY_DRAFTER and not _auxiliaries(model):
+            untested[name] = "the bundle has no auxiliary model"
     return untested
+
+
+def _auxiliaries(model: Model) -> tuple[Variant, ...]:
+    return parts(model.manifest, model.backend.name, "auxiliary")
 
 
 @contextmanager
@@ -131,7 +139,11 @@ def _session(model: Model, name: str, plan: VerificationPlan) -> Iterator[Sessio
     if name == AUTO_NAME:
         yield model.session()
         return
-    options = {name: {"model": plan.draft_model}} if name == MODEL_DRAFTER else {}
+    options = {}
+    if name == MODEL_DRAFTER:
+        options = {name: {"model": plan.draft_model}}
+    elif name == AUXILIARY_DRAFTER:
+        options = {name: {"part": _auxiliaries(model)[0].name}}
     setup = DraftingSetup(name, options, store=False)
     with closing(model.open_drafting(setup)) as drafting:
         yield model.session(drafting)

@@ -84,6 +84,12 @@ def test_the_target_as_its_own_auxiliary_answers_as_exactly(backend: str, tmp_pa
         }
     assert answers["predicted@predictor-whole"] == answers["exact"]
     assert answers["predicted@predictor-naive"] != answers["exact"]
+    options = {"auxiliary": {"part": "auxiliary-whole"}}
+    drafting = {"drafter": "auxiliary", "drafter_options": options, "store": False}
+    with quickdraft.load(str(bundle), backend=backend, **drafting) as model:
+        drafted = model.generate(prompt, max_new_tokens=12, num_draft_tokens=3)
+    assert drafted.token_ids == answers["exact"]
+    assert len(drafted.steps) <= 5  # it says what its target says
 
 
 def test_an_auxiliary_of_the_targets_layers_costs_no_room(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ FLAT = Curve((1, 2, 4, 8, 16, 32), (1.0, 1.02, 1.05, 1.1, 1.2, 1.6))
 STEEP = Curve((1, 2, 4, 8), (1.0, 1.8, 3.4, 6.6))
 """Drafting pays nearly never."""
 
-NEEDED = {"small_model": {"model": "toy"}}
+NEEDED = {"small_model": {"model": "toy"}, "auxiliary": {"part": "toy"}}
 """Options without which a drafter cannot be opened."""
 
 
@@ -66,6 +66,8 @@ def open_source(
     def open_head(name: str) -> ToyHead | ToyMedusa | ToyHydra | BackendHead:
         if name == "compact":
             return _compact(logits, vocab)
+        if name == "toy":
+            return _auxiliary(logits, vocab)
         if name == "medusa":
             return ToyMedusa(vocab, CONTEXT)
         if name.startswith("hydra-"):
@@ -78,6 +80,14 @@ def open_source(
         context, {**NEEDED.get(name, {}), **options}
     )
     return source
+
+
+def _auxiliary(logits: LogitsOf, vocab: int) -> BackendHead:
+    """A part that says something similar."""
+    noise = hashed(vocab, markov=0.0, scale=1.5)
+    backend = ToyBackend(lambda tokens: logits(tokens) + noise(tokens), toy_spec(vocab, CONTEXT))
+    variant: Any = SimpleNamespace(details={}, features=0)
+    return BackendHead(backend, variant, None, vocab)
 
 
 def _compact(logits: LogitsOf, vocab: int) -> BackendHead:

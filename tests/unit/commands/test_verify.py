@@ -15,7 +15,7 @@ from quickdraft.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from quickdraft.runtime.verification_prompts import PROMPTS
 
 SMALL = ("--prompts", "3", "--tokens", "8", "--draws", "100", "--threads", "1")
-FREE = [name for name in DRAFTERS if name != "small_model" and name not in TRAINED]
+FREE = [n for n in DRAFTERS if n not in ("small_model", "auxiliary", *TRAINED)]
 
 
 def verify(*arguments: object) -> tuple[int, dict[str, Any]]:

@@ -47,7 +47,7 @@ from quickdraft.runtime.verification import (
 )
 
 WORDS = 12
-FREE = [name for name in DRAFTERS if name != "small_model" and name not in TRAINED]
+FREE = [n for n in DRAFTERS if n not in ("small_model", "auxiliary", *TRAINED)]
 PROMPTS = [
     Prompt("first", [0, 1, 2, 3, 0, 1, 2, 3, 0, 1]),
     Prompt("second", [5, 6, 5, 6, 5]),

@@ -1,0 +1,52 @@
+"""The auxiliary model of KV prediction guesses what the target will say, as any small model does.
+
+On request only: it is made to be early with the first token, not to be cheap with every token.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from quickdraft.drafters import small_model
+from quickdraft.drafters.base import DrafterContext, DrafterSource
+from quickdraft.drafters.options import checked
+from quickdraft.errors import OptionError
+
+
+@dataclass(frozen=True)
+class AuxiliaryOptions:
+    """part: name of the auxiliary model in the bundle. The others as in SmallModelOptions."""
+
+    LIMITS: ClassVar[Mapping[str, tuple[Any, ...]]] = small_model.SmallModelOptions.LIMITS
+    part: str
+    method: str = "auto"
+    depth: int = 5
+    width: int = 3
+    nodes: int = 6
+    stop_below: float = 0.3
+
+
+def open_auxiliary(context: DrafterContext, options: Mapping[str, Any]) -> DrafterSource:
+    """Load the auxiliary model. Every conversation has a cache of its own.
+
+    Raises:
+        OptionError: an option is unknown, missing or has a bad value, or parts cannot be loaded.
+        InputError: the bundle has no such part.
+    """
+    chosen = checked(AuxiliaryOptions, "auxiliary", options)
+    if context.open_head is None:
+        raise OptionError(
+            "drafter auxiliary is a part of its model's bundle, and there is none here"
+        )
+    model = context.open_head(chosen.part)
+    if model.features or "kind" in model.details:
+        raise OptionError(
+            f"part of drafter auxiliary is {chosen.part!r}, which is a trained draft; name an "
+            "auxiliary model"
+        )
+    values = dataclasses.asdict(chosen)
+    settings = small_model.SmallModelOptions(model=values.pop("part"), **values)
+    return small_model.drafts_of("auxiliary", model, settings)
