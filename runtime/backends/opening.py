@@ -23,10 +23,14 @@ OPENS: dict[str, tuple[TargetFormat, Flavour | None]] = {
     "hotpath": ("onnx", "hotpath"),
     "onnxruntime": ("onnx", "portable"),
     "openvino": ("openvino", None),
+    "onnxruntime_adapted": ("onnx", "adapted"),
+    "openvino_adapted": ("openvino", "adapted"),
     "reference": ("reference", None),
 }
 """What each backend of this package opens (None: any flavour); best backend first. A backend from
 elsewhere is given the first variant, and refuses what it cannot open."""
+_ADAPTED = {"onnxruntime": "onnxruntime_adapted", "openvino": "openvino_adapted"}
+"""Which backend stands in for another where the graphs are other exporters'."""
 DEVICELESS = ("hotpath", "reference")
 """Backends that run on the processor, and on nothing else."""
 _TRAINED_BY: Mapping[Role, str] = {"auxiliary": "predictor", "predictor": "predictor"}
@@ -67,6 +71,8 @@ def open_backend(
         name, variant, degraded = _choose(manifest)
         backend_class = lookup("backend", BACKENDS, name)
     else:
+        if _find(manifest, name) is None and _find(manifest, _ADAPTED.get(name, name)) is not None:
+            name = _ADAPTED[name]
         backend_class = lookup("backend", BACKENDS, name)
         variant = variant_for(manifest, name)
     options: dict[str, Any] = {} if kv_cache is None else {"kv_cache": kv_cache}
@@ -162,6 +168,8 @@ def _find(manifest: Manifest, name: str) -> Variant | None:
 def _opens(name: str, variant: Variant) -> bool:
     """Whether the backend `name` opens a variant; one from elsewhere is asked itself."""
     wanted, flavour = OPENS.get(name, (None, None))
+    if name in OPENS and flavour is None and variant.flavour == "adapted":
+        return False
     return wanted in (None, variant.target_format) and flavour in (None, variant.flavour)
 
 

@@ -1,0 +1,164 @@
+"""The Core ML emitter: an ML program for iOS 18 and macOS 15, built with coremltools' MIL builder.
+
+`coreml/NAME.mlpackage` of a part holds one function per number of rows, all over the same weights
+and states, and one that moves rows of the states. coremltools runs on Linux and macOS; torch is
+not needed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quickdraft.errors import MissingExtra, UnsupportedModel
+from quickdraft.export.emitters.base import EmitRequest, Part, entries
+from quickdraft.manifest import FixedStateLayout, StaticStep, StepNames, Variant
+
+SPECIFICATION = 9
+"""Of iOS 18 and macOS 15: the first with states and several functions."""
+VERIFY_ROWS = (1, 4, 8, 16)
+PREFILL_ROWS = 64
+MOVE_ROWS = 16
+CACHE_LENGTH = 4096
+"""Rows of a conversation, where the model's context is longer: every step attends over all slots,
+so a longer cache costs even those who do not fill it."""
+_FILES = (
+    "Manifest.json",
+    "Data/com.apple.CoreML/model.mlmodel",
+    "Data/com.apple.CoreML/weights/weight.bin",
+)
+
+
+def emit_coreml(request: EmitRequest) -> list[Variant]:
+    """Write `coreml/NAME.mlpackage` for every part.
+
+    int4, int8 and GGUF blocks stay blocks, and what is computed is float16; `fp32` computes in
+    float32, which runs on the CPU and GPU.
+
+    Raises:
+        UnsupportedModel: a part is an encoder or a predictor.
+        OptionError: a weight does not fit float16. MissingExtra: coremltools is not installed.
+    """
+    with _quiet():
+        try:
+            import coremltools  # noqa: F401
+        except ImportError as error:
+            raise MissingExtra("coremltools", "coreml") from error
+        for part in request.parts:
+            if part.role not in ("target", "drafter", "auxiliary"):
+                raise UnsupportedModel(
+                    f"the part {part.name!r} is of the role {part.role!r}, which Core ML packages "
+                    "cannot hold yet; export it to another format, such as onnx"
+                )
+        (request.folder / "coreml").mkdir(exist_ok=True)
+        return [_emit(part, request) for part in request.parts]
+
+
+def layout_of(part: Part, dtype: type[np.floating]) -> FixedStateLayout:
+    """The states of a part: as long as its context, up to CACHE_LENGTH, and behind it room for a
+    tree and for the rows that fill a step up."""
+    length = min(part.spec.context_length, CACHE_LENGTH)
+    both = ("", "_rest") if dtype is np.float32 else ("",)
+    steps = [StaticStep(f"verify_{rows}", rows, rows) for rows in VERIFY_ROWS]
+    steps.append(StaticStep(f"prefill_{PREFILL_ROWS}", PREFILL_ROWS, 1))
+    return FixedStateLayout(
+        kind="fixed_state",
+        alignment=1,
+        length=length,
+        slots=length + 2 * PREFILL_ROWS,
+        keys=tuple(f"keys{suffix}" for suffix in both),
+        values=tuple(f"values{suffix}" for suffix in both),
+        steps=tuple(steps),
+        move="move",
+        move_rows=MOVE_ROWS,
+        source="source",
+    )
+
+
+def _emit(part: Part, request: EmitRequest) -> Variant:
+    from quickdraft.export.emitters import coreml_program
+
+    fmt = part.fmt or request.fmt
+    dtype: type[np.floating] = np.float32 if fmt.name == "fp32" else np.float16
+    layout = layout_of(part, dtype)
+    package = f"coreml/{part.name}.mlpackage"
+    program = coreml_program.build(part, fmt, dtype, layout)
+    coreml_program.write(program, request.folder / package, SPECIFICATION)
+    facts = {
+        "family": part.spec.family,
+        "weights": fmt.name,
+        "role": part.role,
+        "part": part.name,
+        "cache_length": layout.length,
+        "rows": [step.rows for step in layout.steps],
+    }
+    _describe(request.folder / package / _FILES[1], part, facts)
+    files = tuple(f"{package}/{name}" for name in _FILES)
+    return Variant(
+        target_format="coreml",
+        flavour="static",
+        weight_format=fmt.name,
+        model=files[1],
+        files=files,
+        step=_names(part),
+        cache=layout,
+        widths={step.rows: files[1] for step in layout.steps},
+        capacity=layout.slots,
+        guarantee="same_distribution",
+        # A part beside the target that writes no cache but its own.
+        **entries(part, request.folder, layout),
+    )
+
+
+def _names(part: Part) -> StepNames:
+    from quickdraft.export.emitters.coreml_ops import mask_name
+
+    return StepNames(
+        tokens="tokens",
+        positions="positions",
+        slots="first_slot",
+        output_rows="output_rows",
+        logits="logits",
+        biases={window: mask_name(window) for window in part.spec.distinct_windows},
+        hidden_states={layer: f"hidden_states_{layer}" for layer in part.hidden_states},
+        features="features" if part.features else None,
+    )
+
+
+def _describe(model: Path, part: Part, facts: dict[str, Any]) -> None:
+    """Add what Xcode shows of a model, and what tells where it came from."""
+    from coremltools.proto import Model_pb2
+
+    import quickdraft
+
+    spec = Model_pb2.Model()
+    spec.ParseFromString(model.read_bytes())
+    metadata = spec.description.metadata
+    metadata.shortDescription = (
+        f"{part.spec.family}, {facts['weights']} weights, a language model as quickdraft runs it: "
+        "one function per number of rows, keys and values as states"
+    )
+    metadata.versionString = quickdraft.__version__
+    metadata.author = "quickdraft"
+    metadata.userDefined["quickdraft"] = json.dumps(facts)
+    model.write_bytes(spec.SerializeToString(deterministic=True))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the progress bars of coremltools, and its warnings about what macOS alone has."""
+    logger = logging.getLogger("coremltools")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)
