@@ -30,9 +30,29 @@ class Rope:
 
 
 @dataclass(frozen=True)
+class RelativeBias:
+    """A learned bias of the scores by how far apart two rows are (Raffel et al. 2020,
+    arXiv 1910.10683, section 2.1; the buckets are those of `numpy_ops.relative_buckets`).
+
+    table: [buckets, heads]. max_distance: everything as far away or farther shares a bucket.
+    bidirectional: rows before and after have buckets of their own; else what comes after has the
+    bucket of distance 0.
+    """
+
+    table: Weight
+    max_distance: int
+    bidirectional: bool
+
+    @property
+    def buckets(self) -> int:
+        """Rows of the table."""
+        return self.table.shape[0]
+
+
+@dataclass(frozen=True)
 class Attention:
     """How one layer attends. window: as in ModelSpec. softcap: cap * tanh(scores / cap), before
-    the mask."""
+    the mask. relative: added to the scaled scores, after the cap."""
 
     layer: int
     num_heads: int
@@ -41,6 +61,7 @@ class Attention:
     scale: float
     window: int | None = None
     softcap: float | None = None
+    relative: RelativeBias | None = None
 
 
 class Ops(Protocol[V]):
@@ -50,13 +71,14 @@ class Ops(Protocol[V]):
         """Token ids of the step, int64 [n]."""
 
     def positions(self) -> V:
-        """Logical positions of the rows, int64 [n]."""
+        """Logical positions of the rows, int64 [n]; in an encoder 0 .. rows of the memory - 1."""
 
     def output_rows(self) -> V:
         """Rows whose logits are wanted, int64 [m]."""
 
     def features(self) -> V:
-        """Vectors that come with the tokens, float32 [n, width]; only where the part has some."""
+        """Vectors that come with the tokens, or in their place in an encoder of features: float32
+        [n, width]; only where the part has some."""
 
     def embed(self, ids: V, table: Weight) -> V:
         """Rows of `table` [vocabulary, width] for `ids` [n]: [n, width]."""
@@ -94,9 +116,27 @@ class Ops(Protocol[V]):
         its ancestors, all within the window. Returns [n, heads * head_dim].
         """
 
+    def encode_attend(self, q: V, k: V, v: V, attention: Attention) -> V:
+        """Attend among the rows of this step alone, which all see each other; nothing is cached.
+
+        Shapes as in attend. A row's position, for `relative`, is its number. Only in an encoder.
+        """
+
+    def cross_attend(self, q: V, attention: Attention) -> V:
+        """Attend to all rows of the memory of a layer, which an encoder staged; order and distance
+        count for nothing. q and result: [n, heads * head_dim]. Only in the target of an encoder.
+        """
+
     def stage(self, k: V, v: V, attention: Attention) -> None:
-        """Write k and v [n, kv_heads * head_dim] as the rows of the step into a layer of the
-        target's cache, which is another one than `attend` uses; only in a predictor."""
+        """Write k and v [n, kv_heads * head_dim] for a layer of the target; not for use here.
+
+        In a predictor: as the rows of the step into the target's cache, another one than `attend`
+        uses. In an encoder: they are the whole memory of the layer.
+        """
+
+    def conv1d(self, x: V, weight: Weight, bias: Weight | None, stride: int) -> V:
+        """Convolve over the rows: [n, in], weight [out, in, width], width odd, to
+        [ceil(n / stride), out]; row i is centred on row i * stride, zeros around x."""
 
     def stack(self, parts: Sequence[V]) -> V:
         """Rows of the parts [n_i, width], one part after another: [sum of n_i, width]."""

@@ -93,29 +93,116 @@ def attend(
     bias: Floats,
     scale: float,
     softcap: float | None = None,
+    relative: Floats | None = None,
 ) -> Floats:
     """Write k and v [n, kv_heads * head_dim] into the cache at `slots`, then attend.
 
     q: [n, heads * head_dim]; query head h reads KV head h // (heads / kv_heads). cache: keys and
     values [all slots, kv_heads, head_dim], written in place. slots: int64 [n]. bias: [n, seen
     slots], added to the scores of the first `seen` slots. softcap: cap * tanh(scores / cap),
-    before the bias. Returns [n, heads * head_dim].
+    before the bias. relative: float32 [heads, n, seen], as `relative_bias` gives it, added to the
+    scores after the cap. Returns [n, heads * head_dim].
     """
     stage(k, v, cache, slots)
-    keys, values = cache
-    _, kv_heads, head_dim = keys.shape
     seen = bias.shape[1]
+    return _attention(q, cache[0][:seen], cache[1][:seen], bias, scale, softcap, relative)
+
+
+def _attention(
+    q: Floats,
+    keys: Floats,
+    values: Floats,
+    bias: Floats | None,
+    scale: float,
+    softcap: float | None = None,
+    relative: Floats | None = None,
+) -> Floats:
+    """Attention over keys and values [seen, kv_heads, head_dim]; the rest as in `attend`."""
+    _, kv_heads, head_dim = keys.shape
     # [kv_heads, group, n, head_dim] against [kv_heads, 1, head_dim, seen].
     queries = q.reshape(len(q), kv_heads, -1, head_dim).transpose(1, 2, 0, 3)
-    scores = queries @ keys[:seen].transpose(1, 2, 0)[:, None] * np.float32(scale)
+    scores = queries @ keys.transpose(1, 2, 0)[:, None] * np.float32(scale)
     if softcap is not None:
         scores = np.float32(softcap) * np.tanh(scores / np.float32(softcap))
-    scores = scores + bias
+    if relative is not None:
+        scores = scores + relative.reshape(scores.shape)
+    if bias is not None:
+        scores = scores + bias
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
     weights /= weights.sum(axis=-1, keepdims=True)
-    mixed = weights @ values[:seen].transpose(1, 0, 2)[:, None]
+    mixed = weights @ values.transpose(1, 0, 2)[:, None]
     result: Floats = mixed.transpose(2, 0, 1, 3).reshape(q.shape)
     return result
+
+
+def relative_buckets(
+    distances: Ints, buckets: int, max_distance: int, *, bidirectional: bool
+) -> Ints:
+    """The row of a table of relative biases by distance, position of the key less that of the
+    query, any shape.
+
+    Half of the buckets (of each direction) hold one distance each; the others grow by a constant
+    factor up to `max_distance` (Raffel et al. 2020). In float32, as transformers rounds.
+    """
+    first = np.zeros_like(distances)
+    if bidirectional:
+        buckets //= 2
+        first = np.where(distances > 0, buckets, 0)
+        away = np.abs(distances)
+    else:
+        away = np.maximum(-distances, 0)
+    exact = buckets // 2
+    ratio = np.log(np.maximum(away, 1).astype(np.float32) / np.float32(exact))
+    ratio = ratio / np.float32(math.log(max_distance / exact)) * np.float32(buckets - exact)
+    far = np.minimum(exact + ratio.astype(np.int64), buckets - 1)
+    result: Ints = first + np.where(away < exact, away, far)
+    return result
+
+
+def relative_bias(
+    distances: Ints, table: Floats, max_distance: int, *, bidirectional: bool
+) -> Floats:
+    """Biases of scores: distances [n, seen] and table [buckets, heads] to [heads, n, seen]."""
+    rows = relative_buckets(distances, len(table), max_distance, bidirectional=bidirectional)
+    result: Floats = table[rows].transpose(2, 0, 1)
+    return result
+
+
+def encode_attend(
+    q: Floats,
+    k: Floats,
+    v: Floats,
+    kv_heads: int,
+    scale: float,
+    softcap: float | None = None,
+    relative: Floats | None = None,
+) -> Floats:
+    """Attention among all rows: q [n, heads * head_dim], k and v [n, kv_heads * head_dim].
+
+    relative: float32 [heads, n, n], see `relative_bias`. Returns [n, heads * head_dim].
+    """
+    keys, values = (x.reshape(len(x), kv_heads, -1) for x in (k, v))
+    return _attention(q, keys, values, None, scale, softcap, relative)
+
+
+def cross_attend(
+    q: Floats, memory: tuple[Floats, Floats], scale: float, softcap: float | None = None
+) -> Floats:
+    """Attend to a whole memory: keys and values [source rows, kv_heads, head_dim].
+
+    q and result: [n, heads * head_dim].
+    """
+    return _attention(q, *memory, None, scale, softcap)
+
+
+def conv1d(x: Floats, weight: Floats, bias: Floats | None, stride: int) -> Floats:
+    """Convolve over the rows: x [n, in], weight [out, in, width], width odd, to
+    [ceil(n / stride), out]; row i is centred on row i * stride, with zeros around x.
+    """
+    outputs, _, width = weight.shape
+    padded = np.pad(x, ((width // 2, width // 2), (0, 0)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, width, axis=0)[::stride]
+    return linear(windows.reshape(len(windows), -1), weight.reshape(outputs, -1), bias)
 
 
 def stage(k: Floats, v: Floats, cache: tuple[Floats, Floats], slots: Ints) -> None:

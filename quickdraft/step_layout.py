@@ -121,6 +121,42 @@ class RecomputedLayout:
     kind: Literal["recomputed"]
 
 
+@dataclass(frozen=True)
+class NoLayout:
+    """An encoder has no cache: it reads its source in one step."""
+
+    kind: Literal["none"] = "none"
+
+
+@dataclass(frozen=True)
+class MemoryRows:
+    """A memory of one key and one value tensor per layer of the target.
+
+    float32 [source rows, kv_heads, head_dim]; outputs of the encoder, inputs of the target. Names
+    hold `{layer}`.
+    """
+
+    kind: Literal["rows"]
+    key: str
+    value: str
+
+
+@dataclass(frozen=True)
+class MemoryBlocks:
+    """A memory of one buffer that holds all layers.
+
+    memory: uint8 [bytes], laid out as a cache of blocks of as many slots as the source has rows,
+    rounded up to `alignment`; an output of the encoder, an input of the target. rows: int64 [1], an
+    input of both, how many rows that is.
+    """
+
+    kind: Literal["blocks"]
+    alignment: int
+    memory: str
+    rows: str
+
+
+MemoryLayout = MemoryRows | MemoryBlocks
 CacheLayout = (
     SlotsLayout
     | BlocksLayout
@@ -129,6 +165,7 @@ CacheLayout = (
     | AppendedLayout
     | StatesLayout
     | RecomputedLayout
+    | NoLayout
 )
 ADAPTED = ("appended", "states", "recomputed")
 """Kinds of cache of adapted graphs, and of no others."""
@@ -145,7 +182,8 @@ class StepNames:
     hidden_states: output by number of layers passed. features: input of vectors that come with the
     tokens, None where there is none. logits, output_rows: None in a predictor. target_rows: in a
     predictor, its input of the slots of the target's cache to write, for one of `slots`;
-    target_past: the same for one of `blocks`, as `past`.
+    target_past: the same for one of `blocks`, as `past`. An encoder has positions, hidden_states
+    and either tokens, which are empty elsewhere, or features.
 
     In an adapted graph, whose inputs have a batch of one in front: mask, the attention mask over
     past and step; positions, None where the graph counts itself; beams, the reordering of states;
@@ -180,7 +218,7 @@ def check_layout(cache: CacheLayout, where: str) -> None:
     Raises:
         BundleError: it is one.
     """
-    if not isinstance(cache, AppendedLayout | StatesLayout | RecomputedLayout) and (
+    if not isinstance(cache, AppendedLayout | StatesLayout | RecomputedLayout | NoLayout) and (
         cache.alignment < 1
     ):
         raise BundleError(f"{where}.alignment is 0; it must be at least 1")
@@ -189,10 +227,23 @@ def check_layout(cache: CacheLayout, where: str) -> None:
     if not isinstance(cache, SlotsLayout | RowsLayout | AppendedLayout):
         return
     for name in ("past_key", "past_value", "present_key", "present_value"):
-        pattern = getattr(cache, name)
-        # Filled in by str.format later, which must find this one plain field and no other.
-        if "{layer}" not in pattern or set("{}") & set(pattern.replace("{layer}", "", 1)):
-            raise BundleError(f"{where}.{name} is {pattern[:120]!r}; it must hold {{layer}}")
+        _check_pattern(getattr(cache, name), f"{where}.{name}")
+
+
+def check_memory(memory: MemoryLayout, where: str) -> None:
+    """The same for the layout of a memory."""
+    if isinstance(memory, MemoryBlocks):
+        if memory.alignment < 1 or not memory.memory or not memory.rows:
+            raise BundleError(f"{where} must have two names, and an alignment of at least 1")
+        return
+    for name in ("key", "value"):
+        _check_pattern(getattr(memory, name), f"{where}.{name}")
+
+
+def _check_pattern(pattern: str, where: str) -> None:
+    # Filled in by str.format later, which must find this one plain field and no other.
+    if "{layer}" not in pattern or set("{}") & set(pattern.replace("{layer}", "", 1)):
+        raise BundleError(f"{where} is {pattern[:120]!r}; it must hold {{layer}}")
 
 
 def _check_states(cache: FixedStateLayout, where: str) -> None:

@@ -21,11 +21,39 @@ Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
+class SourceSpec:
+    """What the encoder of an encoder-decoder model reads.
+
+    length: of the longest source, in tokens or frames. width: of a frame, 0 where the source is
+    tokens. stride: frames to one row of the memory, ceil(frames / stride) rows in all. fixed: every
+    source must be `length` long.
+    """
+
+    length: int
+    width: int = 0
+    stride: int = 1
+    fixed: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("length", "stride"):
+            if getattr(self, name) < 1:
+                raise BundleError(
+                    f"model.source.{name} is {getattr(self, name)}; it must be at least 1"
+                )
+
+    def rows(self, length: int) -> int:
+        """Rows of the memory of a source of `length` tokens or frames."""
+        return -(-length // self.stride)
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """Facts of a model that do not depend on any backend.
 
     Per-layer tuples have `num_layers` entries. A window of None means full attention; a window
-    w lets a row at position p see positions p-w+1 .. p.
+    w lets a row at position p see positions p-w+1 .. p. source: of an encoder-decoder model, whose
+    other facts are those of its decoder; each of its layers has a memory of rows shaped as those
+    of its cache. None for all other models.
     """
 
     family: str
@@ -38,6 +66,7 @@ class ModelSpec:
     head_dim: int
     windows: tuple[int | None, ...]
     num_parameters: int = 0
+    source: SourceSpec | None = None
 
     def __post_init__(self) -> None:
         for name in ("num_layers", "hidden_size", "vocab_size", "context_length", "head_dim"):

@@ -1,0 +1,1 @@
+../../quickdraft/manifest_checks.py
