@@ -5,6 +5,7 @@ from __future__ import annotations
 WITH_PARTS = ("hotpath", "onnx", "openvino", "openvino-static", "reference")
 """Emitters that write drafts and predictors beside the target."""
 _OPENED_BY = {
+    "coreml": "coreml",
     "hotpath": "hotpath",
     "onnxruntime": "onnx",
     "openvino": "openvino",

@@ -58,19 +58,23 @@ def open_engine(package: Path, functions: tuple[str, ...], device: str | None) -
             f"Core ML has no device {device!r} (there are: {', '.join(UNITS)}; and {EVALUATOR}, "
             "which checks a package in NumPy)"
         )
-    if platform.system() != "Darwin":
+    found = problem()
+    if found is not None:
         raise BackendError(
-            f"Core ML is on macOS only, and this is {platform.system()}; use another backend here "
-            "(`quickdraft export --format onnx`), or, to check what was exported, the backend "
-            f"coreml:{EVALUATOR}"
-        )
-    version = platform.mac_ver()[0]
-    if int((version or "0").split(".")[0]) < MACOS:
-        raise BackendError(
-            f"Core ML packages with states need macOS {MACOS}, and this is macOS {version}; "
-            "upgrade it, or use another backend"
+            f"{found}; use another backend here (`quickdraft export --format onnx`), or, to check "
+            f"what was exported, the backend coreml:{EVALUATOR}"
         )
     return CoreMl(package, functions, device)
+
+
+def problem() -> str | None:
+    """Why Core ML cannot run packages with states here, or None if it can."""
+    if platform.system() != "Darwin":
+        return f"Core ML is on macOS only, and this is {platform.system() or 'another system'}"
+    version = platform.mac_ver()[0]
+    if int((version or "0").split(".")[0]) < MACOS:
+        return f"Core ML packages with states need macOS {MACOS}, and this is macOS {version}"
+    return None
 
 
 class Evaluator:

@@ -90,16 +90,19 @@ def _transpose(a: Arguments) -> Array:
 def _concat(a: Arguments) -> Array:
     if a.get("interleave", False):
         raise NotImplementedError("our packages do not interleave")
-    return np.concatenate(_list(a["values"]), axis=int(a["axis"]))
+    joined: Array = np.concatenate(_list(a["values"]), axis=int(a["axis"]))
+    return joined
 
 
 def _split(a: Arguments) -> list[Array]:
     edges = np.cumsum(a["split_sizes"])[:-1]
-    return np.split(a["x"], edges, axis=int(a["axis"]))
+    parts: list[Array] = np.split(a["x"], edges, axis=int(a["axis"]))
+    return parts
 
 
 def _gather(a: Arguments) -> Array:
-    return np.take(a["x"], a["indices"], axis=int(a["axis"]))
+    taken: Array = np.take(a["x"], a["indices"], axis=int(a["axis"]))
+    return taken
 
 
 def _ranges(a: Arguments, shape: Sequence[int]) -> tuple[slice, ...]:

@@ -25,6 +25,7 @@ OPENS: dict[str, tuple[TargetFormat, Flavour | None]] = {
     "openvino": ("openvino", None),
     "onnxruntime_adapted": ("onnx", "adapted"),
     "openvino_adapted": ("openvino", "adapted"),
+    "coreml": ("coreml", None),
     "reference": ("reference", None),
 }
 """What each backend of this package opens (None: any flavour); best backend first. A backend from
@@ -139,6 +140,10 @@ def _choose(manifest: Manifest) -> tuple[str, Variant, str | None]:
 
 
 def _problem(name: str) -> str | None:
+    if name == "coreml":
+        from quickdraft.runtime.backends import coreml_engine
+
+        return coreml_engine.problem()
     if name != "hotpath":
         return None
     from quickdraft.runtime.backends import hotpath
