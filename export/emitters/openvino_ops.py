@@ -72,6 +72,7 @@ class OpenVinoOps(ComposedOps[Node]):
         self._angles: dict[Rope, tuple[Node, Node]] = {}
         self._staged: set[int] = set()
         self._hidden: dict[int, str] = {}
+        self._levels = 1
         self._tokens = self._input("input_ids", np.int64, [sizes.rows])
         self._positions = self._input("position_ids", np.int64, [sizes.rows])
 
@@ -97,8 +98,9 @@ class OpenVinoOps(ComposedOps[Node]):
         return self._positions
 
     def output_rows(self) -> Node:
-        """Rows whose logits are wanted, [m]."""
-        return self._input("output_rows", np.int64, [self._sizes.wanted])
+        """Rows whose logits are wanted, [m]; of a stack so many of each value."""
+        wanted = self._sizes.wanted
+        return self._input("output_rows", np.int64, [wanted and wanted * self._levels])
 
     def features(self) -> Node:
         """Vectors that come with the tokens, [n, width]."""
@@ -158,6 +160,7 @@ class OpenVinoOps(ComposedOps[Node]):
 
     def stack(self, parts: Sequence[Node]) -> Node:
         """Rows of several values, one value after another."""
+        self._levels = max(self._levels, len(parts))
         return opset.concat(list(parts), 0)
 
     def linear(self, x: Node, weight: Weight, bias: Weight | None = None) -> Node:

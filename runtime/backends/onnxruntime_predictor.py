@@ -17,8 +17,11 @@ from quickdraft.runtime.backends.onnxruntime import State, cached_layers, check_
 from quickdraft.runtime.backends.slots_predictor import Run, SlotsPredictor
 
 
-class OnnxRuntimePredictor(SlotsPredictor):
+class OnnxRuntimePredictor(SlotsPredictor[ContiguousCache]):
     """A Predictor over one InferenceSession, shared by all conversations."""
+
+    caches = ContiguousCache
+    kind = "slots"
 
     def __init__(
         self, backend: Backend, folder: Path, variant: Variant, threads: int | None = None
@@ -36,7 +39,10 @@ class OnnxRuntimePredictor(SlotsPredictor):
         self._session: Any = ort_session.open_session(folder / variant.model, options)
         check_names(self._session, self.spec, variant, self.target)
 
-    def _begin(self, cache: ContiguousCache) -> Run:
+    def _new_cache(self, rows: int) -> ContiguousCache:
+        return ContiguousCache(self.spec, rows)
+
+    def _begin(self, cache: ContiguousCache) -> Run[ContiguousCache]:
         session, variant, step = self._session, self._variant, self._variant.step
         if session is None:
             raise BackendError("the predictor was closed")

@@ -35,7 +35,6 @@ from quickdraft.runtime.backends.openvino_step import (
     Runner,
     Step,
     pieces,
-    wanted_in,
 )
 from quickdraft.runtime.backends.step_inputs import check_features, check_step
 from quickdraft.types import Guarantee, ModelSpec
@@ -137,7 +136,7 @@ class OpenVinoBackend:
     ) -> StepOutput:
         with self._lock:
             requests = self._requests.setdefault(cache, {})
-        cut = list(pieces(len(step.tree), step.wanted, self.widths))
+        cut = list(pieces(len(step.tree), step.nodes, self.widths))
         if len(cut) == 1:
             return self._output(step, cut[0], runner.run(step, cut[0], cache, requests, cancel))
         n, spec = len(step.tree), self.spec
@@ -148,7 +147,7 @@ class OpenVinoBackend:
             if cancel is not None:
                 cancel.check()
             found = self._output(step, piece, runner.run(step, piece, cache, requests, cancel))
-            logits[wanted_in(step, piece)] = found.logits
+            logits[step.inside(piece)] = found.logits
             for layer, states in found.hidden_states.items():
                 hidden[layer][piece.start : piece.end] = states
         return StepOutput(logits, hidden)
@@ -156,7 +155,7 @@ class OpenVinoBackend:
     def _output(self, step: Step, piece: Piece, request: Request) -> StepOutput:
         """What a piece gave."""
         names, nodes = self._variant.step, piece.end - piece.start
-        logits = request.result(names.logits)[: len(wanted_in(step, piece))]
+        logits = request.result(names.logits)[: len(step.inside(piece))]
         hidden = {
             layer: request.result(name)[:nodes] for layer, name in names.hidden_states.items()
         }

@@ -40,7 +40,7 @@ class Piece:
 
 def pieces(nodes: int, wanted: NDArray[np.int64], widths: Sequence[int]) -> Iterator[Piece]:
     """Cut a step of so many nodes. wanted: those whose logits are asked for. widths: of the graphs,
-    rising; the last one reads prompts and gives the logits of one row, the others those of all.
+    rising; the last one reads prompts and gives the logits of one node, the others those of all.
 
     The narrowest graph that holds what is left ends a step. The one for prompts is taken where
     most of it would be filled.
@@ -53,9 +53,9 @@ def pieces(nodes: int, wanted: NDArray[np.int64], widths: Sequence[int]) -> Iter
     while start < nodes:
         left = nodes - start
         taken = min(left, wide)
-        inside = np.count_nonzero((wanted >= start) & (wanted < start + taken))
+        inside = len(np.unique(wanted[(wanted >= start) & (wanted < start + taken)]))
         if not narrow or (inside <= 1 and taken > max(wide // 2, narrow[-1])):
-            # One row's logits a time is slow but right where there is nothing else.
+            # The logits of one node a time are slow but right where there is nothing else.
             end, width = start + (taken if inside <= 1 else 1), wide
         else:
             width = next((each for each in narrow if each >= left), narrow[-1])
@@ -66,13 +66,29 @@ def pieces(nodes: int, wanted: NDArray[np.int64], widths: Sequence[int]) -> Iter
 
 @dataclass(frozen=True)
 class Step:
-    """What is asked of a model. length: committed rows. wanted: nodes whose logits are asked for.
-    features: vectors that come with the tokens."""
+    """What is asked of a model. length: committed rows. wanted: rows whose logits are asked for;
+    where a graph stacks several rows of every node, row i * n + j is the i-th of node j. features:
+    vectors that come with the tokens."""
 
     tree: Tree
     length: int
     wanted: NDArray[np.int64]
     features: NDArray[np.float32] | None = None
+
+    @property
+    def nodes(self) -> NDArray[np.int64]:
+        """The nodes of the wanted rows."""
+        return self.wanted % len(self.tree)
+
+    def inside(self, piece: Piece) -> NDArray[np.int64]:
+        """Which of the wanted rows lie in a piece, as indices into them."""
+        return np.flatnonzero((self.nodes >= piece.start) & (self.nodes < piece.end))
+
+    def rows(self, piece: Piece) -> NDArray[np.int64]:
+        """Where these lie in the stack of the piece's graph."""
+        inside = self.inside(piece)
+        level = self.wanted[inside] // len(self.tree)
+        return level * piece.rows + self.nodes[inside] - piece.start
 
     def bias(self, piece: Piece, slots: int, window: int | None) -> NDArray[np.float32]:
         """Additive attention bias of a piece, float32 [nodes, slots + piece.rows]: what lies in the
@@ -97,8 +113,9 @@ class Graphs:
         variant: Variant,
         device: str,
         how: Mapping[str, Any],
+        target: ModelSpec | None = None,
     ) -> None:
-        """how: properties to compile with.
+        """how: properties to compile with. target: facts of the model a predictor is for.
 
         Raises:
             BundleError: the variant has no file of weights.
@@ -110,7 +127,7 @@ class Graphs:
         self._files = {ANY: folder / variant.model}
         self._files |= {rows: folder / name for rows, name in variant.widths.items()}
         self._device, self._how = device, how
-        self._names = tensor_names(spec, variant)
+        self._names = tensor_names(spec, variant, target)
         self._compiled: dict[int, Any] = {}
         self._lock = Lock()
 
@@ -129,7 +146,9 @@ class Graphs:
             return self._compiled[width]
 
 
-def tensor_names(spec: ModelSpec, variant: Variant) -> tuple[set[str], set[str]]:
+def tensor_names(
+    spec: ModelSpec, variant: Variant, target: ModelSpec | None = None
+) -> tuple[set[str], set[str]]:
     """Inputs and outputs that a manifest promises of a graph."""
     step = variant.step
     named = {step.tokens, step.positions, step.output_rows, step.features, *step.biases.values()}
@@ -140,6 +159,11 @@ def tensor_names(spec: ModelSpec, variant: Variant) -> tuple[set[str], set[str]]
     for layer in cached_layers(spec, variant):
         inputs |= {name.format(layer=layer) for name in (own.past_key, own.past_value)}
         outputs |= {name.format(layer=layer) for name in (own.present_key, own.present_value)}
+    filled = variant.target_cache
+    if target is not None and isinstance(filled, RowsLayout):
+        for layer in range(target.num_layers):
+            names = (filled.present_key, filled.present_value)
+            outputs |= {name.format(layer=layer) for name in names}
     return inputs, outputs
 
 
@@ -150,9 +174,11 @@ def cached_layers(spec: ModelSpec, variant: Variant) -> range:
 
 @dataclass
 class Request:
-    """A request of one graph for one cache, and the memory that it reads."""
+    """A request of one graph for one cache, and the memory that it reads. outputs: rows of logits
+    that it gives, 0 for as many as are wanted."""
 
     request: Any
+    outputs: int
     version: int = -1
     inputs: dict[str, NDArray[Any]] = field(default_factory=dict)
 
@@ -175,6 +201,15 @@ class Request:
             for name, array in zip(names, cache.by_head(layer), strict=True):
                 self.request.set_tensor(name.format(layer=layer), openvino_device.tensor(array))
         self.version = cache.version
+
+    def give(
+        self, layout: RowsLayout, layers: range, cache: ByHeadCache, first: int, count: int
+    ) -> None:
+        """Put the first `count` rows of the last run into slots of a cache from `first` on."""
+        for layer in layers:
+            names = layout.present_key, layout.present_value
+            key, value = (self.result(name.format(layer=layer))[:, :count] for name in names)
+            cache.put(layer, first, key, value)
 
     def result(self, name: str | None) -> NDArray[np.float32]:
         """An output of the last run, valid until the next one."""
@@ -206,8 +241,7 @@ class Runner:
         """
         request = requests.get(piece.width)
         if request is None:
-            compiled = self._graphs.compiled(piece.width)
-            request = requests[piece.width] = Request(compiled.create_infer_request())
+            request = requests[piece.width] = self._request(piece.width)
         names, rows = self._variant.step, piece.rows
         nodes = slice(piece.start, piece.end)
         request.bind(self._layout, cache, self._layers)
@@ -218,24 +252,15 @@ class Runner:
         if step.features is not None:
             request.feed(names.features, step.features[nodes], rows)
         if names.output_rows is not None:
-            wanted = step.wanted[wanted_in(step, piece)] - piece.start
-            request.feed(names.output_rows, wanted, self._outputs(piece, len(wanted)))
+            wanted = step.rows(piece)
+            request.feed(names.output_rows, wanted, request.outputs or max(len(wanted), 1))
         openvino_device.run(request.request, cancel)
-        count = piece.end - piece.start
-        for layer in self._layers:
-            own = (self._layout.present_key, self._layout.present_value)
-            key, value = (request.result(name.format(layer=layer))[:, :count] for name in own)
-            cache.put(layer, step.length + piece.start, key, value)
+        first = step.length + piece.start
+        request.give(self._layout, self._layers, cache, first, piece.end - piece.start)
         return request
 
-    def _outputs(self, piece: Piece, count: int) -> int:
-        """Rows of logits that the graph of a piece gives, of which so many are wanted."""
-        if piece.width == ANY:
-            return max(count, 1)
-        return 1 if piece.width == max(self._variant.widths) else piece.width
-
-
-def wanted_in(step: Step, piece: Piece) -> NDArray[np.int64]:
-    """Which of the wanted rows lie in a piece, as indices into them."""
-    inside = (step.wanted >= piece.start) & (step.wanted < piece.end)
-    return np.flatnonzero(inside)
+    def _request(self, width: int) -> Request:
+        compiled, outputs = self._graphs.compiled(width), 0
+        if width != ANY and self._variant.step.output_rows is not None:
+            (outputs,) = compiled.input(self._variant.step.output_rows).shape
+        return Request(compiled.create_infer_request(), outputs)

@@ -14,8 +14,11 @@ from quickdraft.runtime.backends.reference_program import Program
 from quickdraft.runtime.backends.slots_predictor import Run, SlotsPredictor
 
 
-class ReferencePredictor(SlotsPredictor):
+class ReferencePredictor(SlotsPredictor[ContiguousCache]):
     """A Predictor that computes in NumPy."""
+
+    caches = ContiguousCache
+    kind = "slots"
 
     def __init__(
         self, backend: Backend, folder: Path, variant: Variant, threads: int | None = None
@@ -31,7 +34,10 @@ class ReferencePredictor(SlotsPredictor):
             raise OptionError(f"the reference backend cannot be told to use {threads} threads")
         self._program: Program | None = Program.read(folder, variant)
 
-    def _begin(self, cache: ContiguousCache) -> Run:
+    def _new_cache(self, rows: int) -> ContiguousCache:
+        return ContiguousCache(self.spec, rows)
+
+    def _begin(self, cache: ContiguousCache) -> Run[ContiguousCache]:
         program = self._program
         if program is None:
             raise BackendError("the predictor was closed")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,24 +13,29 @@ from numpy.typing import NDArray
 from quickdraft.drafters.tree import Tree
 from quickdraft.errors import BackendError, BundleError, ContextOverflow
 from quickdraft.kvcache.base import KvCache
-from quickdraft.kvcache.contiguous import ContiguousCache
-from quickdraft.manifest import SlotsLayout, Variant
+from quickdraft.kvcache.growing import GrowingCache
+from quickdraft.manifest import CacheLayout, Variant
 from quickdraft.runtime.backends.base import Backend, CancelToken
 from quickdraft.runtime.backends.step_inputs import check_step
 
 CHUNK = 256
 """Tokens of one run: cancelling waits for one at most, and its values fit the caches nearby."""
 
-Run = Callable[[Tree, ContiguousCache, int, CancelToken | None], None]
+C = TypeVar("C", bound=GrowingCache)
+Run = Callable[[Tree, C, int, CancelToken | None], None]
 """Runs a chain over an auxiliary cache that has it staged, and writes the target's rows from a
 number on."""
 
 
-class SlotsPredictor(ABC):
+class SlotsPredictor(ABC, Generic[C]):
     """A Predictor for caches of one key and one value tensor per layer, less its engine.
 
-    Several conversations may share it: each prediction has an auxiliary cache of its own.
+    Several conversations may share it: each prediction has an auxiliary cache of its own. A
+    subclass names the class of caches that it knows, and the kind of their layout.
     """
+
+    caches: type[C]
+    kind: str
 
     def __init__(self, backend: Backend, variant: Variant) -> None:
         """For the target that `backend` runs.
@@ -38,11 +44,10 @@ class SlotsPredictor(ABC):
             BundleError: the variant is no predictor, or fills caches of another kind.
         """
         own, target = variant.cache, variant.target_cache
-        if variant.spec is None or not (
-            isinstance(own, SlotsLayout) and isinstance(target, SlotsLayout)
-        ):
-            raise BundleError(f"{variant.model} is no predictor for caches of slots")
-        self.own_layout, self.target_layout = own, target
+        if variant.spec is None or target is None or not (own.kind == target.kind == self.kind):
+            raise BundleError(f"{variant.model} is no predictor for caches of {self.kind}")
+        self.own_layout: CacheLayout = own
+        self.target_layout: CacheLayout = target
         self.spec = variant.spec
         self.target = backend.spec
         self._limit = min(self.spec.context_length, self.target.context_length)
@@ -51,7 +56,7 @@ class SlotsPredictor(ABC):
         self, tokens: NDArray[np.int64], cache: KvCache, cancel: CancelToken | None = None
     ) -> None:
         """See Predictor.predict."""
-        if not isinstance(cache, ContiguousCache):
+        if not isinstance(cache, self.caches):
             raise BackendError(f"this predictor fills other caches than {type(cache).__name__}")
         if len(tokens) > self._limit:
             raise ContextOverflow(len(tokens), self._limit, "prompt")
@@ -59,7 +64,7 @@ class SlotsPredictor(ABC):
         cache.stage(len(tokens) - held)  # at once, so that its memory stays where it is
         try:
             run = self._begin(cache)
-            own = ContiguousCache(self.spec, len(tokens))
+            own = self._new_cache(len(tokens))
             # Exact rows stay: what the graph makes of their tokens goes to slots written later.
             room = min(CHUNK, cache.capacity - held)
             edges = [*range(0, held, room), *range(held, len(tokens), CHUNK), len(tokens)]
@@ -78,7 +83,11 @@ class SlotsPredictor(ABC):
         cache.mark_predicted()
 
     @abstractmethod
-    def _begin(self, cache: ContiguousCache) -> Run:
+    def _new_cache(self, rows: int) -> C:
+        """An auxiliary cache for so many rows."""
+
+    @abstractmethod
+    def _begin(self, cache: C) -> Run[C]:
         """What runs the chunks of one prediction into a cache whose memory stays where it is.
 
         Raises:

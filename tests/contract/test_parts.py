@@ -12,12 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from tiny.toy_parts import AHEAD, TOKENS, bundle
+from tiny import toy_parts
+from tiny.toy_parts import AHEAD, FORMATS, TOKENS
 
 from quickdraft import registry
+from quickdraft.bundle import Bundle
 from quickdraft.drafters.tree import Tree
 from quickdraft.errors import BackendError, BundleError, Cancelled, ContextOverflow
 from quickdraft.kvcache.blocked import BlockedCache
+from quickdraft.kvcache.by_head import ByHeadCache
 from quickdraft.kvcache.contiguous import ContiguousCache
 from quickdraft.runtime.backends.base import (
     Backend,
@@ -38,12 +41,24 @@ BACKENDS = [
     "reference",
     "onnxruntime",
     pytest.param("hotpath", marks=pytest.mark.native),
+    pytest.param("openvino", marks=pytest.mark.openvino),
+    pytest.param("openvino-static", marks=pytest.mark.openvino),
 ]
 every_backend = pytest.mark.parametrize("name", BACKENDS)
 RANDOM = np.random.default_rng(5)
 PROMPT = RANDOM.integers(4, 320, N)
 FEATURES = RANDOM.standard_normal((N, 3 * WIDTH)).astype(np.float32)
 TREE = Tree(np.array([9, 8, 7, 300, 5, 4], np.int64), np.array([-1, 0, 0, 1, 1, 2], np.int64))
+
+
+def bundle(name: str, family: str = "llama") -> Bundle:
+    """The bundle that a backend opens; that of OpenVINO takes OpenVINO to write."""
+    return toy_parts.bundle(family, (name,) if "openvino" in name else FORMATS)
+
+
+def backend_of(name: str) -> str:
+    """The backend, without the flavour that it opens."""
+    return name.partition("-")[0]
 
 
 def _exact(name: str) -> dict[str, str]:
@@ -53,19 +68,23 @@ def _exact(name: str) -> dict[str, str]:
 @functools.cache
 def target(name: str, family: str = "llama") -> Backend:
     """The target on a backend, with a cache of float32."""
-    found = bundle(family)
-    return open_backend(found.folder, found.manifest, name, None, **_exact(name)).backend
+    found = bundle(name, family)
+    return open_backend(
+        found.folder, found.manifest, backend_of(name), None, **_exact(name)
+    ).backend
 
 
 @functools.cache
 def head(name: str, part: str) -> HeadBackend:
     """A head on a backend."""
-    found = bundle()
-    return open_part(found.folder, found.manifest, name, "drafter", part, **_exact(name))
+    found = bundle(name)
+    return open_part(
+        found.folder, found.manifest, backend_of(name), "drafter", part, **_exact(name)
+    )
 
 
 def predictor(name: str, part: str, family: str = "llama") -> Predictor:
-    found = bundle(family)
+    found = bundle(name, family)
     return open_predictor(found.folder, found.manifest, target(name, family), part)
 
 
@@ -73,7 +92,7 @@ def rows(cache: Any) -> list[NDArray[np.float32]]:
     """Committed keys and values of every layer."""
     if isinstance(cache, BlockedCache):
         return cache.rows()
-    assert isinstance(cache, ContiguousCache)
+    assert isinstance(cache, ContiguousCache | ByHeadCache)
     layers = range(len(cache._layers))
     return [np.array(array[: cache.length]) for i in layers for array in cache.layer(i)]
 
@@ -150,8 +169,8 @@ def test_heads_of_several_tokens_ahead(name: str) -> None:
 
 @every_backend
 def test_a_head_reads_what_its_target_offers(name: str) -> None:
-    found = bundle()
-    variant = find_part(found.manifest, name, "drafter", "attends")
+    found = bundle(name)
+    variant = find_part(found.manifest, backend_of(name), "drafter", "attends")
     model = target(name)
     offered = model.step(Tree.chain(PROMPT), model.new_cache()).hidden_states
     joined = np.concatenate([offered[k] for k in variant.details["hidden_states"]], axis=1)
@@ -187,11 +206,13 @@ def test_a_head_reads_tokens_of_its_target(name: str) -> None:
 
 @every_backend
 def test_an_auxiliary_is_a_backend(name: str) -> None:
-    found = bundle()
-    models = [
-        open_part(found.folder, found.manifest, each, "auxiliary", "small", **_exact(each))
-        for each in (name, "reference")
-    ]
+    models = []
+    for each in (name, "reference"):
+        found, backend = bundle(each), backend_of(each)
+        options = _exact(each)
+        models.append(
+            open_part(found.folder, found.manifest, backend, "auxiliary", "small", **options)
+        )
     assert models[0].spec.num_layers == 1
     caches = [prefilled(model, PROMPT) for model in models]
     outputs = [model.step(TREE, cache).logits for model, cache in zip(models, caches, strict=True)]
@@ -229,11 +250,8 @@ def test_a_predictor_writes_what_the_reference_does(name: str, family: str) -> N
     close(model.step(TREE, caches[0]).logits, oracle.step(TREE, caches[1]).logits)
 
 
-CHUNKED = {
-    "hotpath": "quickdraft.runtime.backends.hotpath_predictor.CHUNK",
-    "onnxruntime": "quickdraft.runtime.backends.slots_predictor.CHUNK",
-    "reference": "quickdraft.runtime.backends.slots_predictor.CHUNK",
-}
+SLOTS = "quickdraft.runtime.backends.slots_predictor.CHUNK"
+CHUNKED = {"hotpath": "quickdraft.runtime.backends.hotpath_predictor.CHUNK"}
 
 
 @every_backend
@@ -246,7 +264,7 @@ def test_a_predictor_does_not_know_its_chunks(
     before = prefilled(model, PROMPT[:held])
     caches = before.fork(), before.fork()
     part.predict(PROMPT, caches[0])
-    monkeypatch.setattr(CHUNKED[name], chunk)
+    monkeypatch.setattr(CHUNKED.get(name, SLOTS), chunk)
     part.predict(PROMPT, caches[1])
     assert caches[1].predicted == N
     for whole, cut, kept in zip(*map(rows, (*caches, before)), strict=True):
@@ -274,7 +292,7 @@ class Soon(CancelToken):
 def test_a_cancelled_prediction_leaves_the_cache_as_it_was(
     name: str, held: int, cancel: Callable[[], CancelToken], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(CHUNKED[name], 8)
+    monkeypatch.setattr(CHUNKED.get(name, SLOTS), 8)
     model, part, token = target(name), predictor(name, "half"), cancel()
     if type(token) is CancelToken:
         token.cancel()
@@ -307,8 +325,8 @@ def test_what_a_predictor_refuses(name: str) -> None:
 
 @every_backend
 def test_a_part_of_another_role_is_no_predictor(name: str) -> None:
-    found = bundle()
-    variant = find_part(found.manifest, name, "auxiliary")
-    kind = registry.lookup("backend of predictors", registry.PREDICTORS, name)
+    found = bundle(name)
+    variant = find_part(found.manifest, backend_of(name), "auxiliary")
+    kind = registry.lookup("backend of predictors", registry.PREDICTORS, backend_of(name))
     with pytest.raises(BundleError, match="is no predictor for caches of"):
         kind(target(name), found.folder, variant)

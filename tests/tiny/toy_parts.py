@@ -93,11 +93,11 @@ def write_bundle(
 
 
 @functools.cache
-def bundle(family: str = "llama") -> Bundle:
+def bundle(family: str = "llama", formats: Sequence[str] = FORMATS) -> Bundle:
     """Written once, and opened as any other: hashes, names and all."""
     _FOLDERS.append(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
     folder = Path(_FOLDERS[-1].name) / "bundle"
-    write_bundle(folder, family=family)
+    write_bundle(folder, formats, family=family)
     return open_bundle(folder)
 
 
