@@ -21,10 +21,6 @@ from quickdraft.step_layout import (
     BlocksLayout,
     CacheLayout,
     FixedStateLayout,
-    MemoryBlocks,
-    MemoryLayout,
-    MemoryRows,
-    NoLayout,
     RecomputedLayout,
     RowsLayout,
     SlotsLayout,
@@ -40,10 +36,6 @@ __all__ = [
     "BlocksLayout",
     "CacheLayout",
     "FixedStateLayout",
-    "MemoryBlocks",
-    "MemoryLayout",
-    "MemoryRows",
-    "NoLayout",
     "RecomputedLayout",
     "RowsLayout",
     "SlotsLayout",
@@ -86,7 +78,9 @@ class Variant:
 
     Of roles other than target: name tells parts of one role and flavour apart. spec: facts of the
     part, None for the target. target_cache: the cache that a predictor writes, None elsewhere.
-    memory: what an encoder puts out and the target of its flavour reads, None in other models.
+    memory: of an encoder-decoder model, what the encoder puts out (`present`) and the target of its
+    flavour reads (`past`): one of `blocks`, or of `slots`, which are the rows of the memory; None in
+    other models. The cache of an encoder stands for that of its target, and is not used.
     features: width of the vectors that come with its tokens, or in their place in an encoder.
     token_map: the file with int32 [vocabulary of the part], little-endian, the target's token for
     each of its own, None where they are the same. details: for who opens the part.
@@ -109,7 +103,7 @@ class Variant:
     features: int = 0
     token_map: str | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
-    memory: MemoryLayout | None = None
+    memory: CacheLayout | None = None
     widths: Mapping[int, str] = field(default_factory=dict)
     capacity: int = 0
 

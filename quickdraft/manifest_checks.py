@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from quickdraft import strict_json
 from quickdraft.errors import BundleError
-from quickdraft.step_layout import ADAPTED, check_layout, check_memory
+from quickdraft.step_layout import ADAPTED, check_layout
 from quickdraft.types import ModelSpec
 
 if TYPE_CHECKING:
@@ -96,16 +96,17 @@ def _check_part(role: Role, variant: Variant, where: str) -> None:
 
 def _check_encoder(variant: Variant, where: str) -> None:
     """An encoder reads a source and puts out a memory, nothing else."""
-    if variant.cache.kind != "none" or variant.memory is None:
-        raise BundleError(f"{where} must have a memory and a cache of 'none', being an encoder")
+    if variant.memory is None:
+        raise BundleError(f"{where} lacks a memory, which an encoder puts out")
     if variant.token_map is not None or variant.target_cache is not None:
         raise BundleError(f"{where} has a token_map or target_cache, which no encoder has")
     step, reads = variant.step, ("features" if variant.features else "tokens")
-    allowed = {"positions", "hidden_states", reads}
+    blocks = variant.memory.kind == "blocks"
+    allowed = {"positions", "hidden_states", reads, *(["source"] if blocks else [])}
     for field_ in fields(step):
         if field_.name not in allowed and getattr(step, field_.name):
             raise BundleError(f"{where}.step has {field_.name!r}, which this encoder cannot have")
-    for name in ("positions", reads):
+    for name in sorted(allowed - {"hidden_states"}):
         if not getattr(step, name):
             raise BundleError(f"{where}.step lacks {name!r}, which this encoder reads")
 
@@ -120,10 +121,10 @@ def _check_memories(manifest: Manifest) -> None:
             raise BundleError(f"the {form} target and model.source disagree on whether it encodes")
         if variant.memory is None:
             continue
-        check_memory(variant.memory, f"memory of the {form} target")
+        check_layout(variant.memory, f"memory of the {form} target")
         if encoder is None or encoder.memory is None:
             raise BundleError(f"roles has no encoder for the {form} target")
-        check_memory(encoder.memory, f"memory of the {form} encoder")
+        check_layout(encoder.memory, f"memory of the {form} encoder")
         if encoder.memory.kind != variant.memory.kind:
             raise BundleError(f"the {form} encoder puts out another memory than its target reads")
 
@@ -172,6 +173,8 @@ def _check_step(variant: Variant, spec: ModelSpec, where: str, *, is_predictor: 
         **dict.fromkeys(_HEAD, (blocks and not is_predictor, kind)),
         "features": (variant.features > 0, f"its features are {variant.features} wide"),
     }
+    reads = variant.memory is not None and variant.memory.kind == "blocks"
+    wanted["source"] = (reads, "only what reads a memory of 'blocks' has it")
     for name in ("output_rows", "logits"):
         wanted[name] = (not is_predictor, "only a predictor goes without")
     wanted["target_rows"] = (is_predictor and slots, "only a predictor over slots has it")

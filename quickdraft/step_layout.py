@@ -121,42 +121,6 @@ class RecomputedLayout:
     kind: Literal["recomputed"]
 
 
-@dataclass(frozen=True)
-class NoLayout:
-    """An encoder has no cache: it reads its source in one step."""
-
-    kind: Literal["none"] = "none"
-
-
-@dataclass(frozen=True)
-class MemoryRows:
-    """A memory of one key and one value tensor per layer of the target.
-
-    float32 [source rows, kv_heads, head_dim]; outputs of the encoder, inputs of the target. Names
-    hold `{layer}`.
-    """
-
-    kind: Literal["rows"]
-    key: str
-    value: str
-
-
-@dataclass(frozen=True)
-class MemoryBlocks:
-    """A memory of one buffer that holds all layers.
-
-    memory: uint8 [bytes], laid out as a cache of blocks of as many slots as the source has rows,
-    rounded up to `alignment`; an output of the encoder, an input of the target. rows: int64 [1], an
-    input of both, how many rows that is.
-    """
-
-    kind: Literal["blocks"]
-    alignment: int
-    memory: str
-    rows: str
-
-
-MemoryLayout = MemoryRows | MemoryBlocks
 CacheLayout = (
     SlotsLayout
     | BlocksLayout
@@ -165,7 +129,6 @@ CacheLayout = (
     | AppendedLayout
     | StatesLayout
     | RecomputedLayout
-    | NoLayout
 )
 ADAPTED = ("appended", "states", "recomputed")
 """Kinds of cache of adapted graphs, and of no others."""
@@ -182,8 +145,9 @@ class StepNames:
     hidden_states: output by number of layers passed. features: input of vectors that come with the
     tokens, None where there is none. logits, output_rows: None in a predictor. target_rows: in a
     predictor, its input of the slots of the target's cache to write, for one of `slots`;
-    target_past: the same for one of `blocks`, as `past`. An encoder has positions, hidden_states
-    and either tokens, which are empty elsewhere, or features.
+    target_past: the same for one of `blocks`, as `past`. An encoder has positions, and
+    either features or tokens, which else is empty. source: with a memory of `blocks`, the input of encoder and target
+    that says what it holds: int64 [3], its rows, the type of its values and its capacity.
 
     In an adapted graph, whose inputs have a batch of one in front: mask, the attention mask over
     past and step; positions, None where the graph counts itself; beams, the reordering of states;
@@ -207,6 +171,7 @@ class StepNames:
     features: str | None = None
     target_rows: str | None = None
     target_past: str | None = None
+    source: str | None = None
     mask: str | None = None
     beams: str | None = None
     branch: str | None = None
@@ -218,7 +183,7 @@ def check_layout(cache: CacheLayout, where: str) -> None:
     Raises:
         BundleError: it is one.
     """
-    if not isinstance(cache, AppendedLayout | StatesLayout | RecomputedLayout | NoLayout) and (
+    if not isinstance(cache, AppendedLayout | StatesLayout | RecomputedLayout) and (
         cache.alignment < 1
     ):
         raise BundleError(f"{where}.alignment is 0; it must be at least 1")
@@ -228,16 +193,6 @@ def check_layout(cache: CacheLayout, where: str) -> None:
         return
     for name in ("past_key", "past_value", "present_key", "present_value"):
         _check_pattern(getattr(cache, name), f"{where}.{name}")
-
-
-def check_memory(memory: MemoryLayout, where: str) -> None:
-    """The same for the layout of a memory."""
-    if isinstance(memory, MemoryBlocks):
-        if memory.alignment < 1 or not memory.memory or not memory.rows:
-            raise BundleError(f"{where} must have two names, and an alignment of at least 1")
-        return
-    for name in ("key", "value"):
-        _check_pattern(getattr(memory, name), f"{where}.{name}")
 
 
 def _check_pattern(pattern: str, where: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from quickdraft.errors import BackendError
+from quickdraft.errors import BackendError, UnsupportedModel
 from quickdraft.export.quantize import WeightFormat
 from quickdraft.export.weights import Dense, Weight
 from quickdraft.manifest import CacheLayout, Role, Variant
@@ -92,3 +92,17 @@ def check_staged(part: Part, staged: Collection[int]) -> None:
     missing = [layer for layer in layers if layer not in staged]
     if missing:
         raise BackendError(f"{part.name} predicts nothing for layer {missing[0]}")
+
+
+def refuse_sources(request: EmitRequest, form: str) -> None:
+    """For emitters that cannot write encoder-decoder models; `form` is what they write.
+
+    Raises:
+        UnsupportedModel: the request holds one.
+    """
+    for part in request.parts:
+        if part.spec.source is not None or part.role == "encoder":
+            raise UnsupportedModel(
+                f"the format {form!r} cannot hold {part.spec.family}, which is an encoder-decoder "
+                "model; export it with --format hotpath or reference"
+            )

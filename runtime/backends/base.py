@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from quickdraft.drafters.tree import Tree
 from quickdraft.errors import Cancelled, OptionError
 from quickdraft.kvcache.base import KvCache
+from quickdraft.kvcache.memory import Memory, Source
 from quickdraft.types import Guarantee, ModelSpec
 
 Trees = Literal["exact", "rounded", "none"]
@@ -176,6 +177,23 @@ class HeadBackend(Backend, Protocol):
         features: NDArray[np.float32] | None = None,
     ) -> StepOutput:
         """As Backend.step. features: float32 [n, width], for such a part and only for it."""
+
+
+@runtime_checkable
+class Seq2SeqBackend(Backend, Protocol):
+    """A Backend of an encoder-decoder model: steps over a cache attend to its memory."""
+
+    def encode(self, source: Source, cancel: CancelToken | None = None) -> Memory:
+        """Read a source.
+
+        Raises:
+            InputError: the model has no meaning for it, see Source.check.
+            Cancelled: on request. BackendError: the engine failed.
+        """
+
+    def new_cache(self, memory: Memory | None = None) -> KvCache:
+        """An empty cache over a memory, which its forks share. Without one it can be looked at, and
+        a step over it raises BackendError."""
 
 
 class Predictor(Protocol):
