@@ -113,6 +113,17 @@ class Weight:
         return Weight(name, shape, "F32", lambda: Dense(change(self.dense())))
 
 
+def by_row(weight: Weight) -> Weight:
+    """A convolution's weight [out, in, width] as a matrix [out, width * in]: of rows side by side,
+    the first one first."""
+    outputs, inputs, width = weight.shape
+
+    def change(values: Floats) -> Floats:
+        return np.ascontiguousarray(values.transpose(0, 2, 1)).reshape(outputs, -1)
+
+    return weight.map(change, (outputs, width * inputs), f"{weight.name}.by_row")
+
+
 def dense_weight(name: str, values: NDArray[np.float32]) -> Weight:
     """A weight from an array in memory."""
     return Weight(name, values.shape, "F32", lambda: Dense(values))

@@ -10,13 +10,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from quickdraft.errors import BackendError
 from quickdraft.export.emitters.base import EmitRequest, Part, entries
+from quickdraft.export.emitters.hotpath_attention import (
+    LAYOUT,
+    MEMORY_LAYOUT,
+    TARGET_LAYOUT,
+    AttentionOps,
+)
 from quickdraft.export.emitters.hotpath_values import (
     Capped,
     Columns,
@@ -34,52 +39,34 @@ from quickdraft.export.emitters.hotpath_values import (
     width_of,
 )
 from quickdraft.export.emitters.hotpath_weights import PackedStore
-from quickdraft.export.emitters.hotpath_writer import DOMAIN, HotpathWriter
+from quickdraft.export.emitters.hotpath_writer import DOMAIN
 from quickdraft.export.emitters.onnx_graph import DataFile, GraphBuilder
-from quickdraft.export.ops import Activation, Attention, Rope
+from quickdraft.export.ops import Activation, Rope
 from quickdraft.export.quantize import WeightFormat
-from quickdraft.export.weights import Weight, concat_rows, join_biases
-from quickdraft.manifest import BlocksLayout, StepNames, Variant
-from quickdraft.types import ModelSpec
+from quickdraft.export.weights import Weight, by_row, concat_rows, join_biases
+from quickdraft.manifest import StepNames, Variant
 
-LAYOUT = BlocksLayout(kind="blocks", alignment=16, cache="cache", present="present_cache")
-TARGET_LAYOUT = BlocksLayout(
-    kind="blocks", alignment=16, cache="target_cache", present="present_target_cache"
-)
-"""The cache that a predictor writes."""
 DATA_ALIGNMENT = 64
 """A cache line, and the widest vector of the kernels."""
 
 
-class HotpathOps:
+class HotpathOps(AttentionOps):
     """Emits one step of a model; `finish` writes it."""
 
     def __init__(self, graph: GraphBuilder, store: PackedStore, part: Part) -> None:
-        self._graph = graph
-        self._store = store
-        self._writer = HotpathWriter(graph, store)
-        self._part = part
+        super().__init__(graph, store, part)
         self._spec = part.spec
         self._wanted = set(part.hidden_states)
         self._top = min(part.top, part.spec.vocab_size)
         self._hidden: dict[int, str] = {}
-        self._layers = 0
-        self._staged: set[int] = set()
-        self._tokens = graph.input("input_ids", ir.DataType.INT64, ["n"])
-        self._positions = graph.input("position_ids", ir.DataType.INT64, ["n"])
-        self._ancestors = graph.input("ancestors", ir.DataType.INT32, ["n", "depths"])
-        self._past = graph.input("past", ir.DataType.INT64, [3])
-        self._cache = graph.input(LAYOUT.cache, ir.DataType.UINT8, ["cache_bytes"])
+        if not (self._encoder and part.features):
+            self._tokens = graph.input("input_ids", ir.DataType.INT64, ["n"])
         if part.features:
             width = part.features
             self._features = graph.input("features", ir.DataType.FLOAT, ["n", width])
         if part.target is None:
             self._rows = graph.input("output_rows", ir.DataType.INT64, ["m"])
             self._full = graph.input("full_logits", ir.DataType.INT64, [1])
-        else:
-            self._target_past = graph.input("target_past", ir.DataType.INT64, [3])
-            shape = ["target_cache_bytes"]
-            self._target = graph.input(TARGET_LAYOUT.cache, ir.DataType.UINT8, shape)
 
     # Inputs and outputs
 
@@ -132,9 +119,21 @@ class HotpathOps:
 
     def finish(self, path: Path) -> StepNames:
         """Write the graph and say how its tensors are called."""
-        # Without attention the cache is passed on: one name cannot be an input and an output.
-        cache = self._cache if self._layers else self._graph.one("Identity", [self._cache])
-        self._graph.output(cache, LAYOUT.present, ir.DataType.UINT8, ["cache_bytes"])
+        self._finish_caches()
+        names = self._encoder_names() if self._encoder else self._step_names()
+        self._graph.save(path, self._spec.family, DOMAIN)
+        return names
+
+    def _encoder_names(self) -> StepNames:
+        part = self._part
+        return StepNames(
+            tokens="" if part.features else "input_ids",
+            positions="position_ids",
+            features="features" if part.features else None,
+            source="source",
+        )
+
+    def _step_names(self) -> StepNames:
         names = StepNames(
             tokens="input_ids",
             positions="position_ids",
@@ -142,9 +141,10 @@ class HotpathOps:
             ancestors="ancestors",
             past="past",
             features="features" if self._part.features else None,
+            source=None if self._memory is None else "source",
         )
         if self._part.target is None:
-            names = replace(
+            return replace(
                 names,
                 output_rows="output_rows",
                 logits="logits",
@@ -154,18 +154,7 @@ class HotpathOps:
                 log_sum="log_sum",
                 top=self._top,
             )
-        else:
-            names = replace(names, target_past="target_past")
-            self._finish_target(self._part.target)
-        self._graph.save(path, self._spec.family, DOMAIN)
-        return names
-
-    def _finish_target(self, target: ModelSpec) -> None:
-        missing = set(range(target.num_layers)) - self._staged
-        if missing:
-            raise BackendError(f"{self._part.name} predicts nothing for layer {min(missing)}")
-        shape = ["target_cache_bytes"]
-        self._graph.output(self._target, TARGET_LAYOUT.present, ir.DataType.UINT8, shape)
+        return replace(names, target_past="target_past")
 
     # What is taken in by the op that uses it
 
@@ -180,6 +169,10 @@ class HotpathOps:
     def linear(self, x: Value, weight: Weight, bias: Weight | None = None) -> Value:
         """A product that may take in the norm before it and what comes after it."""
         return Product(use(x), weight, bias)
+
+    def conv1d(self, x: Value, weight: Weight, bias: Weight | None, stride: int) -> Value:
+        """A product with rows laid side by side, which a following activation may join."""
+        return Product(self._writer.windows(use(x), weight.shape[2], stride), by_row(weight), bias)
 
     def linears(self, x: Value, pairs: Sequence[tuple[Weight, Weight | None]]) -> list[Value]:
         """Products of the same x, joined where the weights are stored alike."""
@@ -258,9 +251,11 @@ class HotpathOps:
         return Sum(tuple(terms))
 
     def scale(self, x: Value, factor: float) -> Value:
-        """Taken in by an embedding."""
+        """Taken in by an embedding, or by the weights of a norm."""
         if isinstance(x, Embedded) and not x.uses:
             return replace(x, scale=x.scale * factor)
+        if isinstance(x, Normed) and not x.uses and x.norm.weight is not None:
+            return replace(x, norm=x.norm.times(factor))
         constant = self._graph.constant(np.full(1, factor, np.float32))
         return self._graph.one("Mul", [self._writer.value(use(x)), constant])
 
@@ -275,64 +270,6 @@ class HotpathOps:
     def stack(self, parts: Sequence[Value]) -> Value:
         """Rows of several values; rows may be taken of all together."""
         return Stacked(tuple(use(part) for part in parts))
-
-    # What is written at once
-
-    def attend(self, q: Value, k: Value, v: Value, attention: Attention) -> Value:
-        """TreeAttention; q, k and v may be columns of one joined product."""
-        a = attention
-        if a.layer != self._layers:
-            raise BackendError(f"attention of layer {a.layer} comes after {self._layers} others")
-        self._layers += 1
-        rope = q.rope if isinstance(q, Rotated) else None
-        if (k.rope if isinstance(k, Rotated) else None) != rope:
-            raise unsupported("rotates queries and keys alike")
-        inputs, attributes = self._columns(q=q, k=k, v=v)
-        attributes |= _place(a, self._spec.num_kv_heads) | {
-            "heads": a.num_heads,
-            "scale": float(a.scale),
-            "window": a.window or 0,
-            "softcap": float(a.softcap or 0),
-        }
-        table = self._writer.rope_table(rope, self._positions)
-        inputs += [self._positions, self._ancestors, self._past, self._cache, table]
-        y, self._cache = self._writer.ops("TreeAttention", inputs, attributes, outputs=2)
-        return y
-
-    def stage(self, k: Value, v: Value, attention: Attention) -> None:
-        """KvWrite into the target's cache; k and v may be columns of one joined product."""
-        a, target = attention, self._part.target
-        if target is None:
-            raise BackendError(f"{self._part.name} is no predictor, and stages rows of the target")
-        if a.layer in self._staged:
-            raise BackendError(f"{self._part.name} stages layer {a.layer} twice")
-        self._staged.add(a.layer)
-        rope = k.rope if isinstance(k, Rotated) else None
-        inputs, attributes = self._columns(k=k, v=v)
-        attributes |= _place(a, target.num_kv_heads)
-        table = self._writer.rope_table(rope, self._positions)
-        inputs += [self._target_past, self._target, table]
-        self._target = self._writer.ops("KvWrite", inputs, attributes)[0]
-
-    def _columns(self, **values: Value) -> tuple[list[ir.Value | None], dict[str, Any]]:
-        """Inputs and their offsets, as attributes; rotations are left to the op."""
-        inputs: list[ir.Value | None] = []
-        offsets = {}
-        for name, x in values.items():
-            value, offset = self._writer.columns(x.x if isinstance(x, Rotated) else x)
-            inputs.append(value)
-            offsets[f"{name}_offset"] = offset
-        return inputs, offsets
-
-
-def _place(a: Attention, kv_heads: Sequence[int]) -> dict[str, Any]:
-    """Where the layer lies in a cache of so many heads by layer."""
-    return {
-        "kv_heads": a.num_kv_heads,
-        "head_dim": a.head_dim,
-        "kv_heads_before": sum(kv_heads[: a.layer]),
-        "kv_heads_total": sum(kv_heads),
-    }
 
 
 def emit_hotpath(request: EmitRequest) -> list[Variant]:
@@ -372,6 +309,7 @@ def _finish(ops: HotpathOps, part: Part, folder: Path, request: EmitRequest) -> 
         files=(f"onnx-hotpath/{part.name}.onnx", "onnx-hotpath/model.data"),
         step=step,
         cache=LAYOUT,
+        memory=MEMORY_LAYOUT if step.source is not None else None,
         guarantee="bit_identical",
         **entries(part, request.folder, TARGET_LAYOUT),
     )

@@ -7,9 +7,10 @@ and the op that uses it either takes it in or has it written by itself.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
+import numpy as np
 import onnx_ir as ir
 
 from quickdraft.errors import UnsupportedModel
@@ -45,6 +46,16 @@ class NormSpec:
     width: int
     weight: Weight | None
     bias: Weight | None = None
+
+    def times(self, factor: float) -> NormSpec:
+        """The norm, then a product with a constant; only of a norm with a weight."""
+
+        def scaled(weight: Weight | None) -> Weight | None:
+            name = weight and f"{weight.name}*{factor}"
+            by = np.float32(factor)
+            return weight and weight.map(lambda values: values * by, weight.shape, str(name))
+
+        return replace(self, weight=scaled(self.weight), bias=scaled(self.bias))
 
 
 @dataclass(eq=False)

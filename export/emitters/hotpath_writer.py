@@ -71,6 +71,18 @@ class HotpathWriter:
             self._ropes[rope] = self.ops("RopeTable", [positions, frequencies], attributes)[0]
         return self._ropes[rope]
 
+    def windows(self, x: Value, width: int, stride: int) -> ir.Value:
+        """Each stride-th row of x with those around it side by side, zeros where there are none:
+        [n, in] to [ceil(n / stride), width * in]."""
+        graph, half = self._graph, width // 2
+        padded = graph.one("Pad", [self.value(x), graph.constant([half, 0, half, 0])])
+        end, axis, step = np.iinfo(np.int64).max, graph.constant([0]), graph.constant([stride])
+        taps = []
+        for tap in range(width):
+            last = graph.constant([tap + 1 - width if tap + 1 < width else end])
+            taps.append(graph.one("Slice", [padded, graph.constant([tap]), last, axis, step]))
+        return graph.one("Concat", taps, {"axis": 1})
+
     def ops(
         self,
         op_type: str,
