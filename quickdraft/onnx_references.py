@@ -54,7 +54,7 @@ def external_locations(data: Bytes, where: str) -> set[str]:
         if depth > MAX_DEPTH:
             raise BundleError(f"{where} is nested deeper than {MAX_DEPTH} levels")
         key = value = b""
-        for field, first, last in _fields(data, start, end, where):
+        for field, first, last in byte_fields(data, start, end, where):
             child = _CHILDREN[kind].get(field)
             if child is not None:
                 waiting.append((child, first, last, depth + 1))
@@ -76,20 +76,24 @@ def _text(value: bytes, where: str) -> str:
         raise BundleError(f"{where} refers to a file whose name is not UTF-8") from None
 
 
-def _fields(data: Bytes, start: int, end: int, where: str) -> Iterator[tuple[int, int, int]]:
-    """Fields that hold bytes, as (number, first byte, one past the last); others are skipped."""
+def byte_fields(data: Bytes, start: int, end: int, where: str) -> Iterator[tuple[int, int, int]]:
+    """Fields that hold bytes, as (number, first byte, one past the last); others are skipped.
+
+    Raises:
+        BundleError: it is cut off or malformed.
+    """
     at = start
     while at < end:
-        tag, at = _varint(data, at, end, where)
+        tag, at = varint(data, at, end, where)
         kind = tag & 7
         if kind == 2:
-            size, at = _varint(data, at, end, where)
+            size, at = varint(data, at, end, where)
             if size > end - at:
                 raise BundleError(f"{where} is cut off or damaged at byte {at}")
             yield tag >> 3, at, at + size
             at += size
         elif kind == 0:
-            _, at = _varint(data, at, end, where)
+            _, at = varint(data, at, end, where)
         elif kind in (1, 5):
             at += 8 if kind == 1 else 4
         else:
@@ -98,7 +102,25 @@ def _fields(data: Bytes, start: int, end: int, where: str) -> Iterator[tuple[int
         raise BundleError(f"{where} is cut off or damaged at byte {end}")
 
 
-def _varint(data: Bytes, at: int, end: int, where: str) -> tuple[int, int]:
+def number_fields(data: Bytes, start: int, end: int, where: str) -> Iterator[tuple[int, int]]:
+    """Fields that hold whole numbers, as (number of the field, value); others are skipped.
+
+    Raises:
+        BundleError: it is cut off or malformed.
+    """
+    at = start
+    while at < end:
+        tag, at = varint(data, at, end, where)
+        if tag & 7 == 0:
+            value, at = varint(data, at, end, where)
+            yield tag >> 3, value
+        else:
+            size, at = varint(data, at, end, where) if tag & 7 == 2 else (0, at)
+            at += size if tag & 7 == 2 else 8 if tag & 7 == 1 else 4
+
+
+def varint(data: Bytes, at: int, end: int, where: str) -> tuple[int, int]:
+    """A number of variable length, and where it ends. Raises as `byte_fields`."""
     value = shift = 0
     while at < end and shift < 64:
         byte = data[at]

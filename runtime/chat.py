@@ -4,16 +4,42 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
+from quickdraft import strict_json
 from quickdraft.errors import InputError, TemplateError
 from quickdraft.runtime.templates import compile_template
 from quickdraft.runtime.text import CHARACTERS_PER_TOKEN, Tokenizer
 
 Message = Mapping[str, str]
 
+_MAX_JSON_BYTES, _MAX_JSON_DEPTH = 64 << 20, 64
 MAX_MESSAGES = 1_024
 ROLES = ("system", "developer", "user", "assistant", "tool")
 _PRIVATE_USE = [chr(code) for code in range(0xE000, 0xF8FF)]
+
+
+def read_template(path: Path) -> str:
+    """The chat template in a file: all of it, or what a `.json` file has under `chat_template`, of
+    several the one called default.
+
+    Raises:
+        TemplateError: there is none, or the file is damaged.
+    """
+    try:
+        text = path.read_bytes()
+        if path.suffix != ".json":
+            return text.decode()
+        value = strict_json.loads(text, max_bytes=_MAX_JSON_BYTES, max_depth=_MAX_JSON_DEPTH)
+    except (OSError, UnicodeDecodeError, strict_json.JsonProblem) as error:
+        raise TemplateError(f"{path} cannot be read: {error}") from error
+    found = value.get("chat_template") if isinstance(value, dict) else None
+    if isinstance(found, list):
+        named = {each.get("name"): each.get("template") for each in found if isinstance(each, dict)}
+        found = named.get("default")
+    if not isinstance(found, str):
+        raise TemplateError(f"{path} has no chat template")
+    return found
 
 
 class ChatTemplate:

@@ -21,7 +21,7 @@ from quickdraft.runtime.backends.opening import open_backend
 from quickdraft.runtime.beams.answer import BeamAnswer
 from quickdraft.runtime.beams.constraints import AllowedTokens
 from quickdraft.runtime.calibration import curve_for
-from quickdraft.runtime.chat import ChatTemplate, Message
+from quickdraft.runtime.chat import ChatTemplate, Message, read_template
 from quickdraft.runtime.conversation import Conversation
 from quickdraft.runtime.devices import Placement
 from quickdraft.runtime.draft_model import BundleOpener
@@ -125,7 +125,7 @@ class Model:
         tokenizer = Tokenizer.from_entry(folder, entry, manifest.model.vocab_size)
         template = None
         if entry.chat_template is not None:
-            source = (folder / entry.chat_template).read_text(encoding="utf-8")
+            source = read_template(folder / entry.chat_template)
             template = ChatTemplate(source, entry.special_tokens)
         opened = open_backend(folder, manifest, backend, threads, kv_cache)
         try:

@@ -16,6 +16,7 @@ from quickdraft.errors import BundleError, CheckpointError, ModelNotFound, Optio
 from quickdraft.hashes import HashMemory, hash_file
 from quickdraft.manifest import EXPORT_REVISION
 from quickdraft.models import hub, sources, store
+from quickdraft.models.adapters import adapt, recognise
 from quickdraft.models.admission import Provenance, admit
 from quickdraft.models.aliases import ALIASES
 from quickdraft.models.formats import WITH_PARTS, default_formats
@@ -48,8 +49,8 @@ def resolve(
     offline: bool = False,
     refresh: bool = False,
 ) -> Bundle:
-    """The bundle of a model: a bundle or checkpoint folder, a `.gguf` file, an alias, or a name
-    on the hub, tried in this order.
+    """The bundle of a model: a bundle folder, an export of another tool (`models.adapters`), a
+    checkpoint folder, a `.gguf` file, an alias, or a name on the hub, tried in this order.
 
     weights: one of WEIGHTS, None for `auto`. formats: emitters a new bundle is made with, None for
     `default_formats()`; a bundle folder is taken as it is. progress: stages `download` and `verify`
@@ -66,6 +67,8 @@ def resolve(
     path = _existing(name)
     if path is not None and path.is_dir() and is_bundle(path):
         return _with_weights(open_bundle(path, progress=progress), weights)
+    if path is not None and path.is_dir() and recognise(path) is not None:
+        return _with_weights(adapt(path, progress=progress), weights)
     if path is not None:
         origin = _local(path)
     else:
@@ -137,7 +140,7 @@ def _local(path: Path) -> Origin:
         if not (path / "config.json").is_file():
             raise ModelNotFound(
                 f"{path} is neither a bundle (it has no manifest.json) nor a checkpoint (it has no "
-                "config.json)"
+                "config.json), nor an export of onnxruntime-genai, optimum or OpenVINO"
             )
         return Origin(path.name, fingerprint(path), lambda: path)
     if path.suffix.lower() != ".gguf":

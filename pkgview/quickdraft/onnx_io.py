@@ -1,0 +1,1 @@
+../../quickdraft/onnx_io.py
