@@ -141,6 +141,7 @@ class BlockedCache(GrowingCache):
         """An independent copy of the committed rows."""
         twin = BlockedCache(self._spec, self.kv_type, self._capacity, self._native_move)
         twin._length, twin._predicted = self._length, self._predicted
+        twin.memory = self.memory
         self._copy_to(twin.buffer, twin.capacity)
         return twin
 

@@ -58,6 +58,7 @@ class ByHeadCache(GrowingCache):
         fixed = self._capacity == self._limit
         twin = ByHeadCache(self._spec, self._capacity, fixed)
         twin._length, twin._predicted = self._length, self._predicted
+        twin.memory = self.memory
         self._copy_to(twin._layers)
         return twin
 

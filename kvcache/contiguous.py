@@ -59,6 +59,7 @@ class ContiguousCache(GrowingCache):
         """An independent copy of the committed rows."""
         twin = ContiguousCache(self._spec, self._capacity)
         twin._length, twin._predicted = self._length, self._predicted
+        twin.memory = self.memory
         self._copy_to(twin._layers)
         return twin
 

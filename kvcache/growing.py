@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quickdraft.errors import ContextOverflow
+from quickdraft.kvcache.memory import Memory
 from quickdraft.types import ModelSpec
 
 Slots = NDArray[np.int64]
@@ -18,7 +19,8 @@ Slots = NDArray[np.int64]
 class GrowingCache(ABC):
     """A KvCache less its memory, which a subclass holds.
 
-    version: raised whenever the memory is another one than before.
+    version: raised whenever its buffers are others than before. memory: that of the source which
+    the rows attend to, in an encoder-decoder model; forks share it.
     """
 
     def __init__(self, spec: ModelSpec, capacity: int, alignment: int) -> None:
@@ -31,6 +33,7 @@ class GrowingCache(ABC):
         self._staged = 0
         self._predicted = 0
         self.version = 0
+        self.memory: Memory | None = None
 
     def _aligned(self, rows: int) -> int:
         return -(-rows // self._alignment) * self._alignment
