@@ -8,6 +8,7 @@ unit of a device would run an op.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -49,6 +50,8 @@ class Program:
             MissingExtra: coremltools, whose schema is used, is not installed.
             BundleError: the package is damaged, or its program has ops that are unknown here.
         """
+        # It warns of what macOS alone has; nothing here needs that.
+        logging.getLogger("coremltools").setLevel(logging.ERROR)
         try:
             from coremltools.proto import Model_pb2
             from google.protobuf.message import DecodeError
