@@ -64,13 +64,26 @@ class Step:
     """The rows of a step. past: int64 [3], committed length, type of the cache, capacity in slots.
 
     positions: int64 [n]. ancestors: int32 [n, d], the rows on the way to each row by depth, itself
-    last, then -1; [n, 0] for a chain. rope: float32 [n, 2, pairs], cosines and sines, or None.
+    last, then -1; [n, 0] for a chain. Row 0 may not be the first of its tree: then its number is that
+    of rows staged before. rope: float32 [n, 2, pairs], cosines and sines, or None.
     """
 
     positions: Ints
     ancestors: NDArray[np.int32]
     past: Ints
     rope: Floats | None = None
+
+    @property
+    def staged(self) -> int:
+        """Rows of the tree that the cache holds already."""
+        if not self.ancestors.size:
+            return 0
+        return int(self.ancestors[0, int(self.positions[0]) - int(self.past[0])])
+
+    @property
+    def slots(self) -> Ints:
+        """`past` as of the step's own rows, which lie after those staged."""
+        return self.past + np.array([self.staged, 0, 0])
 
     def path(self, row: int) -> Ints:
         """The slots of positions 0 .. positions[row], int64 [positions[row] + 1]."""
@@ -160,7 +173,7 @@ def tree_attention(
     q = _columns(qkv[0], how.q_offset, how.heads, how.head_dim)
     if step.rope is not None:
         q = _rotate(q, step.rope)
-    kv_write(qkv[1:], step.past, cache, how, step.rope)
+    kv_write(qkv[1:], step.slots, cache, how, step.rope)
     layer = layer_cache(cache, how, step.past)
     y = np.empty((len(q), how.heads, how.head_dim), np.float32)
     for row in range(len(q)):

@@ -18,11 +18,13 @@ from quickdraft.drafters.tree import Tree
 from quickdraft.errors import BackendError, BundleError
 from quickdraft.kvcache.base import KvCache
 from quickdraft.kvcache.blocked import KV_TYPES, BlockedCache, check_kv_type
+from quickdraft.kvcache.memory import Memory, Source
 from quickdraft.manifest import BlocksLayout, Variant
 from quickdraft.runtime import native
 from quickdraft.runtime.backends import ort_session
 from quickdraft.runtime.backends.base import CancelToken, StepOutput, TopTokens, Trees
-from quickdraft.runtime.backends.step_inputs import ancestors, check_features, check_step
+from quickdraft.runtime.backends.hotpath_memory import BlockedMemory, HotpathEncoder, bind_memory
+from quickdraft.runtime.backends.step_inputs import ancestors, check_features, check_step, make_room
 from quickdraft.types import ModelSpec
 
 OLDEST_ORT = (1, 24)
@@ -30,6 +32,9 @@ OLDEST_ORT = (1, 24)
 
 MAX_FRAMES = 32
 """Step shapes whose memory a cache keeps."""
+
+DEPTHS = 16
+"""Depths of a growing tree are rounded up to a multiple of these."""
 
 
 class HotpathBackend:
@@ -46,10 +51,11 @@ class HotpathBackend:
         threads: int | None = None,
         kv_cache: str | None = None,
         vocab_size: int | None = None,
+        encoder: Variant | None = None,
     ) -> None:
         """Load the variant. threads: of one step; None means one per physical core. kv_cache: the
         type of keys and values, f16 (None), f32 or int8. vocab_size: of the tokens that a part with
-        a token map reads.
+        a token map reads. encoder: that of an encoder-decoder model.
 
         Raises:
             OptionError: an unknown type. MissingExtra: onnxruntime is not installed.
@@ -74,12 +80,25 @@ class HotpathBackend:
         check_names(self._session, variant)
         self._variant = variant
         self._layout = variant.cache
+        self._encoder: HotpathEncoder | None = None
+        if encoder is not None:
+            beside = session_options(threads, beside=True)
+            self._encoder = HotpathEncoder(folder, spec, encoder, self.kv_type, beside)
         self._states: weakref.WeakKeyDictionary[BlockedCache, _State] = weakref.WeakKeyDictionary()
         self._lock = threading.Lock()
 
-    def new_cache(self) -> BlockedCache:
-        """An empty cache that fits this backend."""
-        return BlockedCache(self.spec, self.kv_type, move=_move_rows)
+    def encode(self, source: Source, cancel: CancelToken | None = None) -> BlockedMemory:
+        """See Seq2SeqBackend.encode."""
+        if self._encoder is None:
+            source.check(self.spec)  # says that there is no encoder
+            raise BackendError("this backend was opened without the encoder of its model")
+        return self._encoder.encode(source, cancel)
+
+    def new_cache(self, memory: Memory | None = None) -> BlockedCache:
+        """An empty cache that fits this backend; over a memory in an encoder-decoder model."""
+        cache = BlockedCache(self.spec, self.kv_type, move=_move_rows)
+        cache.memory = memory
+        return cache
 
     def step(
         self,
@@ -92,22 +111,49 @@ class HotpathBackend:
         features: NDArray[np.float32] | None = None,
     ) -> StepOutput:
         """See HeadBackend.step."""
+        wanted = _Wanted(rows, full_logits, features)
+        return self._step(tree, cache, 0, wanted, cancel)
+
+    def grow(
+        self,
+        tree: Tree,
+        cache: KvCache,
+        staged: int,
+        cancel: CancelToken | None = None,
+        *,
+        full_logits: bool = True,
+    ) -> StepOutput:
+        """See GrowingBackend.grow."""
+        return self._step(tree, cache, staged, _Wanted(None, full_logits), cancel)
+
+    def _step(
+        self, tree: Tree, cache: KvCache, staged: int, wanted: _Wanted, cancel: CancelToken | None
+    ) -> StepOutput:
+        """Run the nodes from number `staged` on."""
         session = self._session  # `close` may come from another thread; a step that runs ends
         if session is None:
             raise BackendError("the model was closed")
         if not isinstance(cache, BlockedCache):
             raise BackendError(f"this backend needs its own caches, not {type(cache).__name__}")
+        if (self._variant.memory is None) != (cache.memory is None):
+            raise BackendError(
+                "a cache has a memory where the model has an encoder, and only there"
+            )
         if cancel is not None:
             cancel.check()
         length = cache.length
         check_step(tree, length, self.spec, self._vocab_size)
-        check_features(self._variant, len(tree), features)
-        cache.stage(len(tree))
+        count = len(tree) - staged
+        check_features(self._variant, count, wanted.features)
+        make_room(cache, count, staged)
         try:
-            depths = 0 if tree.is_chain else int(tree.depth.max()) + 1
-            shape = _Shape(len(tree), depths, 0 if rows is None else len(rows), full_logits)
+            depths = 0 if tree.is_chain and not staged else int(tree.depth.max()) + 1
+            if staged:  # it gets deeper with every step, and shapes are to be few
+                depths = -(-depths // DEPTHS) * DEPTHS
+            rows = 0 if wanted.rows is None else len(wanted.rows)
+            shape = _Shape(count, depths, rows, wanted.full_logits)
             frame = self._frame(session, cache, shape)
-            frame.fill(tree, length, rows, features)
+            frame.fill(tree, length, staged, wanted)
             frame.bound.run(cancel)
         except BaseException:
             cache.truncate(length)
@@ -126,14 +172,26 @@ class HotpathBackend:
         if frame is None:
             bound = ort_session.Bound(session)
             bound.in_place(self._layout.cache, self._layout.present, cache.buffer)
+            if cache.memory is not None:
+                bind_memory(bound, self._variant, cache.memory)
             frame = state.frames[shape] = _Frame(bound, shape, self._variant, self.spec, cache)
         return frame
 
     def close(self) -> None:
-        """Release the session."""
+        """Release the sessions."""
         self._session = None
+        if self._encoder is not None:
+            self._encoder.close()
         with self._lock:
             self._states.clear()
+
+
+class _Wanted(NamedTuple):
+    """What a step is given besides its tree, and asked for: see HeadBackend.step."""
+
+    rows: NDArray[np.int64] | None
+    full_logits: bool
+    features: NDArray[np.float32] | None = None
 
 
 class _Shape(NamedTuple):
@@ -207,23 +265,19 @@ class _Frame:
             logits = result(names.logits, (wanted, spec.vocab_size), np.float32)
         self.output = StepOutput(logits, hidden, top)
 
-    def fill(
-        self,
-        tree: Tree,
-        length: int,
-        rows: NDArray[np.int64] | None,
-        features: NDArray[np.float32] | None,
-    ) -> None:
-        """Write the inputs of a step over `length` committed rows."""
-        self._tokens[:] = tree.tokens
-        if features is not None:
-            self._features[:] = features
+    def fill(self, tree: Tree, length: int, staged: int, wanted: _Wanted) -> None:
+        """Write the inputs of a step over `length` committed rows, from node `staged` on."""
+        self._tokens[:] = tree.tokens[staged:]
+        if wanted.features is not None:
+            self._features[:] = wanted.features
         self._past[0] = length
-        if rows is not None:
-            self._rows[:] = rows
+        if wanted.rows is not None:
+            self._rows[:] = wanted.rows
         if self._ancestors.size:
-            self._ancestors[:] = ancestors(tree)
-            np.add(tree.depth, length, out=self._positions)
+            paths = ancestors(tree)[staged:]
+            self._ancestors[:, : paths.shape[1]] = paths
+            self._ancestors[:, paths.shape[1] :] = -1
+            np.add(tree.depth[staged:], length, out=self._positions)
         else:
             np.add(self._depth, length, out=self._positions)
 
@@ -283,7 +337,9 @@ def check_names(session: Any, variant: Variant) -> None:
     """
     step = variant.step
     inputs = {step.tokens, step.positions, step.ancestors, step.past, step.features}
-    inputs |= {step.output_rows, step.full_logits, step.target_past}
+    inputs |= {step.output_rows, step.full_logits, step.target_past, step.source}
+    if isinstance(variant.memory, BlocksLayout):
+        inputs.add(variant.memory.cache)
     outputs = {step.logits, step.top_values, step.top_ids, step.log_sum}
     outputs |= set(step.hidden_states.values())
     for cache in (variant.cache, variant.target_cache):

@@ -55,8 +55,8 @@ class Ranking:
             changed = processors.apply_all(
                 changed, context, len(beam.tokens), config, self._eos_ids
             )
-        ids = None if self._allowed is None else self._allowed(beam.tokens)
-        return changed if ids is None else _only(changed, ids)
+        only = None if self._allowed is None else self._allowed(beam.tokens)
+        return changed if only is None else _only(changed, only)
 
 
 class StepRanking:

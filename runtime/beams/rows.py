@@ -10,7 +10,7 @@ there are no trees, every beam has a cache of its own.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -160,7 +160,7 @@ def _joined(outputs: Sequence[StepOutput]) -> StepOutput:
     if len(tops) < len(outputs):
         return StepOutput(logits)
 
-    def join(name: str) -> NDArray[np.generic]:
+    def join(name: str) -> NDArray[Any]:
         return np.concatenate([getattr(top, name) for top in tops])
 
     return StepOutput(logits, {}, TopTokens(join("values"), join("ids"), join("log_sum")))

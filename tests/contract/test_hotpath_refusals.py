@@ -121,11 +121,16 @@ AT_RUN: list[Refusal] = [
     ("TreeAttention", {"past": numbers(4, 1, 32)}, "row 0 at position 5 is no node of a tree that"),
     (
         "TreeAttention",
+        {"ancestors": np.full((6, 5), 22, np.int32)},
+        "row 0 is number 22 of its tree: with 5 committed and 6 new rows that does not fit",
+    ),
+    (
+        "TreeAttention",
         {"positions": np.full(6, 2**63 - 1)},
         "row 0 at position 9223372036854775807 is no node of a tree",
     ),
     ("TreeAttention", {"ancestors": zeros(6, 4, dtype=np.int32)}, "row 1 at position "),
-    ("TreeAttention", {"ancestors": np.full((6, 4), 2**31 - 1, np.int32)}, "row 0 at position 5"),
+    ("TreeAttention", {"ancestors": np.full((6, 4), 2**31 - 1, np.int32)}, "row 0 is number 21"),
     ("TreeAttention", {"ancestors": np.full((6, 4), -(2**31), np.int32)}, "row 0 at position 5"),
     ("EncodeAttention", {"q": zeros(21, 63)}, "input q has 63 columns, expected at least 64"),
     ("EncodeAttention", {"k": zeros(21, 95)}, "input k has 95 columns, expected at least 96"),

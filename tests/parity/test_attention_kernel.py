@@ -165,6 +165,33 @@ def test_a_row_of_a_tree_is_its_path_decoded(case: Case, data: st.DataObject) ->
 
 
 @quick
+@given(cases(), st.data())
+def test_a_tree_may_grow_over_several_steps(case: Case, data: st.DataObject) -> None:
+    y, after = case.attend()
+    ancestors, first = case.step.ancestors, 0
+    assert ancestors is not None
+    grown, by_twin = copy(case.cache), copy(case.cache)
+    while first < len(y):
+        end = data.draw(st.integers(first + 1, len(y)))
+        here = slice(first, end)
+        step = Step(case.step.positions[here], case.step.past, ancestors[here], first)
+        part = replace(
+            case,
+            cache=grown,
+            step=step,
+            qkv=tuple(x[here] for x in case.qkv),
+            scores=at_rows(case.scores, here),
+        )
+        rows, grown = part.attend(data.draw(st.sampled_from(isas())), threads=2)
+        assert same_bits(rows, y[here])
+        expected, by_twin.data = by_the_twin(replace(part, cache=by_twin))
+        np.testing.assert_allclose(rows, expected, rtol=1e-4, atol=2e-5)
+        first = end
+    assert same_bits(grown.data, after.data)
+    assert same_bits(by_twin.data, after.data)
+
+
+@quick
 @given(cases(chain=True, most_rows=120), st.data())
 def test_a_chain_is_its_chunks(case: Case, data: st.DataObject) -> None:
     y, after = case.attend(threads=2)

@@ -132,11 +132,13 @@ class Cache:
 
 @dataclass
 class Step:
-    """Where the rows stand: positions int64 [rows], ancestors int32 [rows, depths] or a chain."""
+    """Where the rows stand: positions int64 [rows], ancestors int32 [rows, depths] or a chain.
+    staged: rows of the tree that the cache has already."""
 
     positions: np.ndarray
     past: int
     ancestors: np.ndarray | None = None
+    staged: int = 0
 
 
 @dataclass
@@ -274,8 +276,9 @@ class Kernels:
         q, k and v are float32 [rows, heads * head_dim], contiguous or columns of a joined array.
         """
         scores = scores or Scores()
-        args = AttentionArgs(_kv_write_args(k, v, step.past, cache, scores.rope), _floats(q))
-        args.positions = _int64s(step.positions)
+        first = step.past + step.staged
+        args = AttentionArgs(_kv_write_args(k, v, first, cache, scores.rope), _floats(q))
+        args.positions, args.staged = _int64s(step.positions), step.staged
         args.ancestors = _pointer(step.ancestors, Int32s, np.int32)
         args.depths = 0 if step.ancestors is None else step.ancestors.shape[1]
         return self._attend(args, q, scores)

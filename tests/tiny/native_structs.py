@@ -123,6 +123,7 @@ class AttentionArgs(Structure):
         ("relative", Floats),
         ("reach", c_int64),
         ("seen", c_int64),
+        ("staged", c_int64),
         ("y", Floats),
     ]
 

@@ -87,6 +87,7 @@ bool sound(const KvWriteArgs& a) {
 
 // Where its rows stand, and what they see and write.
 bool sound_order(const AttentionArgs& a) {
+  if (a.staged < 0 || a.staged > a.kv.past) return false;
   if (a.seen == 0) return sound(a.kv) && a.positions && first_unsound_row(a) == a.kv.rows;
   const bool written = a.kv.k && sound(a.kv) && a.kv.past == 0 && a.kv.rows == a.seen;
   const bool read = !a.kv.k && !a.kv.v && !a.kv.rope && sound(a.kv.cache) && a.kv.rows >= 0;

@@ -36,7 +36,7 @@ struct Partial {
 };
 
 // The positions a row sees in a segment, relative to its start: those from low to prefix lie in the
-// slots of their number, those from prefix to high in slots of this step.
+// slots of their number, those from prefix to high in slots of the tree.
 struct Span {
   int64_t low, prefix, high;
   bool empty() const { return low >= high; }
@@ -214,7 +214,7 @@ class TileAttention {
   Span span_of(int64_t row) const {
     const int64_t end = args_.seen > 0 ? args_.seen : args_.positions[row] + 1;
     const int64_t begin = args_.window > 0 ? larger(0, end - args_.window) : 0;
-    const int64_t in_place = args_.ancestors ? smaller(end, args_.kv.past) : end;
+    const int64_t in_place = args_.ancestors ? smaller(end, args_.committed()) : end;
     Span seen;
     seen.low = clamp(begin - start_, 0, kSegment);
     seen.high = clamp(end - start_, 0, kSegment);
@@ -223,8 +223,8 @@ class TileAttention {
   }
   // Slot of a position past the prefix of row first_row_ + r, relative to the segment.
   int64_t step_slot(int64_t r, int64_t position) const {
-    const int64_t depth = start_ + position - args_.kv.past;
-    return args_.kv.past + args_.ancestors[(first_row_ + r) * args_.depths + depth];
+    const int64_t depth = start_ + position - args_.committed();
+    return args_.committed() + args_.ancestors[(first_row_ + r) * args_.depths + depth];
   }
   // The smallest low and the largest prefix among queries first .. first + count - 1.
   Span prefix_of(int64_t first, int64_t count) const {
@@ -279,10 +279,10 @@ class TileAttention {
     }
   }
 
-  // Scores against all slots of the step, of which each row picks its own path.
+  // Scores against all slots of the tree, of which each row picks its own path.
   void score_step() {
     const int64_t last = args_.kv.past + args_.kv.rows;
-    for (int64_t slot = args_.kv.past / 16 * 16; slot < last; slot += kPositions) {
+    for (int64_t slot = args_.committed() / 16 * 16; slot < last; slot += kPositions) {
       const int64_t groups = smaller(kPositions, round_up16(last - slot)) / 16;
       const KeyGroups<Stored> keys = cache_.key_groups(slot / 16, head_);
       if (widen_)

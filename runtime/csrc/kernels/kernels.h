@@ -150,11 +150,12 @@ struct KvWriteArgs {
 // Writes keys and values, rotates q as k, then attends: row i at logical position positions[i] =
 // past + depth sees positions 0 .. positions[i], those below `past` in the slot of the same number,
 // the others in slots past + ancestors[i, d] for d = 0 .. depth (the row itself last). ancestors
-// null: a chain, row i has depth i. Sums run over logical positions in fixed blocks. window w > 0:
-// only positions above positions[i] - w. softcap c > 0: c * tanh(score / c). sinks: [heads], a
-// logit per head that takes part in the softmax and adds no value, or null. relative: [heads, 2 *
-// reach + 1], added to the scaled and capped score of position p as seen from position i: the value
-// at p - i, kept within +-reach, plus reach; or null.
+// null: a chain, row i has depth i. staged > 0: the tree grows, its first rows are in the cache,
+// the step's follow them, and `past` above is kv.past - staged; ancestors count all. Sums run over
+// logical positions in fixed blocks. window w > 0: only positions above positions[i] - w. softcap c
+// > 0: c * tanh(score / c). sinks: [heads], a logit per head that takes part in the softmax and
+// adds no value, or null. relative: [heads, 2 * reach + 1], added to the scaled and capped score of
+// position p as seen from position i: the value at p - i, kept within +-reach, plus reach; or null.
 //
 // seen > 0: there is no order. Every row sees positions 0 .. seen - 1, each in the slot of its
 // number; window is 0, ancestors null, and row i is at position i. Without k and v nothing is
@@ -174,7 +175,11 @@ struct AttentionArgs {
   const float* relative = nullptr;
   int64_t reach = 0;
   int64_t seen = 0;
+  int64_t staged = 0;
   float* y = nullptr;  // [rows, heads * head_dim]
+
+  // Positions below this one lie in the slot of their number.
+  int64_t committed() const { return kv.past - staged; }
 };
 
 struct Kernels {

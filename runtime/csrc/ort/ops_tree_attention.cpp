@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "ort/cache_layer.h"
 #include "ort/ops.h"
 #include "tree_rows.h"
@@ -71,15 +73,32 @@ class TreeAttention {
     const auto ancestors = run.input<int32_t>(kAncestors, {args.kv.rows, kAnySize});
     args.depths = ancestors.dims[1];
     args.ancestors = args.depths > 0 ? ancestors.data : nullptr;
+    read_staged(run, args);
     const int64_t row = first_unsound_row(args);
     if (row == args.kv.rows) return;
     const std::string position = std::to_string(args.positions[row]);
-    const std::string past = std::to_string(args.kv.past);
+    const std::string past = std::to_string(args.committed());
     run.refuse("row " + std::to_string(row) + " at position " + position +
                (args.ancestors ? " is no node of a tree that starts at position " + past +
                                      ": see inputs positions and ancestors"
                                : " is not in a chain that starts at position " + past +
                                      ": see inputs positions and past"));
+  }
+
+  // The first row names itself last on its path: its number is that of the rows before it.
+  static void read_staged(const Run& run, AttentionArgs& args) {
+    if (!args.ancestors || args.kv.rows == 0) return;
+    const int64_t first = args.positions[0], past = args.kv.past;
+    if (first < past || first - past >= args.depths) return;  // refused as a row, as is a negative
+    const int64_t staged = std::max(0, args.ancestors[first - past]);
+    if (staged > args.kv.cache.capacity - past - args.kv.rows) {
+      run.refuse("row 0 is number " + std::to_string(staged) + " of its tree: with " +
+                 std::to_string(past) + " committed and " + std::to_string(args.kv.rows) +
+                 " new rows that does not fit a cache of " +
+                 std::to_string(args.kv.cache.capacity) + " slots");
+    }
+    args.staged = staged;
+    args.kv.past += staged;
   }
 
   int64_t heads_;
