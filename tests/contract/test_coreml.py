@@ -17,13 +17,13 @@ import pytest
 
 pytest.importorskip("coremltools")
 
-from tiny import coreml_models  # noqa: E402
-from tiny.family_configs import CONFIGS  # noqa: E402
-from tiny.hf_folder import write_hf_folder  # noqa: E402
+from tiny import coreml_models
+from tiny.family_configs import CONFIGS
+from tiny.hf_folder import write_hf_folder
 
-import quickdraft  # noqa: E402
-from quickdraft.drafters.tree import Tree  # noqa: E402
-from quickdraft.errors import (  # noqa: E402
+import quickdraft
+from quickdraft.drafters.tree import Tree
+from quickdraft.errors import (
     BackendError,
     BundleError,
     Cancelled,
@@ -31,14 +31,14 @@ from quickdraft.errors import (  # noqa: E402
     OptionError,
     UnsupportedModel,
 )
-from quickdraft.export.emitters.base import EmitRequest, Part  # noqa: E402
-from quickdraft.export.emitters.coreml import VERIFY_ROWS, emit_coreml  # noqa: E402
-from quickdraft.export.pipeline import export_model  # noqa: E402
-from quickdraft.kvcache.base import KvCache  # noqa: E402
-from quickdraft.manifest import FixedStateLayout, Variant  # noqa: E402
-from quickdraft.runtime.backends.base import Backend, CancelToken  # noqa: E402
-from quickdraft.runtime.backends.coreml import CoreMlBackend  # noqa: E402
-from quickdraft.runtime.backends.coreml_program import Program  # noqa: E402
+from quickdraft.export.emitters.base import EmitRequest, Part
+from quickdraft.export.emitters.coreml import VERIFY_ROWS, emit_coreml
+from quickdraft.export.pipeline import export_model
+from quickdraft.kvcache.base import KvCache
+from quickdraft.manifest import FixedStateLayout, Variant
+from quickdraft.runtime.backends.base import Backend, CancelToken
+from quickdraft.runtime.backends.coreml import CoreMlBackend
+from quickdraft.runtime.backends.coreml_program import Program
 
 pytestmark = [pytest.mark.coreml, pytest.mark.filterwarnings("ignore")]
 
@@ -267,7 +267,7 @@ def test_options_are_refused() -> None:
 @pytest.mark.skipif(platform.system() == "Darwin", reason="Core ML is there")
 def test_core_ml_is_missing_elsewhere() -> None:
     made, variant = coreml_models.exported("llama", "fp16")
-    with pytest.raises(BackendError, match="on macOS only.*coreml:EVALUATOR"):
+    with pytest.raises(BackendError, match=r"on macOS only.*coreml:EVALUATOR"):
         CoreMlBackend(made.folder, made.parts[0].spec, variant)
 
 
