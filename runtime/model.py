@@ -77,7 +77,9 @@ class Model:
         better variant of the bundle does not run here, None if none would."""
         self.backend = backend
         self.manifest = manifest
-        self.spec = manifest.model
+        # A backend of fixed shapes may hold less than the model could.
+        held = min(manifest.model.context_length, backend.spec.context_length)
+        self.spec = replace(manifest.model, context_length=held)
         self.tokenizer = tokenizer
         self.chat_template = chat_template
         self.generation_config = GenerationConfig.from_defaults(manifest.generation)
