@@ -33,19 +33,41 @@ _NEGATION = (
 
 
 @click.command()
+@click.option(
+    "--selftest", is_flag=True, help="Run a tiny model with every backend, and compare them."
+)
 @common_options
 @click.pass_context
-def doctor(ctx: click.Context, as_json: bool) -> None:
+def doctor(ctx: click.Context, selftest: bool, as_json: bool) -> None:
     """Report on this machine and installation.
 
-    Exits with 0 if models can run with ONNX Runtime, and with 1 otherwise.
+    Exits with 0 if models can run with ONNX Runtime, and with 1 otherwise; with --selftest, with 0
+    if every backend that is installed computes what it should.
     """
+    if selftest:
+        ctx.exit(_selftest(as_json))
     report = examine()
     if as_json:
         print_json(report)
     else:
         click.echo(table([(name, value) for name, value in _lines(report)]))
     ctx.exit(0 if report["onnxruntime"]["works"] else 1)
+
+
+def _selftest(as_json: bool) -> int:
+    """Run and report it; the exit code."""
+    from quickdraft.commands import selftest
+
+    results = []
+    for result in selftest.run():
+        results.append(result)
+        if not as_json:
+            state = {True: "works", False: "FAILS", None: "left out"}[result.passed]
+            said = result.problem or f"differs by {result.error:.1e} of the largest logit"
+            click.echo(f"{result.name:<24} {state}: {said}")
+    if as_json:
+        print_json({"selftest": [result.as_json() for result in results]})
+    return 1 if any(result.passed is False for result in results) else 0
 
 
 def examine() -> dict[str, Any]:
