@@ -38,6 +38,12 @@ COMMANDS = {
         "quickdraft.commands.bench_speculation:speculation",
         "Measure what drafting gains, by kinds of text.",
     ),
+    "bench device": (
+        "quickdraft.commands.bench_device:device",
+        "Report on a device: starts, speed, memory, energy, quality.",
+    ),
+    "device list": ("quickdraft.commands.device:list_devices", "List the devices that are known."),
+    "device show": ("quickdraft.commands.device:show_device", "Print what is known of a device."),
     "calibrate": (
         "quickdraft.commands.calibrate:calibrate",
         "Measure what a step costs, to plan drafting.",

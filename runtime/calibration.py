@@ -24,6 +24,7 @@ from quickdraft.device_profiles import machine
 from quickdraft.device_profiles.curve import Curve
 from quickdraft.device_profiles.curve_store import Device, load_curve, save_curve
 from quickdraft.drafters.tree import Tree
+from quickdraft.errors import OptionError
 from quickdraft.kvcache.base import KvCache
 from quickdraft.manifest import Manifest
 from quickdraft.runtime import native
@@ -176,8 +177,12 @@ def calibrate(
     """Measure a loaded backend and keep its curve for later runs, unless the machine was busy.
 
     Raises:
-        BackendError: the engine failed.
+        OptionError: the device is simulated. BackendError: the engine failed.
     """
+    if isinstance(backend, SimulatedBackend):
+        raise OptionError(
+            f"{backend.device} has the curve of its profile; there is none to measure"
+        )
     device, bundle = device_of(backend, threads), files_key(manifest, backend.name)
     measured = measure_curve_of(backend, plan, progress=progress)
     path = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 from quickdraft.device_profiles import machine
 from quickdraft.device_profiles.memory_plan import LEAST_CONTEXT, MemoryPlan, plan_memory
@@ -16,9 +16,11 @@ from quickdraft.manifest import Manifest
 from quickdraft.registry import BACKENDS
 from quickdraft.runtime import native
 from quickdraft.runtime.backends import hotpath, ort_session, providers
-from quickdraft.runtime.backends.base import Backend
 from quickdraft.runtime.backends.opening import split_device, weight_bytes
-from quickdraft.runtime.backends.simulated import PREFIX, SimulatedBackend
+from quickdraft.runtime.backends.simulated import PREFIX
+
+if TYPE_CHECKING:
+    from quickdraft.runtime.model import Model
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 AUTO = "auto"
@@ -237,18 +239,23 @@ def memory_budget(profile: Profile | None) -> int | None:
     return None if total is None else int(total * share)
 
 
-def plan_for(
-    backend: Backend, manifest: Manifest, placement: Placement, context: int | None = None
-) -> MemoryPlan:
-    """What a model takes of its device. context: tokens; None means the least that is of use.
+def plan_for(model: Model, context: int) -> MemoryPlan:
+    """What a loaded model takes for a context of so many tokens.
 
-    A device that is simulated is not here, and neither is its memory: that of this machine counts.
+    Raises:
+        DeviceError: the context is not one of the model.
     """
-    spec = manifest.model
-    weights = weight_bytes(manifest, backend.name)
-    kv_type = backend.inner.kv_type if isinstance(backend, SimulatedBackend) else backend.kv_type
-    tokens = min(LEAST_CONTEXT, spec.context_length) if context is None else context
-    return plan_memory(spec, weights, kv_type, tokens, memory_budget(placement.profile))
+    profile = model.placement.profile if model.placement is not None else None
+    weights = weight_bytes(model.manifest, model.backend.name)
+    budget = memory_budget(profile)
+    return plan_memory(model.spec, weights, model.backend.kv_type, context, budget)
+
+
+def least_weights(manifest: Manifest) -> int:
+    """Bytes of the smallest variant of the target; 0 where there is none."""
+    variants = manifest.roles.get("target", ())
+    sizes = (sum(manifest.files[file].size for file in variant.files) for variant in variants)
+    return min(sizes, default=0)
 
 
 def check_memory(manifest: Manifest, placement: Placement, kv_cache: str | None, name: str) -> None:
@@ -257,12 +264,10 @@ def check_memory(manifest: Manifest, placement: Placement, kv_cache: str | None,
     Raises:
         DeviceError: it cannot; the message has the figures.
     """
-    variants = manifest.roles.get("target", ())
-    if not variants:
-        return
-    least = min(sum(manifest.files[file].size for file in v.files) for v in variants)
-    spec = manifest.model
-    kv_type = kv_cache or (placement.profile.run.kv_cache if placement.profile else "f16")
-    context = min(LEAST_CONTEXT, spec.context_length)
-    budget = memory_budget(placement.profile)
-    plan_memory(spec, least, kv_type, context, budget).check(name, placement.device)
+    profile = placement.profile
+    kv_type = kv_cache or (profile.run.kv_cache if profile is not None else "f16")
+    context = min(LEAST_CONTEXT, manifest.model.context_length)
+    plan = plan_memory(
+        manifest.model, least_weights(manifest), kv_type, context, memory_budget(profile)
+    )
+    plan.check(name, placement.device)

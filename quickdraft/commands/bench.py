@@ -69,7 +69,7 @@ The same with type hints:
     help="Prompt of the tests with a drafter, instead of the built-in one.",
 )  # fmt: skip
 @click.option("-o", "--output", default="md", show_default=True, type=click.Choice(FORMATS))
-@loading_options("backend", "weights", "threads", "kv_cache", "offline")
+@loading_options("device", "backend", "weights", "threads", "kv_cache", "offline")
 @common_options
 def bench(
     model: str,
@@ -126,11 +126,14 @@ def _read(file: Path) -> str:
 
 def _row(model: Model, m: Measurement, threads: int | None) -> dict[str, Any]:
     """One test as plain JSON types; rates in tokens per second."""
+    from quickdraft.runtime.backends.simulated import simulated_device
+
     return {
         "model": model.name,
         "size": _size(model),
         "params": model.spec.num_parameters,
         "backend": model.backend.name,
+        "simulated": simulated_device(model.backend),
         "flavour": model.backend.flavour,
         "isa": model.backend.isa,
         "kv_cache": model.backend.kv_type,
@@ -147,10 +150,9 @@ def _row(model: Model, m: Measurement, threads: int | None) -> dict[str, Any]:
 
 def _size(model: Model) -> int:
     """Bytes of the files that the backend loaded."""
-    from quickdraft.runtime.backends.opening import variant_for
+    from quickdraft.runtime.backends.opening import weight_bytes
 
-    variant = variant_for(model.manifest, model.backend.name)
-    return sum(model.manifest.files[name].size for name in variant.files)
+    return weight_bytes(model.manifest, model.backend.name)
 
 
 def _render(rows: list[dict[str, Any]], output: str, repetitions: int) -> str:
@@ -182,7 +184,7 @@ def _markdown(rows: list[dict[str, Any]], repetitions: int) -> str:
             row["model"],
             human_size(row["size"]),
             human_count(row["params"]),
-            row["backend"],
+            row["simulated"] or row["backend"],
             str(row["threads"]),
             row["test"],
             f"{row['mean']:.2f} ± {row['deviation']:.2f}",

@@ -78,7 +78,7 @@ SWEPT = (2, 4, 8, 16)
 )
 @loading_options(
     *("drafter", "drafter_options", "no_store"),
-    *("backend", "weights", "threads", "kv_cache", "offline"),
+    *("device", "backend", "weights", "threads", "kv_cache", "offline"),
 )
 @common_options
 def speculation(

@@ -62,7 +62,15 @@ LOADING: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
         "--no-store",
         {"is_flag": True, "help": "Keep nothing that drafters learn."},
     ),
-    ("backend", "--backend", {"help": "auto, or the name of a backend."}),
+    (
+        "device",
+        "--device",
+        {
+            "metavar": "NAME",
+            "help": "auto, cpu, gpu, npu, a name of `device list`, or simulated:NAME.",
+        },
+    ),
+    ("backend", "--backend", {"help": "auto, or a backend: NAME, or NAME:DEVICE of its own."}),
     ("weights", "--weights", {"help": "Weight format: auto, gguf, fp32, fp16, int8 or int4."}),
     (
         "threads",

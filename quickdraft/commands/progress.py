@@ -5,7 +5,9 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any, Self
 
-from quickdraft.commands.output import is_terminal, wants_colour
+import click
+
+from quickdraft.commands.output import dim, is_terminal, wants_colour
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -82,4 +84,7 @@ def open_model(name: str, **loading: Any) -> Model:
     from quickdraft.api import load
 
     with Bars(transient=True) as bars:
-        return load(name, progress=bars, **loading)
+        model = load(name, progress=bars, **loading)
+    if model.placement is not None and model.placement.simulated:
+        click.echo(dim(f"{model.placement.why}; times are not real"), err=True)
+    return model

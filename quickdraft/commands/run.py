@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from quickdraft.commands.beams import beam_options, search, searches
 from quickdraft.commands.explain import explain as steps_table
 from quickdraft.commands.options import (
     check_text,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 @click.option("-v", "--verbose", is_flag=True, help="Print times and rates on standard error.")
 @click.option("--explain", is_flag=True, help="Print why each step drafted what it did.")
 @generation_options
+@beam_options
 @loading_options()
 @common_options
 def run(
@@ -41,13 +43,14 @@ def run(
     verbose: bool,
     explain: bool,
     generation: dict[str, Any],
+    constraint: dict[str, Any],
     loading: dict[str, Any],
     as_json: bool,
 ) -> None:
     """Answer one prompt.
 
-    Text is printed as it comes. The prompt is the arguments, standard input, or both: arguments
-    first, then an empty line, then standard input.
+    Text is printed as it comes, that of a search at its end. The prompt is the arguments, standard
+    input, or both: arguments first, then an empty line, then standard input.
     """
     from quickdraft.commands.progress import open_model
     from quickdraft.runtime.generation import GenerationConfig
@@ -63,13 +66,18 @@ def run(
         if loaded.chat_template is None and system is not None:
             raise OptionError(f"--system: {loaded.name} has no chat template to put it in")
         plain = raw or loaded.chat_template is None
-        result = _answer(loaded, text if plain else messages, generation, quiet=as_json)
+        asked = text if plain else messages
+        if searches(generation, constraint):
+            result = search(loaded, asked, generation, constraint, quiet=as_json)
+        else:
+            result = _answer(loaded, asked, generation, quiet=as_json)
     if as_json:
         print_json(as_object(result, explain))
     elif explain:
         click.echo(dim(steps_table(result)), err=True)
     if verbose:
-        click.echo(dim(statistics(result)), err=True)
+        where = "" if loaded.placement is None else f"\ndevice   {loaded.placement.why}"
+        click.echo(dim(statistics(result) + where), err=True)
     if result.finish_reason == "cancelled":
         raise click.exceptions.Exit(130)
 
@@ -141,6 +149,16 @@ def _predicted(result: Result) -> list[str]:
     return [f"prefill  {result.prefill}: {rows}{swap}{failed}"]
 
 
+def _searched(result: Result) -> list[str]:
+    """A line on beams, where there were any."""
+    b = result.beams
+    if b is None:
+        return []
+    groups = f" in {b.num_beam_groups} groups" if b.num_beam_groups > 1 else ""
+    held = {"tree": "one cache", "caches": "a cache each"}[b.rows]
+    return [f"beams    {b.num_beams}{groups} over {held}, {b.computed} rows; drafting off"]
+
+
 def statistics(result: Result) -> str:
     """Times and rates of an answer, for people."""
     from quickdraft.runtime.metrics import drafting_summary
@@ -164,6 +182,7 @@ def statistics(result: Result) -> str:
             f"drafts   {t.draft_n_accepted} of {t.draft_n} tokens accepted{share}",
             f"backend  {result.backend}, {result.flavour}{isa}, {result.guarantee}",
             f"cache    {result.kv_cache} keys and values",
+            *_searched(result),
             f"end      {result.finish_reason}",
         )
     )

@@ -38,6 +38,7 @@ class Measured:
 def document(measured: Measured, plan: SpeculationPlan, samples: Samples) -> dict[str, Any]:
     """The result as plain JSON types; docs/cli.md describes it. Times in ms."""
     from quickdraft.runtime.backends.opening import variant_for
+    from quickdraft.runtime.backends.simulated import simulated_device
 
     model = measured.model
     known = [name for name in plan.suites if samples.measured(name)]
@@ -47,6 +48,7 @@ def document(measured: Measured, plan: SpeculationPlan, samples: Samples) -> dic
         "model": name_only(model.name),
         "weights": variant_for(model.manifest, model.backend.name).weight_format,
         "backend": model.backend.name,
+        "simulated": simulated_device(model.backend),
         "isa": model.backend.isa,
         "kv_cache": model.backend.kv_type,
         "threads": measured.threads,
@@ -181,7 +183,8 @@ def by_drafter(steps: Sequence[StepRecord]) -> dict[str, dict[str, float | int |
 
 def render(result: Mapping[str, Any]) -> str:
     """Tables, as text: ours, fixed settings where there are any, peers where there are any."""
-    parts = [f"{result['model']}, tokens per second", _ours(result["categories"])]
+    mark = f", time of {result['simulated']}" if result.get("simulated") else ""
+    parts = [f"{result['model']}, tokens per second{mark}", _ours(result["categories"])]
     if len(result["settings"]) > 2:
         parts += ["fixed numbers of drafted tokens, tokens per second", _settings(result)]
     if result["peers"]:

@@ -1,0 +1,215 @@
+"""Where a model runs: profiles, providers, and devices that are not here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from tiny.models import write_tiny_model
+
+import quickdraft
+from quickdraft.bundle import open_bundle
+from quickdraft.device_profiles import machine
+from quickdraft.errors import BackendError, DeviceError, OptionError
+from quickdraft.runtime import devices
+from quickdraft.runtime.backends import ort_session, providers
+from quickdraft.runtime.backends.opening import open_backend, split_device
+from quickdraft.runtime.calibration import calibrate
+from quickdraft.runtime.devices import Here, place
+
+LUNAR = Here("linux", "x86_64", "Intel(R) Core(TM) Ultra 7 258V", frozenset({"avx2", "fma"}))
+PROMPT = [1, 5, 9, 5, 9, 5]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("devices") / "tiny"
+    write_tiny_model(folder, max_position_embeddings=256)
+    return folder
+
+
+@pytest.fixture
+def lunar(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Here, "look", classmethod(lambda cls: LUNAR))
+
+
+def test_this_machine_runs_on_its_processor() -> None:
+    found = place()
+    assert found.backend == "auto"
+    assert str(Here.look()) in found.why
+    assert found.profile is None or found.profile.kind == "cpu"
+
+
+@pytest.mark.usefixtures("lunar")
+def test_auto_says_what_else_may_be_here() -> None:
+    found = place()
+    assert found.device == "core-ultra-2-cpu"
+    assert found.backend == "auto"
+    assert "core-ultra-2-gpu, core-ultra-2-npu may be here too" in found.why
+
+
+@pytest.mark.usefixtures("lunar")
+def test_the_first_backend_that_runs_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "backend_problem", lambda name: None if "onnx" in name else "no")
+    found = place("npu")
+    assert (found.device, found.backend) == ("core-ultra-2-npu", "onnxruntime:OpenVINO.NPU")
+    assert place("core-ultra-2-gpu", "onnxruntime").backend == "onnxruntime:OpenVINO.GPU"
+    with pytest.raises(DeviceError, match="cannot be used with openvino:NPU: no"):
+        place("npu", "openvino")
+    with pytest.raises(OptionError, match="runs with openvino:NPU, onnxruntime"):
+        place("npu", "reference")
+    monkeypatch.setattr(devices, "backend_problem", lambda name: f"{name} is missing")
+    with pytest.raises(DeviceError, match=r"cannot be used\. openvino:NPU: .*missing\. onnx"):
+        place("npu")
+
+
+@pytest.mark.parametrize(
+    ("device", "backend", "error", "message"),
+    [
+        ("gpu", "auto", DeviceError, "no GPU that quickdraft knows .* leave --device out"),
+        ("apple-m4-ane", "auto", DeviceError, "is not this machine.*simulated:apple-m4-ane"),
+        ("core-ultra-1-npu", "auto", DeviceError, "is not this machine"),
+        ("tpu", "auto", DeviceError, "no device 'tpu'"),
+        ("", "auto", DeviceError, "no device ''"),
+        ("simulated:", "auto", DeviceError, "no device ''"),
+        ("simulated:core-ultra-1-npu", "auto", DeviceError, "cannot be simulated"),
+        ("simulated:npu-pim", "hotpath", OptionError, "leave --backend out"),
+        ("npu-pim", "simulated:npu-pim", OptionError, "give one of them"),
+        ("cpu", "openvino:GPU", OptionError, "leave one of them out"),
+    ],
+)
+def test_what_is_not_here_is_refused(
+    device: str, backend: str, error: type[Exception], message: str, monkeypatch: Any
+) -> None:
+    plain = Here("linux", "x86_64", "AMD EPYC", frozenset({"avx2", "fma"}))
+    monkeypatch.setattr(Here, "look", classmethod(lambda cls: plain))
+    with pytest.raises(error, match=message):
+        place(device, backend)
+
+
+@pytest.mark.parametrize("name", ["hotpath:x", "auto:x", "reference:cpu", "onnxruntime:"])
+def test_backends_without_devices(name: str) -> None:
+    with pytest.raises(OptionError, match="backend is"):
+        split_device(name)
+
+
+def test_a_model_that_cannot_fit_is_refused(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "memory", lambda: (200_000, None))
+    with pytest.raises(DeviceError, match=r"does not fit on .*: weights .* MiB \+ keys and values"):
+        quickdraft.load(bundle, drafter="none")
+    monkeypatch.setattr(machine, "memory", lambda: (None, None))
+    quickdraft.load(bundle, drafter="none").close()
+
+
+def test_simulated_time_and_real_tokens(bundle: Path) -> None:
+    with quickdraft.load(bundle, drafter="none", backend="onnxruntime") as real:
+        expected = real.generate(PROMPT, max_new_tokens=12, ignore_eos=True)
+    assert expected.simulated is None
+    name = "simulated:npu-pim"
+    with quickdraft.load(bundle, device=name, drafter="prompt_lookup", store=False) as model:
+        result = model.generate(PROMPT, max_new_tokens=12, ignore_eos=True)
+        curve = model.curve
+    assert result.token_ids == expected.token_ids
+    assert result.simulated == result.to_dict()["simulated"] == name
+    assert curve is not None
+    assert curve.at(2) == curve.at(4)  # compiled widths
+    for step in result.steps[1:]:
+        # The curve, and nothing of this machine but a call's worth.
+        assert step.verify_s == pytest.approx(curve.at(step.rows, len(PROMPT)), abs=2e-3)
+    assert any(step.decision is not None for step in result.steps)
+
+
+def test_a_simulated_device_is_neither_calibrated_nor_predicted_for(bundle: Path) -> None:
+    manifest = open_bundle(bundle).manifest
+    backend = open_backend(bundle, manifest, "simulated:npu-pim", 1).backend
+    with pytest.raises(OptionError, match="none to measure"):
+        calibrate(backend, manifest)
+    backend.close()
+    with pytest.raises(BackendError, match="closed"):
+        backend.step(quickdraft_tree(), backend.new_cache())
+    with pytest.raises(OptionError, match="no predictor"):
+        quickdraft.load(bundle, device="simulated:npu-pim", drafter="none", prefill="predicted")
+
+
+def quickdraft_tree() -> Any:
+    from quickdraft.drafters.tree import Tree
+
+    return Tree.chain([1])
+
+
+@dataclass
+class FakeOrt:
+    """An onnxruntime with other providers. entries: of get_ep_devices, as (provider, hardware)."""
+
+    built_in: tuple[str, ...] = ("CPUExecutionProvider",)
+    entries: tuple[tuple[str, str], ...] = ()
+    __version__: str = "9.9"
+
+    def get_available_providers(self) -> list[str]:
+        return list(self.built_in)
+
+    def get_ep_devices(self) -> list[Any]:
+        def entry(name: str, hardware: str) -> Any:
+            kind = SimpleNamespace(name=hardware)
+            return SimpleNamespace(ep_name=name, device=SimpleNamespace(type=kind))
+
+        return [entry(*pair) for pair in self.entries]
+
+
+class Options:
+    def __init__(self) -> None:
+        self.added: list[str] = []
+
+    def add_provider_for_devices(self, entries: list[Any], options: dict[str, str]) -> None:
+        self.added += [f"{entry.ep_name} {entry.device.type.name}" for entry in entries]
+
+
+OPENVINO = "OpenVINOExecutionProvider"
+
+
+@pytest.mark.parametrize(
+    ("device", "named", "added"),
+    [
+        ("CPU", ["CPUExecutionProvider"], []),
+        ("DirectML", ["DmlExecutionProvider", "CPUExecutionProvider"], []),
+        ("OpenVINO", None, [f"{OPENVINO} NPU"]),
+        ("OpenVINO.GPU", None, [f"{OPENVINO} GPU"]),
+    ],
+)
+def test_providers_by_name(
+    device: str, named: list[str] | None, added: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = tuple((OPENVINO, hardware) for hardware in ("CPU", "NPU", "GPU"))
+    fake = FakeOrt(("DmlExecutionProvider", "CPUExecutionProvider"), found)
+    monkeypatch.setattr(ort_session, "ort", fake)
+    options = Options()
+    assert providers.use(options, device) == named
+    assert options.added == added
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [
+        ("QNN", "9.9 has no QNNExecutionProvider here.*pip install onnxruntime-qnn"),
+        ("DirectML", "pip install onnxruntime-directml"),
+        ("OpenVINO.NPU", "finds no NPU here; it finds: CPU"),
+        ("CUDA", r"no device 'CUDA'; write a provider \(CPU, CoreML"),
+        ("OpenVINO.TPU", "no device"),
+        ("CPU.", "no device"),
+    ],
+)
+def test_missing_providers(device: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ort_session, "ort", FakeOrt(entries=((OPENVINO, "CPU"),)))
+    monkeypatch.setattr(providers, "find_spec", lambda name: None)
+    with pytest.raises(DeviceError, match=message):
+        providers.use(Options(), device)
+
+
+def test_a_provider_is_refused_where_the_model_is_opened(bundle: Path) -> None:
+    with pytest.raises(DeviceError, match="CoreMLExecutionProvider"):
+        quickdraft.load(bundle, backend="onnxruntime:CoreML", drafter="none")
+    with quickdraft.load(bundle, backend="onnxruntime:CPU", drafter="none") as model:
+        assert model.backend.guarantee in ("bit_identical", "same_distribution")
