@@ -34,20 +34,20 @@ class StateMemory(Protocol):
 class StateCache(GrowingCache):
     """A KvCache over states of fixed length, which never grow."""
 
-    def __init__(self, spec: ModelSpec, memory: StateMemory, limit: int) -> None:
+    def __init__(self, spec: ModelSpec, states: StateMemory, limit: int) -> None:
         """limit: slots that committed and staged rows may take, at most those of the memory."""
         super().__init__(spec, limit, alignment=1)
         self._limit = self._capacity = limit
-        self.memory = memory
+        self.states = states
 
     @property
     def nbytes(self) -> int:
         """Bytes of the states."""
-        return self.memory.nbytes
+        return self.states.nbytes
 
     def fork(self) -> StateCache:
         """An independent copy; all slots are copied, whatever the length."""
-        twin = StateCache(self._spec, self.memory.copy(), self._limit)
+        twin = StateCache(self._spec, self.states.copy(), self._limit)
         twin._length, twin._predicted = self._length, self._predicted
         return twin
 
@@ -59,7 +59,7 @@ class StateCache(GrowingCache):
             np.ascontiguousarray(
                 states[first : first + heads[index], : self._capacity].transpose(1, 0, 2)
             )
-            for states in self.memory.read()
+            for states in self.states.read()
         )
         return keys, values
 
@@ -67,4 +67,4 @@ class StateCache(GrowingCache):
         raise ContextOverflow(capacity, self._limit, "step")
 
     def _move(self, source: Slots, target: Slots) -> None:
-        self.memory.move(source, int(target[0]))
+        self.states.move(source, int(target[0]))

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from quickdraft.errors import MissingExtra, UnsupportedModel
-from quickdraft.export.emitters.base import EmitRequest, Part, entries
+from quickdraft.export.emitters.base import EmitRequest, Part, entries, refuse_sources
 from quickdraft.manifest import FixedStateLayout, StaticStep, StepNames, Variant
 
 SPECIFICATION = 9
@@ -46,6 +46,7 @@ def emit_coreml(request: EmitRequest) -> list[Variant]:
         UnsupportedModel: a part is an encoder or a predictor.
         OptionError: a weight does not fit float16. MissingExtra: coremltools is not installed.
     """
+    refuse_sources(request, "coreml")
     with _quiet():
         try:
             import coremltools  # noqa: F401

@@ -101,8 +101,8 @@ def run() -> Iterator[Result]:
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             try:
                 error = _check(case, Path(folder))
-            except QuickdraftError as problem:
-                yield Result(case.name, False, None, str(problem))
+            except QuickdraftError as failed:
+                yield Result(case.name, False, None, str(failed))
                 continue
         passed = error <= TOLERANCE[case.weights]
         problem = None if passed else f"differs by {error:.1e}, and {TOLERANCE[case.weights]} may"

@@ -35,11 +35,11 @@ HIDDEN = np.float16(-4e4)
 """Bias of a slot that a row must not see: added to any score it stays within float16."""
 
 
-class Memory:
+class States:
     """The states of one conversation, as StateMemory wants them."""
 
-    def __init__(self, engine: Engine, layout: FixedStateLayout, states: Any, nbytes: int) -> None:
-        self.states = states
+    def __init__(self, engine: Engine, layout: FixedStateLayout, handle: Any, nbytes: int) -> None:
+        self.handle = handle
         self.slots = layout.slots
         self.nbytes = nbytes
         self._engine = engine
@@ -50,7 +50,7 @@ class Memory:
         return self._sum(self._layout.keys), self._sum(self._layout.values)
 
     def _sum(self, names: Sequence[str]) -> NDArray[np.float32]:
-        parts = [self._engine.read(self.states, name).astype(np.float32) for name in names]
+        parts = [self._engine.read(self.handle, name).astype(np.float32) for name in names]
         total: NDArray[np.float32] = np.stack(parts).sum(axis=0)
         return total
 
@@ -66,13 +66,13 @@ class Memory:
                 self._layout.source: places.astype(np.int32),
                 "first_slot": np.array([first + done], np.int32),
             }
-            self._engine.run(self._layout.move, inputs, self.states)
+            self._engine.run(self._layout.move, inputs, self.handle)
 
-    def copy(self) -> Memory:
+    def copy(self) -> States:
         """States of the same content."""
-        twin = Memory(self._engine, self._layout, self._engine.new_states(), self.nbytes)
+        twin = States(self._engine, self._layout, self._engine.new_states(), self.nbytes)
         for name in (*self._layout.keys, *self._layout.values):
-            self._engine.write(twin.states, name, self._engine.read(self.states, name))
+            self._engine.write(twin.handle, name, self._engine.read(self.handle, name))
         return twin
 
 
@@ -140,10 +140,10 @@ class CoreMlBackend:
         heads = sum(self.spec.num_kv_heads)
         states = len(layout.keys) + len(layout.values)
         nbytes = states * heads * layout.slots * self.spec.head_dim * 2
-        memory = Memory(engine, layout, engine.new_states(), nbytes)
+        held = States(engine, layout, engine.new_states(), nbytes)
         # The last run of a step may be filled up, and still has to fit.
         spare = max(layout.move_rows, *(step.rows for step in layout.steps))
-        return StateCache(self.spec, memory, layout.slots - spare)
+        return StateCache(self.spec, held, layout.slots - spare)
 
     def step(
         self,
@@ -157,7 +157,7 @@ class CoreMlBackend:
     ) -> StepOutput:
         """See HeadBackend.step; logits are always full."""
         engine = self._opened()
-        if not isinstance(cache, StateCache) or not isinstance(cache.memory, Memory):
+        if not isinstance(cache, StateCache) or not isinstance(cache.states, States):
             raise BackendError(f"this backend needs its own caches, not {type(cache).__name__}")
         length, n = cache.length, len(tree)
         check_step(tree, length, self.spec, self._vocab_size)
@@ -175,7 +175,7 @@ class CoreMlBackend:
                 here = np.flatnonzero((wanted >= run.first) & (wanted < run.end))
                 inputs = self._inputs(tree, length, run, wanted[here], features)
                 with self._lock:
-                    found = engine.run(run.function.name, inputs, cache.memory.states)
+                    found = engine.run(run.function.name, inputs, cache.states.handle)
                 logits[here] = found[str(self._variant.step.logits)][: len(here)]
                 for layer, name in names.items():
                     hidden[layer][run.first : run.end] = found[name][: run.end - run.first]
