@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TypedDict, Unpack
 
@@ -13,14 +11,12 @@ import quickdraft
 from quickdraft import registry
 from quickdraft.bundle import BundleWriter
 from quickdraft.errors import CheckpointError, OptionError
-from quickdraft.export.architectures.decoder import build_decoder
 from quickdraft.export.checkpoints.base import Checkpoint
-from quickdraft.export.emitters.base import Emit, EmitRequest, Part
+from quickdraft.export.emitters.base import Emit, EmitRequest
+from quickdraft.export.parts import parts_of
 from quickdraft.export.quantize import weight_format
-from quickdraft.export.trained import Attach, Target, check_target, read_trained
 from quickdraft.manifest import (
     EXPORT_REVISION,
-    PART_NAME,
     Manifest,
     Role,
     TokenizerEntry,
@@ -109,17 +105,10 @@ def export_checkpoint(
         raise OptionError("name at least one format to export to")
     fmt = weight_format(weights, checkpoint.source.kind)
     checkpoint.weights.used.clear()
-    target = Target.of(checkpoint)
-    spec = target.spec.model_spec()
-    _check_hidden_states(hidden_states, spec)
-    used = [checkpoint.weights[name].shape for name in sorted(checkpoint.weights.used)]
-    spec = replace(spec, num_parameters=sum(math.prod(shape) for shape in used))
-    target.hidden_states.update(hidden_states)
-    others = [part for path in trained for part in _attach(path, checkpoint, target)]
-    parts = (_target_part(target, spec), *others)
-    _check_names(parts)
+    parts = parts_of(checkpoint, hidden_states, trained)
+    spec = parts[0].spec
     with BundleWriter(out, overwrite=overwrite) as writer:
-        request = EmitRequest(writer.root, fmt, parts)
+        request = EmitRequest(writer.root, fmt, parts, checkpoint.tokenizer)
         emitted = [_emit(emit, request, checkpoint, report) for emit in emitters]
         roles: dict[Role, tuple[Variant, ...]] = {}
         for index, part in enumerate(parts):
@@ -128,53 +117,8 @@ def export_checkpoint(
         return _write(writer, checkpoint, spec, roles, report)
 
 
-def _target_part(target: Target, spec: ModelSpec) -> Part:
-    return Part(
-        role="target",
-        name="model",
-        build=lambda ops: build_decoder(ops, target.spec, target.weights),
-        spec=spec,
-        hidden_states=tuple(sorted(target.hidden_states)),
-    )
-
-
-def _attach(path: Path, checkpoint: Checkpoint, target: Target) -> Sequence[Part]:
-    """The graphs that a file of a trained part adds."""
-    trained = read_trained(path)
-    check_target(trained, checkpoint, path.name)
-    attach: Attach = registry.lookup("kind of trained part", registry.TRAINED, trained.kind)
-    return attach(trained, target)
-
-
-def _check_names(parts: Sequence[Part]) -> None:
-    """Names of parts are names of files, and stand in options.
-
-    Raises:
-        CheckpointError: two parts have one name, or one has a name that cannot be used.
-    """
-    seen = set()
-    for part in parts:
-        if not PART_NAME.fullmatch(part.name):
-            raise CheckpointError(f"a trained part cannot be called {part.name[:120]!r}")
-        if part.name.casefold() in seen:
-            raise CheckpointError(
-                f"two parts of the bundle would be called {part.name!r}; leave out one of the "
-                "trained files, or train one again under another name"
-            )
-        seen.add(part.name.casefold())
-
-
 def _silent(stage: str, done: int, total: int) -> None:
     del stage, done, total
-
-
-def _check_hidden_states(layers: Sequence[int], spec: ModelSpec) -> None:
-    for layer in layers:
-        if not 0 <= layer <= spec.num_layers:
-            raise OptionError(
-                f"--hidden-states {layer}: the model has {spec.num_layers} layers, so the streams "
-                f"are 0 to {spec.num_layers}"
-            )
 
 
 def _emit(

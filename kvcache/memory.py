@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quickdraft.errors import InputError
-from quickdraft.types import ModelSpec
+from quickdraft.types import ModelSpec, SourceSpec
 
 Layer = tuple[NDArray[np.float32], NDArray[np.float32]]
 
@@ -47,6 +47,10 @@ class Source:
         digest.update(np.ascontiguousarray(values).data)
         return digest.digest()
 
+    def positions(self, source: SourceSpec) -> NDArray[np.int64]:
+        """Of the rows of its memory, int64 [rows]."""
+        return np.arange(source.rows(len(self)))
+
     def check(self, spec: ModelSpec) -> None:
         """Refuse a source that the model has no meaning for.
 
@@ -74,7 +78,7 @@ class Source:
         if self.features is not None and not np.isfinite(self.features).all():
             raise InputError("the source holds frames that are not numbers")
         if self.tokens is not None and not (
-            0 <= int(self.tokens.min()) and int(self.tokens.max()) < spec.vocab_size
+            int(self.tokens.min()) >= 0 and int(self.tokens.max()) < spec.vocab_size
         ):
             raise InputError(
                 f"the source holds a token id outside the vocabulary of {spec.vocab_size}"

@@ -79,7 +79,7 @@ class Variant:
     Of roles other than target: name tells parts of one role and flavour apart. spec: facts of the
     part, None for the target. target_cache: the cache that a predictor writes, None elsewhere.
     memory: of an encoder-decoder model, what the encoder puts out (`present`) and the target of its
-    flavour reads (`past`): one of `blocks`, or of `slots`, which are the rows of the memory; None in
+    flavour reads (`past`): of `blocks`, or of `slots`, which are the rows of the memory; None in
     other models. The cache of an encoder stands for that of its target, and is not used.
     features: width of the vectors that come with its tokens, or in their place in an encoder.
     token_map: the file with int32 [vocabulary of the part], little-endian, the target's token for

@@ -58,7 +58,7 @@ def _check_target(spec: ModelSpec, variant: Variant, where: str) -> None:
             raise BundleError(f"{where} has {name!r}, which is for parts beside the target")
     _check_step(variant, spec, where, is_predictor=False)
     missing = set(spec.windows) - set(variant.step.biases)
-    if variant.cache.kind != "blocks" and missing:
+    if variant.cache.kind not in ("blocks", *ADAPTED) and missing:
         raise BundleError(
             f"{where}.step.biases has no input for the attention window "
             f"{missing.pop() or strict_json.NONE_KEY}"

@@ -19,6 +19,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "gpt2": "quickdraft.export.architectures.gpt2:FAMILY",
     "gpt_neox": "quickdraft.export.architectures.gpt_neox:FAMILY",
     "llama": "quickdraft.export.architectures.llama:FAMILY",
+    "mt5": "quickdraft.export.architectures.t5:MT5",
     "mistral": "quickdraft.export.architectures.mistral:FAMILY",
     "olmo2": "quickdraft.export.architectures.olmo2:FAMILY",
     "openelm": "quickdraft.export.architectures.openelm:FAMILY",
@@ -28,8 +29,10 @@ ARCHITECTURES: Mapping[str, str] = {
     "qwen3": "quickdraft.export.architectures.qwen3:FAMILY",
     "smollm3": "quickdraft.export.architectures.smollm3:FAMILY",
     "stablelm": "quickdraft.export.architectures.stablelm:FAMILY",
+    "t5": "quickdraft.export.architectures.t5:FAMILY",
 }
 EMITTERS: Mapping[str, str] = {
+    "genai": "quickdraft.export.emitters.genai:emit_genai",
     "coreml": "quickdraft.export.emitters.coreml:emit_coreml",
     "hotpath": "quickdraft.export.emitters.hotpath:emit_hotpath",
     "reference": "quickdraft.export.emitters.numpy:emit_reference",

@@ -145,9 +145,9 @@ class StepNames:
     hidden_states: output by number of layers passed. features: input of vectors that come with the
     tokens, None where there is none. logits, output_rows: None in a predictor. target_rows: in a
     predictor, its input of the slots of the target's cache to write, for one of `slots`;
-    target_past: the same for one of `blocks`, as `past`. An encoder has positions, and
-    either features or tokens, which else is empty. source: with a memory of `blocks`, the input of encoder and target
-    that says what it holds: int64 [3], its rows, the type of its values and its capacity.
+    target_past: the same for one of `blocks`, as `past`. An encoder has positions, and either
+    features or tokens, which else is empty. source: with a memory of `blocks`, the input of encoder
+    and target that says what it holds: int64 [3], its rows, the type of its values, its capacity.
 
     In an adapted graph, whose inputs have a batch of one in front: mask, the attention mask over
     past and step; positions, None where the graph counts itself; beams, the reordering of states;

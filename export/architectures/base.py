@@ -45,14 +45,7 @@ class Family:
             CheckpointError: a key is missing or has a value it cannot have.
             UnsupportedModel: a value that is not implemented; the message names key and value.
         """
-        reader = Config({**self.defaults, **_flatten_rope(config, where)}, where)
-        if reader.has("quantization_config"):
-            method = reader.values["quantization_config"]
-            if isinstance(method, Mapping):
-                method = method.get("quant_method", "unknown")
-            raise reader.refuse(
-                "quantization_config", method, "unquantised checkpoints, or GGUF files"
-            )
+        reader = open_config(config, self.defaults, where)
         reader.only("is_encoder_decoder", False)
         spec = self.read_config(reader)
         for index, layer in enumerate(spec.layers):
@@ -75,23 +68,46 @@ class Family:
             UnsupportedModel: tensors are left over, so the model is not the one we know.
         """
         gathered = self.gather(spec, weights)
-        patterns = [_BUFFERS, _HEADS if spec.tied_output else None, self.unused]
-        allowed = re.compile("|".join(pattern for pattern in patterns if pattern))
-        left = sorted(n for n in weights if n not in weights.used and not allowed.search(n))
-        if left:
-            more = f" and {len(left) - 1} more" if len(left) > 1 else ""
-            raise UnsupportedModel(
-                f"the checkpoint has the tensor {left[0]!r}{more}, which the config does not "
-                f"ask for and {spec.family} does not use"
-            )
+        refuse_left_over(weights, spec.family, _HEADS if spec.tied_output else None, self.unused)
         return gathered
 
 
-def find_family(config: Mapping[str, Any]) -> Family:
-    """The family of a config's `model_type`.
+def open_config(config: Mapping[str, Any], defaults: Mapping[str, Any], where: str) -> Config:
+    """A reader of a config over the defaults of its class.
 
     Raises:
-        UnsupportedModel: there is none; the message lists what there is.
+        UnsupportedModel: it is of quantised weights, or its rope differs by layer type.
+    """
+    reader = Config({**defaults, **_flatten_rope(config, where)}, where)
+    if reader.has("quantization_config"):
+        method = reader.values["quantization_config"]
+        if isinstance(method, Mapping):
+            method = method.get("quant_method", "unknown")
+        raise reader.refuse("quantization_config", method, "unquantised checkpoints, or GGUF files")
+    return reader
+
+
+def refuse_left_over(weights: WeightMap, family: str, *unused: str | None) -> None:
+    """Refuse tensors that nobody asked for, but constant buffers and names that match `unused`.
+
+    Raises:
+        UnsupportedModel: there are some, so the model is not the one we know.
+    """
+    allowed = re.compile("|".join(pattern for pattern in (_BUFFERS, *unused) if pattern))
+    left = sorted(n for n in weights if n not in weights.used and not allowed.search(n))
+    if left:
+        more = f" and {len(left) - 1} more" if len(left) > 1 else ""
+        raise UnsupportedModel(
+            f"the checkpoint has the tensor {left[0]!r}{more}, which the config does not "
+            f"ask for and {family} does not use"
+        )
+
+
+def find_any(config: Mapping[str, Any]) -> Any:
+    """What registry.ARCHITECTURES has for a config's `model_type`: a Family or a Seq2SeqFamily.
+
+    Raises:
+        UnsupportedModel: there is nothing; the message lists what there is.
     """
     name = config.get("model_type")
     if not isinstance(name, str) or name not in ARCHITECTURES:
@@ -99,7 +115,21 @@ def find_family(config: Mapping[str, Any]) -> Family:
             f"config.json: 'model_type' is {name!r}, which is not supported; "
             f"supported: {', '.join(sorted(ARCHITECTURES))}"
         )
-    family: Family = lookup("architecture", ARCHITECTURES, name)
+    return lookup("architecture", ARCHITECTURES, name)
+
+
+def find_family(config: Mapping[str, Any]) -> Family:
+    """The family of a decoder-only model.
+
+    Raises:
+        UnsupportedModel: see find_any, or the model has an encoder too.
+    """
+    family = find_any(config)
+    if not isinstance(family, Family):
+        raise UnsupportedModel(
+            f"config.json: {config['model_type']!r} is an encoder-decoder model, and this is for "
+            "decoder-only models"
+        )
     return family
 
 

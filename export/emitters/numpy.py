@@ -34,6 +34,14 @@ LAYOUT = SlotsLayout(
     present_key="key.{layer}",
     present_value="value.{layer}",
 )
+MEMORY = SlotsLayout(
+    kind="slots",
+    alignment=1,
+    past_key="memory.key.{layer}",
+    past_value="memory.value.{layer}",
+    present_key="memory.key.{layer}",
+    present_value="memory.value.{layer}",
+)
 
 
 @dataclass(frozen=True)
@@ -112,21 +120,31 @@ class Recorder(ComposedOps[Recorded]):
     def attend(self, q: Recorded, k: Recorded, v: Recorded, attention: Attention) -> Recorded:
         """Recorded; cache, slots and bias are the interpreter's to fill in."""
         self.windows.add(attention.window)
-        return self._record(
-            "attend",
-            [q, k, v],
-            attributes={
-                "layer": attention.layer,
-                "window": attention.window,
-                "scale": attention.scale,
-                "softcap": attention.softcap,
-            },
-        )
+        weights, attributes = _scores(attention)
+        attributes |= {"layer": attention.layer, "window": attention.window}
+        return self._record("attend", [q, k, v], weights, attributes)
+
+    def encode_attend(
+        self, q: Recorded, k: Recorded, v: Recorded, attention: Attention
+    ) -> Recorded:
+        """Recorded."""
+        weights, attributes = _scores(attention)
+        attributes |= {"kv_heads": attention.num_kv_heads}
+        return self._record("encode_attend", [q, k, v], weights, attributes)
+
+    def cross_attend(self, q: Recorded, attention: Attention) -> Recorded:
+        """Recorded; the memory is the interpreter's to fill in."""
+        attributes = {"scale": attention.scale, "softcap": attention.softcap}
+        return self._record("cross_attend", [q], attributes=attributes | {"layer": attention.layer})
 
     def stage(self, k: Recorded, v: Recorded, attention: Attention) -> None:
         """Recorded; the target's cache and its slots are the interpreter's to fill in."""
         self.staged.add(attention.layer)
         self._record("stage", [k, v], attributes={"layer": attention.layer})
+
+    def conv1d(self, x: Recorded, weight: Weight, bias: Weight | None, stride: int) -> Recorded:
+        """Recorded; stored in floats, as it is small."""
+        return self._record("conv1d", [x], {"weight": weight, "bias": bias}, {"stride": stride})
 
     def stack(self, parts: Sequence[Recorded]) -> Recorded:
         """Recorded."""
@@ -184,6 +202,17 @@ class Recorder(ComposedOps[Recorded]):
             }
         )
         return value
+
+
+def _scores(attention: Attention) -> tuple[dict[str, Weight | None], dict[str, Any]]:
+    """Weights and attributes of how scores are made."""
+    attributes: dict[str, Any] = {"scale": attention.scale, "softcap": attention.softcap}
+    relative = attention.relative
+    if relative is None:
+        return {}, attributes
+    attributes["max_distance"] = relative.max_distance
+    attributes["bidirectional"] = relative.bidirectional
+    return {"relative": relative.table}, attributes
 
 
 def emit_reference(request: EmitRequest) -> list[Variant]:
@@ -280,7 +309,8 @@ def _arrays(data: Dense | Blocked) -> tuple[dict[str, NDArray[Any]], dict[str, i
 def _variant(
     weight_format: str, recorder: Recorder, part: Part, more: Mapping[str, Any]
 ) -> Variant:
-    predicts = part.target is not None
+    predicts, encodes = part.role == "predictor", part.role == "encoder"
+    reads_tokens = not (encodes and part.features)
     return Variant(
         target_format="reference",
         flavour="portable",
@@ -288,10 +318,10 @@ def _variant(
         model=f"reference/{part.name}.json",
         files=(f"reference/{part.name}.json", "reference/weights.safetensors"),
         step=StepNames(
-            tokens="tokens",
+            tokens="tokens" if reads_tokens else "",
             positions="positions",
-            slots="slots",
-            output_rows=None if predicts else "output_rows",
+            slots=None if encodes else "slots",
+            output_rows=None if predicts or encodes else "output_rows",
             logits=recorder.result,
             biases={
                 window: "bias" if window is None else f"bias.{window}"
@@ -304,5 +334,6 @@ def _variant(
         cache=LAYOUT,
         # Matrix products round differently for different numbers of rows.
         guarantee="same_distribution",
+        memory=MEMORY if encodes or part.spec.source is not None else None,
         **more,
     )

@@ -57,7 +57,7 @@ def open_backend(
     own kernels cannot run, the portable variant, with a warning. `name:device` runs on a device of
     the backend, and `simulated:profile` in the time of a device that is not here. A backend class
     is constructed as `Class(folder, model_spec, variant, threads=None, kv_cache=None)`, and given
-    `device` where one is named.
+    `device` where one is named, and `encoder`, a variant, for an encoder-decoder model.
 
     Raises:
         OptionError: no such backend, or it refuses an option.
@@ -79,10 +79,25 @@ def open_backend(
     options: dict[str, Any] = {} if kv_cache is None else {"kv_cache": kv_cache}
     if device:
         options["device"] = device
+    if manifest.model.source is not None:
+        options["encoder"] = find_encoder(manifest, variant)
     backend = backend_class(folder, manifest.model, variant, threads=threads, **options)
     if degraded is not None:
         _log.warning("slower than it could be, with the backend %r: %s", name, degraded)
     return Opened(backend, degraded)
+
+
+def find_encoder(manifest: Manifest, target: Variant) -> Variant:
+    """The encoder whose memories a target attends to.
+
+    Raises:
+        BundleError: there is none.
+    """
+    form = (target.target_format, target.flavour)
+    for variant in manifest.roles.get("encoder", ()):
+        if (variant.target_format, variant.flavour) == form:
+            return variant
+    raise BundleError(f"the bundle has no {' '.join(form)} encoder; export it again")
 
 
 def split_device(name: str) -> tuple[str, str]:

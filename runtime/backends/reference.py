@@ -15,6 +15,7 @@ from quickdraft.drafters.tree import Tree
 from quickdraft.errors import BackendError, OptionError
 from quickdraft.kvcache.base import KvCache
 from quickdraft.kvcache.contiguous import ContiguousCache, align_slots
+from quickdraft.kvcache.memory import Memory, RowMemory, Source
 from quickdraft.manifest import Variant
 from quickdraft.runtime.backends.base import (
     CancelToken,
@@ -27,6 +28,7 @@ from quickdraft.runtime.backends.step_inputs import (
     attention_bias,
     check_features,
     check_step,
+    distances,
     make_room,
     positions,
 )
@@ -50,9 +52,10 @@ class ReferenceBackend:
         threads: int | None = None,
         kv_cache: str | None = None,
         vocab_size: int | None = None,
+        encoder: Variant | None = None,
     ) -> None:
         """Load the program and decode its weights. vocab_size: of the tokens that a part with a
-        token map reads.
+        token map reads. encoder: of an encoder-decoder model.
 
         Raises:
             OptionError: threads were asked for; NumPy's are set by its own environment variables.
@@ -71,10 +74,28 @@ class ReferenceBackend:
         self.guarantee = variant.guarantee
         self._variant = variant
         self._program: Program | None = Program.read(folder, variant)
+        self._encoder = None if encoder is None else Program.read(folder, encoder)
 
-    def new_cache(self) -> ContiguousCache:
-        """An empty cache that fits this backend."""
-        return ContiguousCache(self.spec)
+    def new_cache(self, memory: Memory | None = None) -> ContiguousCache:
+        """See Seq2SeqBackend.new_cache."""
+        cache = ContiguousCache(self.spec)
+        cache.memory = memory
+        return cache
+
+    def encode(self, source: Source, cancel: CancelToken | None = None) -> Memory:
+        """See Seq2SeqBackend.encode."""
+        source.check(self.spec)
+        if self._program is None:
+            raise BackendError("the model was closed")
+        if self._encoder is None or self.spec.source is None:
+            raise BackendError("the model was opened without its encoder")
+        inputs: dict[str, NDArray[Any]] = {"positions": source.positions(self.spec.source)}
+        if source.tokens is not None:
+            inputs["tokens"] = source.tokens
+        if source.features is not None:
+            inputs["features"] = source.features
+        staged = self._encoder.encode(inputs, cancel)
+        return RowMemory.of_rows(self.spec, [staged[i] for i in range(self.spec.num_layers)])
 
     def step(
         self,
@@ -137,7 +158,7 @@ class ReferenceBackend:
 
     def close(self) -> None:
         """Release the weights."""
-        self._program = None
+        self._program = self._encoder = None
 
 
 def step_values(tree: Tree, length: int, staged: int = 0) -> dict[str, NDArray[Any]]:
@@ -162,6 +183,8 @@ def caches(
         cache,
         np.arange(length + staged, length + n),
         {w: attention_bias(tree, length, seen, w)[staged:] for w in spec.distinct_windows},
+        distances(tree, length, seen)[staged:],
         target,
         np.arange(row, row + n),
+        cache.memory,
     )

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from quickdraft import numpy_ops
 from quickdraft.errors import BackendError, BundleError
 from quickdraft.kvcache.contiguous import ContiguousCache
+from quickdraft.kvcache.memory import Layer, Memory
 from quickdraft.manifest import Variant
 from quickdraft.runtime.backends.base import CancelToken
 
@@ -31,6 +32,9 @@ _OPS: Mapping[str, Callable[..., Any]] = {
         numpy_ops.layer_norm,
         numpy_ops.rope,
         numpy_ops.attend,
+        numpy_ops.encode_attend,
+        numpy_ops.cross_attend,
+        numpy_ops.conv1d,
         numpy_ops.stage,
         numpy_ops.stack,
         numpy_ops.activate,
@@ -44,16 +48,20 @@ _OPS: Mapping[str, Callable[..., Any]] = {
 
 @dataclass(frozen=True)
 class Caches:
-    """Where a run writes: slots of a part's own cache, and of a predictor's target.
+    """What a run reads and writes: slots of a part's own cache, and of a predictor's target.
 
-    bias: float32 [n, slots seen] by window. target, target_slots: None for other parts.
+    bias: float32 [n, slots seen] by window. distances: int64 [n, slots seen], position of the slot
+    less that of the row; what no row may see has any. target, target_slots: None for other parts.
+    memory: of a source, None in models without.
     """
 
     own: ContiguousCache
     slots: NDArray[np.int64]
     bias: Mapping[int | None, NDArray[np.float32]]
+    distances: NDArray[np.int64]
     target: ContiguousCache | None = None
     target_slots: NDArray[np.int64] | None = None
+    memory: Memory | None = None
 
 
 @dataclass(frozen=True)
@@ -115,21 +123,73 @@ class Program:
         for line in self.lines:
             if cancel is not None:
                 cancel.check()
-            given: list[Any] = [values[name] for name in line.inputs]
-            constants = dict(line.constants)
-            if line.op == "attend":
-                bias = caches.bias[constants.pop("window")]
-                given += [caches.own.layer(constants.pop("layer")), caches.slots, bias]
-            elif line.op == "stage":
-                if caches.target is None:
-                    raise BackendError("only a predictor writes into another cache")
-                given += [caches.target.layer(constants.pop("layer")), caches.target_slots]
-            elif line.op == "stack":
-                given = [given]
+            given, constants = self._arguments(line, values, caches)
             values[line.output] = _OPS[line.op](*given, **constants)
         if self.logits is not None and not np.isfinite(values[self.logits]).all():
             raise BackendError("the model computed logits that are not numbers")
         return values
+
+    def encode(
+        self, inputs: Mapping[str, NDArray[Any]], cancel: CancelToken | None
+    ) -> dict[int, Layer]:
+        """Run an encoder: keys and values [rows, kv_heads * head_dim] by layer of the target.
+
+        Raises:
+            Cancelled: on request, within an op. BackendError: the memory is not numbers.
+        """
+        values, memory = dict(inputs), {}
+        for line in self.lines:
+            if cancel is not None:
+                cancel.check()
+            if line.op == "stage":
+                key, value = (values[name] for name in line.inputs)
+                memory[line.constants["layer"]] = key, value
+                continue
+            given, constants = self._arguments(line, values, None)
+            values[line.output] = _OPS[line.op](*given, **constants)
+        if not all(np.isfinite(part).all() for layer in memory.values() for part in layer):
+            raise BackendError("the encoder computed a memory that is not numbers")
+        return memory
+
+    def _arguments(
+        self, line: _Instruction, values: Mapping[str, NDArray[Any]], caches: Caches | None
+    ) -> tuple[list[Any], dict[str, Any]]:
+        """What the op of a line is called with. caches: None in an encoder."""
+        given: list[Any] = [values[name] for name in line.inputs]
+        constants = dict(line.constants)
+        if line.op == "stack":
+            given = [given]
+        elif line.op == "encode_attend":
+            rows = np.arange(len(given[0]))
+            _place_relative(constants, rows - rows[:, None])
+        elif line.op in ("attend", "stage", "cross_attend"):
+            if caches is None:
+                raise BackendError("an encoder has no cache")
+            given += _stored(line.op, constants, caches)
+        return given, constants
+
+
+def _stored(op: str, constants: dict[str, Any], caches: Caches) -> list[Any]:
+    """What an op is given of caches and memory; takes what says which from the constants."""
+    layer = constants.pop("layer")
+    if op == "attend":
+        _place_relative(constants, caches.distances)
+        return [caches.own.layer(layer), caches.slots, caches.bias[constants.pop("window")]]
+    if op == "cross_attend":
+        if caches.memory is None:
+            raise BackendError("this cache is over no source; make it with new_cache(memory)")
+        return [caches.memory.layer(layer)]
+    if caches.target is None:
+        raise BackendError("only a predictor writes into another cache")
+    return [caches.target.layer(layer), caches.target_slots]
+
+
+def _place_relative(constants: dict[str, Any], distances: NDArray[np.int64]) -> None:
+    """Put the biases of these distances in the place of their table, if there is one."""
+    table = constants.get("relative")
+    if table is not None:
+        most, both = constants.pop("max_distance"), constants.pop("bidirectional")
+        constants["relative"] = numpy_ops.relative_bias(distances, table, most, bidirectional=both)
 
 
 def _link(

@@ -74,6 +74,15 @@ def positions(tree: Tree, length: int) -> NDArray[np.int64]:
     return length + tree.depth
 
 
+def distances(tree: Tree, length: int, slots: int) -> NDArray[np.int64]:
+    """Position of what a slot holds less that of a row, int64 [n, slots]; see `attention_bias` for
+    where it lies. Slots past the staged rows go on counting."""
+    places = np.arange(slots)
+    rows = positions(tree, length)
+    places[length : length + len(tree)] = rows
+    return places - rows[:, None]
+
+
 def ancestors(tree: Tree) -> NDArray[np.int32]:
     """int32 [n, largest depth + 1]: the node on the way to node i at each depth, itself last, then
     -1."""

@@ -48,18 +48,18 @@ def save_tiny(name: str, folder: Path) -> Oracle:
         # The initialiser of StableLM stumbles over its own norms without bias; we need none.
         with mock.patch.object(PreTrainedModel, "_initialize_weights"):
             model = AutoModelForCausalLM.from_config(settings, attn_implementation="eager")
-    _randomise(model)
+    randomise(model)
     model.eval()
     if family == "openelm":
         save_file(model.state_dict(), folder / "model.safetensors")
     else:
         model.save_pretrained(folder, safe_serialization=True)
-    _save_tokenizer(folder)
+    save_tokenizer(folder)
 
     return Oracle(model)
 
 
-def _randomise(model: torch.nn.Module) -> None:
+def randomise(model: torch.nn.Module) -> None:
     """Values large enough that every part of the model shows in the logits."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -72,7 +72,8 @@ def _randomise(model: torch.nn.Module) -> None:
                 parameter.copy_(torch.randn_like(parameter) * 1.3 / parameter.shape[-1] ** 0.5)
 
 
-def _save_tokenizer(folder: Path) -> None:
+def save_tokenizer(folder: Path) -> None:
+    """Write the tokenizer of tiny models, and its settings."""
     (folder / "tokenizer.json").write_bytes(tiny_tokenizer_json())
     settings = {
         "bos_token": SPECIAL[BOS],

@@ -1,0 +1,85 @@
+"""Tiny random encoder-decoder models of every family, built with torch and saved as folders."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tiny.families import randomise, save_tokenizer
+from transformers import AutoConfig, AutoModelForSeq2SeqLM, WhisperForConditionalGeneration
+
+_T5 = {
+    "vocab_size": 64,
+    "d_model": 32,
+    "d_kv": 8,
+    "d_ff": 48,
+    "num_layers": 2,
+    "num_heads": 4,
+    "relative_attention_num_buckets": 8,
+    "relative_attention_max_distance": 20,
+    "decoder_start_token_id": 0,
+}
+SEQ2SEQ_CONFIGS: Mapping[str, tuple[str, dict[str, Any]]] = {
+    "t5-plain": ("t5", {**_T5, "feed_forward_proj": "relu"}),
+    "t5-v1.1": ("t5", {**_T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}),
+    "t5-deep": (
+        "t5",
+        {**_T5, "num_decoder_layers": 3, "d_kv": 16, "feed_forward_proj": "gated-silu"},
+    ),
+    "mt5": ("mt5", {**_T5, "feed_forward_proj": "gated-gelu"}),
+}
+
+
+@dataclass(frozen=True)
+class Seq2SeqOracle:
+    """A model of the published code, without a cache."""
+
+    model: Any
+
+    @property
+    def reads_features(self) -> bool:
+        """Whether its source is frames."""
+        return isinstance(self.model, WhisperForConditionalGeneration)
+
+    def _given(self, source: NDArray[Any]) -> dict[str, torch.Tensor]:
+        if self.reads_features:
+            return {"input_features": torch.from_numpy(source.T.copy())[None]}
+        return {"input_ids": torch.from_numpy(source)[None]}
+
+    def states(self, source: NDArray[Any]) -> NDArray[np.float32]:
+        """What the encoder ends in: source, tokens [n] or frames [n, width], to [rows, hidden]."""
+        encoder = self.model.get_encoder()
+        with torch.no_grad():
+            result: NDArray[np.float32] = encoder(**self._given(source))[0][0].numpy()
+        return result
+
+    def logits(self, source: NDArray[Any], tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Tokens [n] of the decoder to logits [n, vocabulary]."""
+        ids = torch.from_numpy(tokens)[None]
+        with torch.no_grad():
+            given = self._given(source)
+            found = self.model(**given, decoder_input_ids=ids, use_cache=False)
+        result: NDArray[np.float32] = found.logits[0].float().numpy()
+        return result
+
+
+def save_seq2seq(name: str, folder: Path) -> Seq2SeqOracle:
+    """Build SEQ2SEQ_CONFIGS[name], save it as a checkpoint folder, and return it as an oracle."""
+    family, config = SEQ2SEQ_CONFIGS[name]
+    torch.manual_seed(len(name))
+    settings = AutoConfig.for_model(family, **config)
+    settings._attn_implementation = "eager"
+    if family == "whisper":
+        model: Any = WhisperForConditionalGeneration(settings)
+    else:
+        model = AutoModelForSeq2SeqLM.from_config(settings)
+    randomise(model)
+    model.eval()
+    model.save_pretrained(folder, safe_serialization=True)
+    save_tokenizer(folder)
+    return Seq2SeqOracle(model)
