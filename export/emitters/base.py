@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from quickdraft.errors import BackendError, UnsupportedModel
+from quickdraft.export.checkpoints.base import TokenizerFiles
 from quickdraft.export.quantize import WeightFormat
 from quickdraft.export.weights import Dense, Weight
 from quickdraft.manifest import CacheLayout, Role, Variant
@@ -48,7 +49,8 @@ class EmitRequest:
     """What to write and where.
 
     folder: the bundle being written; an emitter makes one subfolder. parts: the target first. Parts
-    of one emitter share a data file, so what several of them hold is stored once.
+    of one emitter share a data file, so what several of them hold is stored once. tokenizer: for
+    formats whose runtimes want to be told of it.
 
     An emitter is a function of a request that writes files and returns a manifest Variant for every
     part, in order.
@@ -57,6 +59,7 @@ class EmitRequest:
     folder: Path
     fmt: WeightFormat
     parts: tuple[Part, ...]
+    tokenizer: TokenizerFiles | None = None
 
 
 Emit = Callable[[EmitRequest], list[Variant]]

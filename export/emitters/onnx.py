@@ -39,7 +39,7 @@ def _build(part: Part, fmt: WeightFormat, data: DataFile) -> tuple[OnnxOps, Part
 def _finish(ops: OnnxOps, part: Part, folder: Path, request: EmitRequest) -> Variant:
     model = folder / f"{part.name}.onnx"
     step = ops.finish(model)
-    _check(model)
+    check_graph(model)
     return Variant(
         target_format="onnx",
         flavour="portable",
@@ -53,7 +53,12 @@ def _finish(ops: OnnxOps, part: Part, folder: Path, request: EmitRequest) -> Var
     )
 
 
-def _check(model: Path) -> None:
+def check_graph(model: Path) -> None:
+    """Have onnx look at a written graph.
+
+    Raises:
+        BackendError: it is invalid (a fault of ours).
+    """
     import onnx
 
     try:

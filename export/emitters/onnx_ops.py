@@ -59,14 +59,7 @@ class OnnxOps(ComposedOps[Value]):
     """Emits one step of a model; `finish` writes it."""
 
     def __init__(self, graph: GraphBuilder, store: WeightStore, part: Part) -> None:
-        self._graph = graph
-        self._store = store
-        self._part = part
-        self._spec = part.spec
-        self._wanted = set(part.hidden_states)
-        self._hidden: dict[int, str] = {}
-        self._biases: dict[int | None, str] = {}
-        self._memo: dict[tuple[Any, ...], ir.Value] = {}
+        self._open(graph, store, part)
         self._tokens = graph.input("input_ids", ir.DataType.INT64, ["n"])
         self._positions = graph.input("position_ids", ir.DataType.INT64, ["n"])
         self._position_row = graph.one("Unsqueeze", [self._positions, graph.constant([0])])
@@ -79,6 +72,16 @@ class OnnxOps(ComposedOps[Value]):
         else:
             self._staged: set[int] = set()
             self._target_rows = self._places("target_rows")
+
+    def _open(self, graph: GraphBuilder, store: WeightStore, part: Part) -> None:
+        self._graph = graph
+        self._store = store
+        self._part = part
+        self._spec = part.spec
+        self._wanted = set(part.hidden_states)
+        self._hidden: dict[int, str] = {}
+        self._biases: dict[int | None, str] = {}
+        self._memo: dict[tuple[Any, ...], ir.Value] = {}
 
     def _places(self, name: str) -> ir.Value:
         """An input of slots to write, as ScatterND takes it."""
