@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from quickdraft.errors import BackendError, MissingExtra
-from quickdraft.export.emitters.base import EmitRequest, Part, entries
+from quickdraft.export.emitters.base import EmitRequest, Part, entries, refuse_sources
 from quickdraft.manifest import StepNames, Variant
 
 try:
@@ -33,6 +33,8 @@ WIDTHS = (1, 4, 8, 16)
 """Rows of the graphs that verify; one row more than a draft has."""
 PREFILL = 128
 """Rows of the graph that reads prompts."""
+SPARE = 32
+"""Slots beyond the context, for the nodes of a tree."""
 LONGEST = 4096
 """Most slots of a static cache: a step reads them all, however few are taken."""
 
@@ -60,6 +62,7 @@ def emit_openvino_static(request: EmitRequest) -> list[Variant]:
 
 
 def _folder(request: EmitRequest) -> Path:
+    refuse_sources(request, "openvino")
     if ov is None:
         raise MissingExtra("openvino", "openvino")
     folder = request.folder / "openvino"
@@ -76,7 +79,8 @@ def _emit_portable(part: Part, folder: Path, request: EmitRequest) -> Variant:
 
 def _emit_static(part: Part, folder: Path, request: EmitRequest) -> Variant:
     store = WeightStore(part.fmt or request.fmt)
-    capacity = min(-(-part.spec.context_length // ALIGNMENT) * ALIGNMENT, LONGEST)
+    wanted = part.spec.context_length + SPARE
+    capacity = min(-(-wanted // ALIGNMENT) * ALIGNMENT, LONGEST)
     binary = folder / f"{part.name}.static.bin"
     again = folder / f"{part.name}.again.bin"
     widths: dict[int, str] = {}

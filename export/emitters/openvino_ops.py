@@ -251,8 +251,6 @@ class OpenVinoOps(ComposedOps[Node]):
     def _softmax(self, scores: Node, a: Attention, group: int) -> Node:
         """Of scores [kv_heads, group * n, all], under the bias of the layer's window."""
         bias = self._bias(a.window)
-        if group == 1:
-            return opset.softmax(opset.add(scores, bias), 2)
         shape = opset.concat([_ints([a.num_kv_heads, group, -1]), _size(scores, 2)], 0)
         biased = opset.add(opset.reshape(scores, shape, False), bias)
         joined = opset.concat([_ints([a.num_kv_heads, -1]), _size(scores, 2)], 0)

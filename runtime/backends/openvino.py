@@ -87,7 +87,7 @@ class OpenVinoBackend:
         self.widths = tuple(sorted(variant.widths))
         self._vocab_size = vocab_size
         self._variant = variant
-        how = openvino_device.properties(self.device, threads)
+        how = openvino_device.properties(self.device, threads, bool(variant.widths))
         graphs = Graphs(folder, spec, variant, self.device, how)
         graphs.compiled(self.widths[0] if self.widths else ANY)  # what cannot be shows at once
         self._runner: Runner | None = Runner(spec, variant, graphs)

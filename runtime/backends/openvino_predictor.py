@@ -44,7 +44,7 @@ class OpenVinoPredictor(SlotsPredictor[ByHeadCache]):
         """
         super().__init__(backend, variant)
         device = openvino_device.check_device(getattr(backend, "device", None))
-        how = openvino_device.properties(device, threads)
+        how = openvino_device.properties(device, threads, bool(variant.widths))
         graphs = Graphs(folder, self.spec, variant, device, how, self.target)
         self._widths = tuple(sorted(variant.widths))
         graphs.compiled(self._widths[0] if self._widths else ANY)
