@@ -1,7 +1,7 @@
 """The op protocol as MIL, the language of Core ML's ML programs: one function, one number of rows.
 
 Every shape is fixed. Keys and values live in states of a fixed number of slots, which a step
-writes with a slice update and then attends over under a mask (docs/decisions/010-core-ml-states.md
+writes with a slice update and then attends over under a mask (docs/decisions/016-core-ml-states.md
 says why like this). Values are [rows, width], float16 unless the weights are float32.
 """
 
