@@ -12,6 +12,7 @@ from quickdraft.types import Progress
 
 if TYPE_CHECKING:
     from quickdraft.manifest import Manifest
+    from quickdraft.runtime.devices import Placement
     from quickdraft.runtime.model import Model
 
 
@@ -37,35 +38,29 @@ def load(
 
     path_or_name: a built-in alias, a bundle or checkpoint folder, a `.gguf` file, or `owner/name`
     (`@revision`, `:file.gguf`) on the Hugging Face hub. device: `auto`, `cpu`, `gpu`, `npu`, a name
-    that `quickdraft device list` shows, or `simulated:` and such a name, which runs here in the
-    time of that device. drafter: `none`, or names of the registry between commas, where `auto`
-    stands for those that need no model. drafter_options: by name of the drafter, by name of the
-    option. store: whether drafters may keep what they learn for later runs. backend: `auto` or a
-    name of the registry, which may name a device of its own after a colon, such as
-    `onnxruntime:CoreML`. weights: `auto`, `gguf`, `fp32`, `fp16`, `int8` or `int4`. kv_cache: how
-    keys and values are stored, `f32`, `f16` or `int8`; None leaves it to the backend. prefill: how
-    answers prefill where nothing else is said, see GenerationConfig; what it needs is loaded at
-    once. offline: use only what is there. progress: called with a stage, what is done of it, and
-    its total (0 if unknown).
+    of `quickdraft device list`, or `simulated:` and such a name. drafter: `none`, or names of the
+    registry between commas, where `auto` stands for those that need no model. drafter_options: by
+    name of the drafter, by name of the option. store: whether drafters may keep what they learn.
+    backend: `auto`, or a name of the registry, after which `:` may name a device of its own.
+    weights: `auto`, `gguf`, `fp32`, `fp16`, `int8` or `int4`. kv_cache: how keys and values are
+    stored, `f32`, `f16` or `int8`; None leaves it to the backend. prefill: how answers prefill
+    where nothing else is said, see GenerationConfig; what it needs is loaded at once. offline: use
+    only what is there. progress: called with a stage, what is done of it, its total (0: unknown).
 
     Raises:
-        InputError: the name or an option cannot be used; a subclass says which and why.
-        DeviceError: the device is not here, or the model does not fit on it.
+        InputError: the name, device or an option cannot be used; a subclass says which and why.
         DownloadError, StorageError: it could not be fetched or kept.
         MissingExtra: the backend needs a package that is not installed.
     """
     started = time.perf_counter()
-    _check(kv_cache, prefill)
-    from quickdraft.runtime.devices import check_memory, place
     from quickdraft.runtime.drafting import DraftingSetup
     from quickdraft.runtime.model import Model
 
-    placement = place(device, backend)
-    find = partial(_find, progress=progress, offline=offline)
+    placement = _place(device, backend, kv_cache, prefill)
+    find, name = partial(_find, progress=progress, offline=offline), str(path_or_name)
     drafting = DraftingSetup(drafter, drafter_options or {}, store, find)
-    name = str(path_or_name)
     folder, manifest = find(name, placement.backend, weights=weights)
-    check_memory(manifest, placement, kv_cache, name)
+    placement.check_memory(manifest, kv_cache, name)
     model = Model.open(
         folder,
         manifest=manifest,
@@ -77,31 +72,33 @@ def load(
         progress=progress,
     )
     model.placement = placement
-    if prefill != "exact":
-        _use_prefill(model, prefill)
+    _use_prefill(model, prefill)
     # What the user waited for: fetching, exporting and verifying count as well.
     model.load_ms = 1e3 * (time.perf_counter() - started)
     return model
 
 
-def _check(kv_cache: str | None, prefill: str) -> None:
-    """Refuse bad values before anything is fetched.
+def _place(device: str, backend: str, kv_cache: str | None, prefill: str) -> Placement:
+    """Where the model shall run; bad values are refused before anything is fetched.
 
     Raises:
-        OptionError: one is.
+        DeviceError: the device is not here. OptionError: another value is bad.
     """
     from quickdraft.kvcache.blocked import check_kv_type
+    from quickdraft.runtime.devices import place
     from quickdraft.runtime.prediction import Prefill
 
     if kv_cache is not None:
         check_kv_type(kv_cache)
     Prefill.parse(prefill)
+    return place(device, backend)
 
 
 def _use_prefill(model: Model, prefill: str) -> None:
     """Make it the model's, which is closed where that fails."""
     try:
-        model.use_prefill(prefill)
+        if prefill != "exact":
+            model.use_prefill(prefill)
     except BaseException:
         model.close()
         raise

@@ -86,6 +86,17 @@ class Placement:
         """Of the profile; None leaves them to the backend."""
         return (self.profile.run.threads or None) if self.profile is not None else None
 
+    def check_memory(self, manifest: Manifest, kv_cache: str | None, name: str) -> None:
+        """Refuse a model that cannot fit, before it is loaded.
+
+        Raises:
+            DeviceError: it cannot; the message has the figures.
+        """
+        kv_type = kv_cache or (self.profile.run.kv_cache if self.profile is not None else "f16")
+        spec, weights = manifest.model, least_weights(manifest)
+        context, budget = min(LEAST_CONTEXT, spec.context_length), memory_budget(self.profile)
+        plan_memory(spec, weights, kv_type, context, budget).check(name, self.device)
+
 
 def place(device: str = AUTO, backend: str = AUTO) -> Placement:
     """Choose a profile and a backend.
@@ -256,18 +267,3 @@ def least_weights(manifest: Manifest) -> int:
     variants = manifest.roles.get("target", ())
     sizes = (sum(manifest.files[file].size for file in variant.files) for variant in variants)
     return min(sizes, default=0)
-
-
-def check_memory(manifest: Manifest, placement: Placement, kv_cache: str | None, name: str) -> None:
-    """Refuse a model that cannot fit, before it is loaded.
-
-    Raises:
-        DeviceError: it cannot; the message has the figures.
-    """
-    profile = placement.profile
-    kv_type = kv_cache or (profile.run.kv_cache if profile is not None else "f16")
-    context = min(LEAST_CONTEXT, manifest.model.context_length)
-    plan = plan_memory(
-        manifest.model, least_weights(manifest), kv_type, context, memory_budget(profile)
-    )
-    plan.check(name, placement.device)

@@ -8,7 +8,6 @@ devices that onnxruntime lists, and through its list of built-in providers.
 from __future__ import annotations
 
 import importlib
-import logging
 from dataclasses import dataclass
 from importlib.util import find_spec
 from threading import Lock
@@ -16,8 +15,6 @@ from typing import Any
 
 from quickdraft.errors import DeviceError
 from quickdraft.runtime.backends import ort_session
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -82,7 +79,11 @@ def problem(device: str) -> str | None:
     """
     provider, hardware = parse_device(device)
     ort = ort_session.require()
-    failure = _register(ort, provider)
+    failure = None
+    try:
+        _register(ort, provider)
+    except DeviceError as error:
+        failure = str(error)
     offered = _devices(ort, provider, None)
     if offered and hardware is not None and not _devices(ort, provider, hardware):
         kinds = sorted({_hardware(found) for found in offered})
@@ -121,22 +122,25 @@ def use(session_options: Any, device: str) -> list[str] | None:
     return names if provider.name == "CPUExecutionProvider" else [*names, "CPUExecutionProvider"]
 
 
-def _register(ort: Any, provider: Provider) -> str | None:
-    """Make a plug-in known, once; what went wrong, None if nothing did or there is none."""
+def _register(ort: Any, provider: Provider) -> None:
+    """Make a plug-in known, once, if there is one.
+
+    Raises:
+        DeviceError: it cannot be loaded.
+    """
     with _lock:
         wanted = provider.plugin and provider.name not in _registered
         if not wanted or provider.name in _names(ort) or find_spec(provider.plugin) is None:
-            return None
+            return
         if not hasattr(ort, "register_execution_provider_library"):
-            return f"plug-ins need onnxruntime 1.24, and this is {ort.__version__}"
+            raise DeviceError(f"plug-ins need onnxruntime 1.24, and this is {ort.__version__}")
         library = importlib.import_module(provider.plugin).get_library_path()
         try:
             ort.register_execution_provider_library(provider.name, library)
         except Exception as error:  # onnxruntime has no class of its own for it
-            _log.debug("registering %s failed", library, exc_info=True)
-            return f"its plug-in cannot be loaded: {str(error).splitlines()[0]}"
+            reason = (str(error).splitlines() or ["it said nothing"])[0]
+            raise DeviceError(f"its plug-in cannot be loaded: {reason}") from error
         _registered.add(provider.name)
-        return None
 
 
 def _entries(ort: Any) -> list[Any]:
