@@ -10,10 +10,11 @@ from typing import TypedDict, Unpack
 import quickdraft
 from quickdraft import registry
 from quickdraft.bundle import BundleWriter
+from quickdraft.checkpoint_folders import folder_kind
 from quickdraft.errors import CheckpointError, OptionError
 from quickdraft.export.checkpoints.base import Checkpoint
 from quickdraft.export.emitters.base import Emit, EmitRequest
-from quickdraft.export.parts import parts_of
+from quickdraft.export.parts import generation_of, parts_of
 from quickdraft.export.quantize import weight_format
 from quickdraft.manifest import (
     EXPORT_REVISION,
@@ -26,15 +27,16 @@ from quickdraft.types import ModelSpec, Progress
 
 
 def read_checkpoint(source: Path) -> Checkpoint:
-    """Read a `.gguf` file or a Hugging Face folder; nothing is decoded yet.
+    """Read a `.gguf` file or a checkpoint folder; nothing is decoded yet.
 
     Raises:
         CheckpointError: it is neither, or damaged.
     """
     if source.is_dir():
-        from quickdraft.export.checkpoints.hf import read_huggingface
-
-        return read_huggingface(source)
+        read: Callable[[Path], Checkpoint] = registry.lookup(
+            "kind of checkpoint", registry.CHECKPOINTS, folder_kind(source)
+        )
+        return read(source)
     if not source.is_file():
         raise CheckpointError(f"{source} is neither a .gguf file nor a checkpoint folder")
     from quickdraft.export.checkpoints.gguf import read_gguf
@@ -165,7 +167,7 @@ def _write(
         ),
         files=writer.files,
         source=checkpoint.source,
-        generation=dict(checkpoint.generation),
+        generation=generation_of(checkpoint),
         written_by=_versions(),
     )
     finished = writer.finish(manifest)

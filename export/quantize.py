@@ -14,6 +14,8 @@ from quickdraft.errors import OptionError
 from quickdraft.export.weights import Blocked, Dense, Floats, Weight
 
 GROUP = 32
+_WITH_BLOCKS = ("gguf", "onnx")
+"""Kinds of checkpoints whose weights may be blocks already."""
 _FACTORS = tuple(map(np.float32, (0.95, 0.9, 0.85, 1.05, -1.0, -0.93)))
 """Neighbours of the scale that maps the largest value of a block to the last code."""
 _LARGEST_SCALE = float(np.finfo(np.float16).max) / 2
@@ -48,16 +50,16 @@ FORMATS = {
 
 
 def weight_format(name: str, checkpoint_kind: str) -> WeightFormat:
-    """The format called `name`; `auto` keeps GGUF blocks and turns floats into int8.
+    """The format called `name`; `auto` keeps blocks and turns floats into int8.
 
     Raises:
         OptionError: the name is unknown, or `gguf` is asked of another kind of checkpoint.
     """
     if name == "auto":
-        name = "gguf" if checkpoint_kind == "gguf" else "int8"
+        name = "gguf" if checkpoint_kind in _WITH_BLOCKS else "int8"
     if name not in FORMATS:
         raise OptionError(f"unknown weight format {name!r} (there are: auto, {', '.join(FORMATS)})")
-    if name == "gguf" and checkpoint_kind != "gguf":
+    if name == "gguf" and checkpoint_kind not in _WITH_BLOCKS:
         raise OptionError(
             "--weights gguf keeps the blocks of a GGUF file; this checkpoint has none"
         )

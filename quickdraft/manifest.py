@@ -123,8 +123,8 @@ class TokenizerEntry:
 
 @dataclass(frozen=True)
 class SourceEntry:
-    """Where the weights came from. kind: `gguf` or `huggingface`. fingerprint: sha256 of the weight
-    file, or of the sorted hashes of several, hex."""
+    """Where the weights came from. kind: `gguf` or one of registry.CHECKPOINTS. fingerprint: sha256
+    of the weight file, or of the sorted hashes of several, hex."""
 
     kind: str
     name: str

