@@ -11,7 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeVar
 
-from quickdraft.export.weights import Weight
+import numpy as np
+
+from quickdraft import numpy_ops
+from quickdraft.export.weights import Floats, Weight
 
 V = TypeVar("V")
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
@@ -47,6 +50,22 @@ class RelativeBias:
     def buckets(self) -> int:
         """Rows of the table."""
         return self.table.shape[0]
+
+    def by_distance(self) -> Weight:
+        """The biases of distances -max_distance .. max_distance, position of the key less that of
+        the query: [heads, 2 * max_distance + 1]. What is farther away has that of the nearer end.
+        """
+        way = "both" if self.bidirectional else "before"
+        distances = np.arange(-self.max_distance, self.max_distance + 1)[None]
+
+        def change(table: Floats) -> Floats:
+            values = numpy_ops.relative_bias(
+                distances, table, self.max_distance, bidirectional=self.bidirectional
+            )
+            return np.ascontiguousarray(values[:, 0])
+
+        shape = self.table.shape[1], distances.size
+        return self.table.map(change, shape, f"{self.table.name}.{way}.{self.max_distance}")
 
 
 @dataclass(frozen=True)

@@ -64,8 +64,8 @@ class Step:
     """The rows of a step. past: int64 [3], committed length, type of the cache, capacity in slots.
 
     positions: int64 [n]. ancestors: int32 [n, d], the rows on the way to each row by depth, itself
-    last, then -1; [n, 0] for a chain. Row 0 may not be the first of its tree: then its number is that
-    of rows staged before. rope: float32 [n, 2, pairs], cosines and sines, or None.
+    last, then -1; [n, 0] for a chain. Row 0 may not be the first of its tree: then its number is
+    that of rows staged before. rope: float32 [n, 2, pairs], cosines and sines, or None.
     """
 
     positions: Ints
@@ -83,7 +83,8 @@ class Step:
     @property
     def slots(self) -> Ints:
         """`past` as of the step's own rows, which lie after those staged."""
-        return self.past + np.array([self.staged, 0, 0])
+        slots: Ints = self.past + np.array([self.staged, 0, 0])
+        return slots
 
     def path(self, row: int) -> Ints:
         """The slots of positions 0 .. positions[row], int64 [positions[row] + 1]."""

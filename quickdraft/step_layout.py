@@ -148,6 +148,8 @@ class StepNames:
     target_past: the same for one of `blocks`, as `past`. An encoder has positions, and either
     features or tokens, which else is empty. source: with a memory of `blocks`, the input of encoder
     and target that says what it holds: int64 [3], its rows, the type of its values, its capacity.
+    distances: over slots, of scores with relative positions: int64 [n, slots], the position of what
+    a slot holds less that of a row; what no row may see has any.
 
     In an adapted graph, whose inputs have a batch of one in front: mask, the attention mask over
     past and step; positions, None where the graph counts itself; beams, the reordering of states;
@@ -172,6 +174,7 @@ class StepNames:
     target_rows: str | None = None
     target_past: str | None = None
     source: str | None = None
+    distances: str | None = None
     mask: str | None = None
     beams: str | None = None
     branch: str | None = None

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import onnx_ir as ir
 
-from quickdraft import numpy_ops
 from quickdraft.export.emitters.onnx_graph import GraphBuilder
 from quickdraft.export.ops import RelativeBias
 from quickdraft.export.packing import Packed, pack, pack_gated
@@ -41,18 +39,9 @@ class PackedStore:
         return known or self._graph.weight(weight.name, weight.dense().reshape(-1))
 
     def relative(self, bias: RelativeBias) -> ir.Value:
-        """What relative positions add, float32 [heads, 2 * max_distance + 1]: of distances from
-        -max_distance on. What is farther away shares a bucket with these ends."""
-        way = "both" if bias.bidirectional else "before"
-        name, reach = f"{bias.table.name}.{way}.{bias.max_distance}", bias.max_distance
-        known = self._graph.find(name)
-        if known is not None:
-            return known
-        distances = np.arange(-reach, reach + 1)[None]
-        values = numpy_ops.relative_bias(
-            distances, bias.table.dense(), reach, bidirectional=bias.bidirectional
-        )
-        return self._graph.weight(name, np.ascontiguousarray(values[:, 0]))
+        """What relative positions add, float32 [heads, 2 * max_distance + 1]."""
+        weight = bias.by_distance()
+        return self._graph.find(weight.name) or self._graph.weight(weight.name, weight.dense())
 
     def matrix(self, weight: Weight, keep_float: bool = False) -> Stored:
         """A matrix in the weight format, or as float32."""

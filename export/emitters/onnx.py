@@ -8,6 +8,7 @@ from quickdraft.errors import BackendError
 from quickdraft.export.emitters.base import EmitRequest, Part, entries
 from quickdraft.export.emitters.onnx_graph import DataFile, GraphBuilder
 from quickdraft.export.emitters.onnx_ops import LAYOUT, TARGET_LAYOUT, OnnxOps
+from quickdraft.export.emitters.onnx_source import MEMORY_LAYOUT, OnnxSourceOps
 from quickdraft.export.emitters.onnx_weights import WeightStore
 from quickdraft.export.quantize import WeightFormat
 from quickdraft.manifest import Variant
@@ -31,7 +32,8 @@ def emit_onnx(request: EmitRequest) -> list[Variant]:
 
 def _build(part: Part, fmt: WeightFormat, data: DataFile) -> tuple[OnnxOps, Part]:
     graph = GraphBuilder(data)
-    ops = OnnxOps(graph, WeightStore(graph, fmt), part)
+    with_source = part.role == "encoder" or part.spec.source is not None
+    ops = (OnnxSourceOps if with_source else OnnxOps)(graph, WeightStore(graph, fmt), part)
     part.build(ops)
     return ops, part
 
@@ -48,6 +50,7 @@ def _finish(ops: OnnxOps, part: Part, folder: Path, request: EmitRequest) -> Var
         files=(f"onnx/{part.name}.onnx", "onnx/model.onnx_data"),
         step=step,
         cache=LAYOUT,
+        memory=MEMORY_LAYOUT if isinstance(ops, OnnxSourceOps) else None,
         guarantee="bit_identical",
         **entries(part, request.folder, TARGET_LAYOUT),
     )

@@ -8,14 +8,16 @@ fixed order: its bits do not depend on how many rows share the step
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+from quickdraft.errors import UnsupportedModel
 from quickdraft.export.emitters.base import Part, check_staged
 from quickdraft.export.emitters.composed import ComposedOps
 from quickdraft.export.emitters.onnx_graph import CONTRIB, GraphBuilder
@@ -258,7 +260,26 @@ class OnnxOps(ComposedOps[Value]):
 
     def attend(self, q: Value, k: Value, v: Value, attention: Attention) -> Value:
         """Write k and v into their slots, then attend over all slots under the bias."""
-        graph, a = self._graph, attention
+        written = self._write(k, v, attention, LAYOUT)
+        return self._mix(q, *written, attention, partial(self._score_bias, attention))
+
+    def _score_bias(self, attention: Attention, group: int) -> ir.Value:
+        """What is added to the scores, [1 or kv_heads, n * group, slots]."""
+        if attention.relative is not None:
+            raise UnsupportedModel("relative positions are for encoder-decoder models")
+        return self._bias(attention.window, group)
+
+    def _mix(
+        self,
+        q: Value,
+        keys: ir.Value,
+        values: ir.Value,
+        a: Attention,
+        bias: Callable[[int], ir.Value] | None,
+    ) -> Value:
+        """Attend over keys and values [rows, kv_heads, head_dim]. bias: what to add to scores of so
+        many queries per row and KV head."""
+        graph = self._graph
         # A matrix of one row takes another path through the library, with other rounding; so
         # heads that share no KV head are computed twice.
         group = a.num_heads // a.num_kv_heads
@@ -268,10 +289,10 @@ class OnnxOps(ComposedOps[Value]):
             query = graph.one("Concat", [query, query], {"axis": 2})
         query = graph.one("Transpose", [query], {"perm": [1, 0, 2, 3]})
         query = self._reshape(query, [a.num_kv_heads, -1, a.head_dim])
-        keys, values = self._write(k, v, a, LAYOUT)
         scores = self._scores(query, keys, a)
-        biased = graph.one("Add", [scores, self._bias(a.window, group * copies)])
-        weights = graph.one("Softmax", [biased], {"axis": -1})
+        if bias is not None:
+            scores = graph.one("Add", [scores, bias(group * copies)])
+        weights = graph.one("Softmax", [scores], {"axis": -1})
         mixed = graph.one("FusedMatMul", [weights, values], {"transBatchB": 1}, domain=CONTRIB)
         mixed = self._reshape(mixed, [a.num_kv_heads, -1, group * copies, a.head_dim])
         mixed = graph.one("Transpose", [mixed], {"perm": [1, 0, 2, 3]})

@@ -24,7 +24,13 @@ from quickdraft.runtime import native
 from quickdraft.runtime.backends import ort_session
 from quickdraft.runtime.backends.base import CancelToken, StepOutput, TopTokens, Trees
 from quickdraft.runtime.backends.hotpath_memory import BlockedMemory, HotpathEncoder, bind_memory
-from quickdraft.runtime.backends.step_inputs import ancestors, check_features, check_step, make_room
+from quickdraft.runtime.backends.step_inputs import (
+    ancestors,
+    check_features,
+    check_memory,
+    check_step,
+    make_room,
+)
 from quickdraft.types import ModelSpec
 
 OLDEST_ORT = (1, 24)
@@ -135,10 +141,7 @@ class HotpathBackend:
             raise BackendError("the model was closed")
         if not isinstance(cache, BlockedCache):
             raise BackendError(f"this backend needs its own caches, not {type(cache).__name__}")
-        if (self._variant.memory is None) != (cache.memory is None):
-            raise BackendError(
-                "a cache has a memory where the model has an encoder, and only there"
-            )
+        check_memory(self._variant, cache.memory)
         if cancel is not None:
             cancel.check()
         length = cache.length

@@ -21,6 +21,7 @@ from quickdraft.drafters.tree import Tree
 from quickdraft.errors import BackendError, BundleError
 from quickdraft.kvcache.base import KvCache
 from quickdraft.kvcache.contiguous import ContiguousCache, align_slots
+from quickdraft.kvcache.memory import Memory, Source
 from quickdraft.manifest import SlotsLayout, StepNames, Variant
 from quickdraft.runtime.backends import ort_session, providers
 from quickdraft.runtime.backends.base import (
@@ -29,10 +30,17 @@ from quickdraft.runtime.backends.base import (
     Trees,
     refuse_kv_types,
 )
+from quickdraft.runtime.backends.onnxruntime_memory import (
+    OnnxRuntimeEncoder,
+    bind_memory,
+    memory_inputs,
+)
 from quickdraft.runtime.backends.step_inputs import (
     attention_bias,
     check_features,
+    check_memory,
     check_step,
+    distances,
     make_room,
     positions,
 )
@@ -83,9 +91,11 @@ class OnnxRuntimeBackend:
         kv_cache: str | None = None,
         vocab_size: int | None = None,
         device: str = CPU,
+        encoder: Variant | None = None,
     ) -> None:
         """Load the variant. threads: of one step; None means one per physical core. vocab_size: of
-        the tokens that a part with a token map reads. device: see `providers`.
+        the tokens that a part with a token map reads. device: see `providers`. encoder: that of an
+        encoder-decoder model.
 
         Raises:
             OptionError: kv_cache is not f32. MissingExtra: onnxruntime is not installed.
@@ -111,14 +121,27 @@ class OnnxRuntimeBackend:
         self._layout = variant.cache
         self._session: Any = ort_session.open_session(folder / variant.model, options, named)
         check_names(self._session, spec, variant)
+        self._encoder: OnnxRuntimeEncoder | None = None
+        if encoder is not None:
+            opened = ort_session.open_session(folder / encoder.model, options, named)
+            self._encoder = OnnxRuntimeEncoder(opened, spec, encoder)
         self._states: weakref.WeakKeyDictionary[ContiguousCache, State] = (
             weakref.WeakKeyDictionary()
         )
         self._lock = threading.Lock()
 
-    def new_cache(self) -> ContiguousCache:
-        """An empty cache that fits this backend."""
-        return ContiguousCache(self.spec)
+    def encode(self, source: Source, cancel: CancelToken | None = None) -> Memory:
+        """See Seq2SeqBackend.encode."""
+        if self._encoder is None:
+            source.check(self.spec)  # says that there is no encoder
+            raise BackendError("this backend was opened without the encoder of its model")
+        return self._encoder.encode(source, cancel)
+
+    def new_cache(self, memory: Memory | None = None) -> ContiguousCache:
+        """An empty cache that fits this backend; over a memory in an encoder-decoder model."""
+        cache = ContiguousCache(self.spec)
+        cache.memory = memory
+        return cache
 
     def step(
         self,
@@ -160,6 +183,7 @@ class OnnxRuntimeBackend:
             raise BackendError("the model was closed")
         if not isinstance(cache, ContiguousCache):
             raise BackendError(f"this backend needs its own caches, not {type(cache).__name__}")
+        check_memory(self._variant, cache.memory)
         if cancel is not None:
             cancel.check()
         count = len(tree) - staged
@@ -202,14 +226,17 @@ class OnnxRuntimeBackend:
             state = self._states.get(cache)
             if state is None:
                 state = self._states[cache] = State(session)
+                bind_memory(state.bound, self._variant, self.spec, cache.memory)
         if (state.version, state.slots) != (cache.version, slots):
             state.bind(self._layout, cache, cached_layers(self.spec, self._variant), slots)
             state.version, state.slots = cache.version, slots
         return state
 
     def close(self) -> None:
-        """Release the session."""
+        """Release the sessions."""
         self._session = None
+        if self._encoder is not None:
+            self._encoder.close()
         with self._lock:
             self._states.clear()
 
@@ -234,6 +261,8 @@ def step_feeds(
     for window, name in names.biases.items():
         bias = attention_bias(tree, length, align_slots(length + n), window)
         feeds[name] = bias[staged:]
+    if names.distances is not None:
+        feeds[names.distances] = distances(tree, length, align_slots(length + n))[staged:]
     return feeds
 
 
@@ -247,7 +276,8 @@ def check_names(
     """
     step = variant.step
     inputs = {step.tokens, step.positions, step.slots, step.output_rows, step.features}
-    inputs |= {step.target_rows, *step.biases.values()}
+    inputs |= {step.target_rows, step.distances, *step.biases.values()}
+    inputs |= {name for names in memory_inputs(variant, spec).values() for name in names}
     outputs = {step.logits, *step.hidden_states.values()}
     caches = [(variant.cache, cached_layers(spec, variant))]
     if target is not None and variant.target_cache is not None:

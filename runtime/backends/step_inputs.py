@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from quickdraft.drafters.tree import Tree
 from quickdraft.errors import BackendError, ContextOverflow
 from quickdraft.kvcache.base import KvCache
+from quickdraft.kvcache.memory import Memory
 from quickdraft.manifest import Variant
 from quickdraft.types import ModelSpec
 
@@ -52,6 +53,20 @@ def make_room(cache: KvCache, rows: int, staged: int) -> None:
             f"{cache.staged} staged"
         )
     cache.extend(rows)
+
+
+def check_memory(variant: Variant, memory: Memory | None) -> None:
+    """A cache is over a memory in an encoder-decoder model, and in no other.
+
+    Raises:
+        BackendError: it is not so.
+    """
+    if (variant.memory is None) != (memory is None):
+        raise BackendError(
+            "this cache is over no source; make it with new_cache(memory)"
+            if memory is None
+            else "this cache is over a source, and the model has no encoder for one"
+        )
 
 
 def check_features(variant: Variant, rows: int, found: NDArray[np.float32] | None) -> None:
