@@ -13,11 +13,15 @@ from quickdraft.commands.options import common_options, whole_numbers
 from quickdraft.commands.output import human_count, human_size, print_json
 from quickdraft.commands.progress import Bars
 from quickdraft.device_profiles import machine
+from quickdraft.errors import OptionError
 from quickdraft.registry import EMITTERS
 
 if TYPE_CHECKING:
     from quickdraft.manifest import Manifest
     from quickdraft.models.admission import Provenance
+
+DEFAULTS: tuple[Any, ...] = ("auto", (), "auto", ())
+"""Of --weights, --hidden-states, --format and --trained."""
 
 
 @click.command()
@@ -62,6 +66,11 @@ if TYPE_CHECKING:
     show_default=True,
     help="Add the drafts that come with quickdraft for this checkpoint, if there are any.",
 )
+@click.option(
+    "--via",
+    type=click.Choice(("optimum",)),
+    help="Let optimum export a family that quickdraft does not define: slower, a fallback.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace a bundle that is already there.")
 @click.option("--offline", is_flag=True, help="Never use the network.")
 @common_options
@@ -73,6 +82,7 @@ def export(
     formats: str,
     trained: tuple[Path, ...],
     drafts: bool,
+    via: str | None,
     overwrite: bool,
     offline: bool,
     as_json: bool,
@@ -82,6 +92,7 @@ def export(
     SOURCE is a .gguf file, a Hugging Face checkpoint folder, or the name of a model.
     """
     from quickdraft.export.pipeline import export_model
+    from quickdraft.models.adapters.via_optimum import export_via_optimum
     from quickdraft.models.admission import admit
     from quickdraft.models.formats import WITH_PARTS, default_formats
     from quickdraft.models.shipped import with_shipped
@@ -90,26 +101,38 @@ def export(
     if chosen == ("auto",):
         chosen = default_formats()
     drafts = drafts and set(chosen) <= set(WITH_PARTS)
+    if via is not None and (weights, hidden_states or (), formats, trained) != DEFAULTS:
+        raise OptionError(
+            "--via optimum exports the whole checkpoint in float32 to ONNX and nothing else; leave "
+            "out --weights, --hidden-states, --format and --trained"
+        )
     started = time.perf_counter()
     with Bars(quiet=as_json) as bars:
         checkpoint, provenance = _checkpoint(source, bars, offline)
-        manifest = export_model(
-            checkpoint,
-            out,
-            weights=weights,
-            hidden_states=hidden_states or (),
-            formats=chosen,
-            progress=bars,
-            overwrite=overwrite,
-            trained=with_shipped(checkpoint, trained) if drafts else trained,
-            admit=partial(admit, provenance=provenance),
-        )
+        if via is not None:
+            manifest = export_via_optimum(
+                checkpoint, out, provenance=provenance, overwrite=overwrite, progress=bars
+            )
+        else:
+            manifest = export_model(
+                checkpoint,
+                out,
+                weights=weights,
+                hidden_states=hidden_states or (),
+                formats=chosen,
+                progress=bars,
+                overwrite=overwrite,
+                trained=with_shipped(checkpoint, trained) if drafts else trained,
+                admit=partial(admit, provenance=provenance),
+            )
     facts = _facts(out, manifest) | {"seconds": round(time.perf_counter() - started, 3)}
     if as_json:
         print_json({**facts, "peak_memory": machine.peak_memory()})
         return
     _show(facts, manifest)
-    if formats == "auto" and "hotpath" not in chosen:
+    if via is not None:
+        click.echo("This is a fallback: no trees of drafts, no kernels of ours, float32 weights.")
+    elif formats == "auto" and "hotpath" not in chosen:
         click.echo(
             "Our kernels are not installed here; --format hotpath exports for where they are."
         )
@@ -133,8 +156,9 @@ def _facts(out: Path, manifest: Manifest) -> dict[str, Any]:
 
 def _show(facts: dict[str, Any], manifest: Manifest) -> None:
     """The same for people."""
-    size, parameters = human_size(facts["size"]), human_count(facts["parameters"])
-    click.echo(f"{facts['bundle']}: {facts['family']}, {parameters} parameters, {size}")
+    size, count = human_size(facts["size"]), facts["parameters"]
+    parameters = f"{human_count(count)} parameters, " if count else ""  # unknown of other exports
+    click.echo(f"{facts['bundle']}: {facts['family']}, {parameters}{size}")
     peak = machine.peak_memory()
     memory = "" if peak is None else f", {human_size(peak)} of memory at most"
     variants = manifest.roles["target"]
