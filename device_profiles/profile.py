@@ -32,7 +32,7 @@ WeightFormat = Literal["gguf", "fp32", "fp16", "int8", "int4"]
 KvFormat = Literal["f32", "f16", "int8"]
 
 _NAME = re.compile(r"[a-z0-9]+(?:[.-][a-z0-9]+)*")
-_BACKEND = re.compile(r"[a-z]+(?::[A-Za-z0-9_.,-]+)?")
+_BACKEND = re.compile(r"[a-z_]+(?::[A-Za-z0-9_.,-]+)?")
 
 
 class _Bad(Exception):

@@ -263,7 +263,12 @@ def plan_for(model: Model, context: int) -> MemoryPlan:
 
 
 def least_weights(manifest: Manifest) -> int:
-    """Bytes of the smallest variant of the target; 0 where there is none."""
-    variants = manifest.roles.get("target", ())
-    sizes = (sum(manifest.files[file].size for file in variant.files) for variant in variants)
-    return min(sizes, default=0)
+    """Bytes of the smallest variants of what always runs: the target, and an encoder before it."""
+    total = 0
+    for role in ("target", "encoder"):
+        sizes = [
+            sum(manifest.files[file].size for file in variant.files)
+            for variant in manifest.roles.get(role, ())
+        ]
+        total += min(sizes, default=0)
+    return total
