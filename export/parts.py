@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from quickdraft import registry
 from quickdraft.errors import CheckpointError, OptionError
@@ -18,6 +19,11 @@ from quickdraft.export.emitters.base import Part
 from quickdraft.export.trained import Attach, Target, check_target, read_trained
 from quickdraft.manifest import PART_NAME
 from quickdraft.types import ModelSpec
+
+_OF_ANSWERS = (
+    *("decoder_start_token_id", "bos_token_id", "pad_token_id", "forced_bos_token_id"),
+    *("forced_decoder_ids", "suppress_tokens", "begin_suppress_tokens"),
+)
 
 
 def parts_of(
@@ -82,6 +88,16 @@ def _seq2seq_parts(
         target=facts,
     )
     return target, encoder
+
+
+def generation_of(checkpoint: Checkpoint) -> Mapping[str, Any]:
+    """Defaults of generation. What answers of an encoder-decoder model begin with stood in
+    config.json before there was a generation_config.json."""
+    config, generation = checkpoint.config, checkpoint.generation
+    if not isinstance(find_any(config), Seq2SeqFamily):
+        return dict(generation)
+    older = {key: config[key] for key in _OF_ANSWERS if config.get(key) is not None}
+    return {**older, **generation}
 
 
 def _counted(spec: ModelSpec, checkpoint: Checkpoint) -> ModelSpec:

@@ -16,6 +16,7 @@ from quickdraft.runtime.metrics import Clock, StepRecord, timings
 from quickdraft.runtime.plan import Plan
 from quickdraft.runtime.result import Chunk, FinishReason, Result, TokenLogprob
 from quickdraft.runtime.session import Session
+from quickdraft.runtime.sources import Question
 from quickdraft.runtime.text import Detokenizer, StopStrings, Tokenizer
 from quickdraft.types import Guarantee
 
@@ -66,18 +67,19 @@ class AnswerStream:
     def __init__(
         self,
         model: Model,
-        prompt: list[int],
+        question: Question,
         config: GenerationConfig,
         started: float,
         cancel: CancelToken | None,
     ) -> None:
-        limit = model.spec.context_length
+        prompt, limit = question.tokens, model.spec.context_length
         if not prompt:
             raise InputError("the prompt is empty; give a text or at least one token")
         if len(prompt) >= limit:
             raise ContextOverflow(len(prompt) + 1, limit, "prompt with an answer of one token")
         self._model = model
         self._prompt = prompt
+        self._source = question.source
         self._config = config
         self._started = started
         self._writer = _Writer(model.tokenizer, config.stop_strings)
@@ -97,7 +99,7 @@ class AnswerStream:
         steps: list[StepRecord] = []
         first: float | None = None
         decoder = Decoder(self._model.backend, session, self._plan)
-        with session.busy(), closing(decoder.run(self._prompt)) as emissions:
+        with session.busy(), closing(decoder.run(self._prompt, self._source)) as emissions:
             prefill = clock.now()
             for emission in emissions:
                 if first is None and emission.tokens:

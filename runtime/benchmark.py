@@ -23,6 +23,7 @@ from quickdraft.runtime.clock import now
 from quickdraft.runtime.drafting import Drafting, DraftingSetup
 from quickdraft.runtime.model import Model
 from quickdraft.runtime.prediction import Prefill
+from quickdraft.runtime.sources import trial_cache
 
 SEED = 20_240_229
 PREFILL_CHUNK = 512
@@ -84,7 +85,7 @@ def prefill_seconds(
     Only the last row's logits are computed, as for an answer, and no more of them than a greedy
     answer needs.
     """
-    cache = backend.new_cache()
+    cache = trial_cache(backend)
     start = clock()
     for begin in range(0, len(tokens), chunk):
         part = tokens[begin : begin + chunk]
@@ -101,7 +102,7 @@ def decode_seconds(
     clock: Clock = now,
 ) -> float:
     """Seconds to decode int64 [n] tokens, one step each, from an empty cache."""
-    cache = backend.new_cache()
+    cache = trial_cache(backend)
     start = clock()
     for token in tokens:
         backend.step(Tree.chain([int(token)]), cache, None, cancel, full_logits=False)

@@ -31,6 +31,7 @@ from quickdraft.runtime import native
 from quickdraft.runtime.backends.base import Backend
 from quickdraft.runtime.backends.opening import variant_for
 from quickdraft.runtime.backends.simulated import SimulatedBackend
+from quickdraft.runtime.sources import trial_cache
 from quickdraft.types import Progress
 
 _log = logging.getLogger(__name__)
@@ -138,7 +139,7 @@ class _Steps:
         """Seconds of one step."""
         context, rows = point
         if context not in self._caches:
-            self._caches[context] = self._backend.new_cache()
+            self._caches[context] = trial_cache(self._backend)
             _fill(self._caches[context], context)
         cache = self._caches[context]
         tree = Tree.chain(np.arange(rows, dtype=np.int64) % self._backend.spec.vocab_size)

@@ -23,6 +23,7 @@ from quickdraft.errors import QuickdraftError
 from quickdraft.kvcache.base import KvCache
 from quickdraft.runtime.backends.base import Backend
 from quickdraft.runtime.benchmark import PREFILL_CHUNK, Clock, prefill_seconds
+from quickdraft.runtime.sources import trial_cache
 
 
 class CurveWorker:
@@ -35,7 +36,7 @@ class CurveWorker:
 
     def open(self, context: int, tokens: Sequence[int]) -> dict[str, Any]:
         """Keep a cache of these `context` tokens."""
-        cache = self._caches[context] = self._backend.new_cache()
+        cache = self._caches[context] = trial_cache(self._backend)
         for start in range(0, len(tokens), PREFILL_CHUNK):
             part = tokens[start : start + PREFILL_CHUNK]
             last = np.array([len(part) - 1], np.int64)

@@ -30,6 +30,7 @@ from quickdraft.runtime.drafting import Drafting, DraftingSetup
 from quickdraft.runtime.generation import GenerationConfig
 from quickdraft.runtime.model import Model
 from quickdraft.runtime.result import Result
+from quickdraft.runtime.sources import trial_cache
 
 PLAIN, DRAFTED = "plain", "drafted"
 QUALITY_ROWS = 64
@@ -227,7 +228,7 @@ def perplexity(backend: Backend, ids: list[int]) -> float | None:
     two tokens, or where they do not fit."""
     if len(ids) < 2 or len(ids) > backend.spec.context_length:
         return None
-    cache, lost = backend.new_cache(), 0.0
+    cache, lost = trial_cache(backend), 0.0
     for begin in range(0, len(ids) - 1, QUALITY_ROWS):
         part = ids[begin : min(begin + QUALITY_ROWS, len(ids) - 1)]
         logits = backend.step(Tree.chain(part), cache).logits.astype(np.float64)

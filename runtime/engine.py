@@ -13,6 +13,7 @@ from quickdraft.drafters.base import DraftSettings, Law
 from quickdraft.drafters.distribution import Distribution
 from quickdraft.drafters.tree import Tree
 from quickdraft.errors import Cancelled
+from quickdraft.kvcache.memory import Source
 from quickdraft.runtime import clock
 from quickdraft.runtime.accept import NodeDistribution, rule_for
 from quickdraft.runtime.backends.base import Backend, StepOutput
@@ -81,10 +82,13 @@ class Decoder:
             return "exact"
         return replace(self._session.prefill, refresh=self.prefill.refresh).kind
 
-    def run(self, prompt: Sequence[int]) -> Generator[Emission]:
-        """Decode after `prompt` (at least one token, and shorter than the context)."""
-        self._start(prompt)
+    def run(self, prompt: Sequence[int], source: Source | None = None) -> Generator[Emission]:
+        """Decode after `prompt` (at least one token, and shorter than the context), of an
+        encoder-decoder model about `source`."""
         try:
+            if source is not None:
+                self._session.read(source, self._plan.cancel)
+            self._start(prompt)
             verified = self._prefill(prompt)
             while True:
                 emission = self._decide(verified)

@@ -37,6 +37,7 @@ _INTEGERS: Mapping[str, tuple[int, int]] = {
     "num_beams": (1, MAX_BEAMS),
     "num_beam_groups": (1, MAX_BEAMS),
     "num_return_sequences": (1, MAX_BEAMS),
+    "timestamp_begin": (1, MAX_TOKEN_ID),
 }
 _FLOATS: Mapping[str, tuple[float, float, bool]] = {  # low, high, whether low itself is allowed
     "temperature": (0.0, 100.0, True),
@@ -52,10 +53,14 @@ _FLOATS: Mapping[str, tuple[float, float, bool]] = {  # low, high, whether low i
     "length_penalty": (-16.0, 16.0, True),  # more would overflow a power of a length
     "diversity_penalty": (0.0, 1e6, True),
 }
+_NAMES_TOKENS = (
+    *("logit_bias", "eos_token_id", "suppress_tokens", "begin_suppress_tokens"),
+    "timestamp_begin",
+)
 _OPTIONAL = frozenset(
     {
         *("seed", "max_time", "eos_token_id", "num_draft_tokens"),
-        *("prompt_lookup_num_tokens", "max_matching_ngram_size"),
+        *("prompt_lookup_num_tokens", "max_matching_ngram_size", "timestamp_begin"),
     }
 )
 
@@ -72,7 +77,9 @@ class GenerationConfig:
     repetition_penalty: over prompt and answer, as in transformers (1 is off).
     presence_penalty, frequency_penalty: over the answer only, subtracted (0 is off).
     no_repeat_ngram_size: n-grams of prompt and answer that may not come twice (0 is off).
-    logit_bias: added to the logits, by token id. seed: None draws a fresh one.
+    suppress_tokens: never chosen; begin_suppress_tokens: not as the first of the answer.
+    timestamp_begin: token of time 0 of a speech model; its answer then says times by the rules of
+    Whisper; None: no such rules. logit_bias: added to the logits, by token id. seed: None draws a fresh one.
     stop_strings: the answer ends before the first of these. eos_token_id: replaces the model's
     end-of-text tokens; ignore_eos: they do not end the answer.
     max_time: seconds from the call. logprobs: report this many most likely tokens per token.
@@ -104,6 +111,9 @@ class GenerationConfig:
     no_repeat_ngram_size: int = 0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     seed: int | None = None
+    suppress_tokens: tuple[int, ...] = ()
+    begin_suppress_tokens: tuple[int, ...] = ()
+    timestamp_begin: int | None = None
     stop_strings: tuple[str, ...] = ()
     eos_token_id: tuple[int, ...] | None = None
     ignore_eos: bool = False
@@ -130,6 +140,8 @@ class GenerationConfig:
         for name, (bottom, top, closed) in _FLOATS.items():
             self._set(name, partial(_real, name, low=bottom, high=top, closed=closed))
         self._set("logit_bias", _biases)
+        for name in ("suppress_tokens", "begin_suppress_tokens"):
+            self._set(name, partial(_token_ids, name=name))
         self._set("stop_strings", _stop_strings)
         self._set("eos_token_id", _token_ids)
         self._set("prefill", lambda value: str(Prefill.parse(value)))
@@ -207,7 +219,8 @@ class GenerationConfig:
         """All options as plain JSON types; `from_dict` reads it back."""
         options = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         options["logit_bias"] = {str(k): v for k, v in self.logit_bias.items()}
-        options["stop_strings"] = list(self.stop_strings)
+        for name in ("stop_strings", "suppress_tokens", "begin_suppress_tokens"):
+            options[name] = list(options[name])
         if self.eos_token_id is not None:
             options["eos_token_id"] = list(self.eos_token_id)
         return options
@@ -216,9 +229,9 @@ class GenerationConfig:
         """Refuse token ids that a vocabulary of `size` tokens does not have.
 
         Raises:
-            OptionError: an id of logit_bias or eos_token_id is too high.
+            OptionError: an id of an option is too high.
         """
-        for name in ("logit_bias", "eos_token_id"):
+        for name in _NAMES_TOKENS:
             for token in getattr(self, name) or ():
                 if token >= size:
                     raise OptionError(
@@ -295,6 +308,6 @@ def _stop_strings(value: Any) -> tuple[str, ...]:
     return tuple(strings)
 
 
-def _token_ids(value: Any) -> tuple[int, ...]:
+def _token_ids(value: Any, name: str = "eos_token_id") -> tuple[int, ...]:
     ids = value if isinstance(value, (list, tuple)) else (value,)
-    return tuple(_integer("eos_token_id", token, 0, MAX_TOKEN_ID) for token in ids)
+    return tuple(_integer(name, token, 0, MAX_TOKEN_ID) for token in ids)

@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from quickdraft.device_profiles.curve import Curve
 from quickdraft.errors import InputError, OptionError, TemplateError
+from quickdraft.kvcache.memory import Memories
 from quickdraft.manifest import Manifest
 from quickdraft.runtime import clock
 from quickdraft.runtime.answer import AnswerStream
@@ -31,6 +32,7 @@ from quickdraft.runtime.heads import BackendHead, open_head
 from quickdraft.runtime.prediction import Prediction, Prefill
 from quickdraft.runtime.result import Chunk, Result
 from quickdraft.runtime.session import Session
+from quickdraft.runtime.sources import Prompt, Question, question_of
 from quickdraft.runtime.text import Tokenizer
 from quickdraft.types import Progress
 
@@ -78,13 +80,13 @@ class Model:
         self.backend = backend
         self.manifest = manifest
         # A backend of fixed shapes may hold less than the model could.
-        held = min(manifest.model.context_length, backend.spec.context_length)
-        self.spec = replace(manifest.model, context_length=held)
+        self.spec = replace(manifest.model, context_length=backend.spec.context_length)
         self.tokenizer = tokenizer
         self.chat_template = chat_template
         self.generation_config = GenerationConfig.from_defaults(manifest.generation)
         self.name = name or manifest.source.name
         self.degraded = degraded
+        self.memories = Memories()
         self.load_ms = 0.0
         self.curve: Curve | None = None
         self.placement: Placement | None = None
@@ -167,9 +169,8 @@ class Model:
         """Save what drafters keep, and release the model. Answers still running fail with
         BackendError."""
         with ExitStack() as stack:
-            stack.callback(self.backend.close)
-            stack.callback(self.prediction.close)
-            stack.callback(self.drafting.close)
+            for part in (self.backend, self.prediction, self.drafting):
+                stack.callback(part.close)
 
     @property
     def drafter(self) -> str:
@@ -204,7 +205,8 @@ class Model:
 
         drafting: other drafters of this model than its own.
         """
-        return Session(self.backend, drafting or self.drafting, self.prediction)
+        drafting = drafting or self.drafting
+        return Session(self.backend, drafting, self.prediction, self.memories)
 
     def conversation(self, system: str | None = None) -> Conversation:
         """A chat that remembers its turns and computes only what is new in each."""
@@ -223,19 +225,22 @@ class Model:
 
     def generate(
         self,
-        prompt: str | Sequence[int],
+        prompt: Prompt,
         config: GenerationConfig | None = None,
         *,
         session: Session | None = None,
         cancel: CancelToken | None = None,
         callback: Any = None,
+        opening: Sequence[int] | None = None,
         **overrides: Any,
     ) -> Result:
-        """Continue a prompt (text or token ids) and return the whole answer.
+        """Continue a prompt (text or token ids) and return the whole answer; an encoder-decoder
+        model answers about it.
 
         config: defaults to the model's; overrides: single options by name. session: one of this
         model, reuses what it holds of the prompt. cancel: stops within one step, from any thread.
-        callback: called with each piece of text, or an object with `put` and `end`.
+        callback: called with each piece of text, or an object with `put` and `end`. opening: token
+        ids that the answer of an encoder-decoder model begins with; None leaves it to the model.
 
         Raises:
             OptionError: an option is unknown or has a bad value.
@@ -244,18 +249,19 @@ class Model:
         """
         started = clock.now()
         options = self._options(config, overrides)
-        ids = self._prompt(prompt)
-        return self._answer(ids, options, session, cancel, callback, started)
+        question = self._question(prompt, opening)
+        return self._answer(question, options, session, cancel, callback, started)
 
     def search(
         self,
-        prompt: str | Sequence[int],
+        prompt: Prompt,
         config: GenerationConfig | None = None,
         *,
         session: Session | None = None,
         cancel: CancelToken | None = None,
         allowed_tokens: AllowedTokens | None = None,
         answer_prefix: str | Sequence[int] | None = None,
+        opening: Sequence[int] | None = None,
         **overrides: Any,
     ) -> Result:
         """Search for the best answers with beams; `generate` with num_beams above 1 does the same.
@@ -269,17 +275,18 @@ class Model:
         options = self._options(config, overrides)
         if isinstance(answer_prefix, str):
             answer_prefix = self.tokenizer.encode(answer_prefix, special=True, bos=False)
-        ids = self._prompt(prompt)
-        answer = BeamAnswer(self, ids, options, cancel, allowed_tokens, answer_prefix)
+        asked = self._question(prompt, opening)
+        answer = BeamAnswer(self, asked, options, cancel, allowed_tokens, answer_prefix)
         return answer.run(self._own(session), started)
 
     def stream(
         self,
-        prompt: str | Sequence[int],
+        prompt: Prompt,
         config: GenerationConfig | None = None,
         *,
         session: Session | None = None,
         cancel: CancelToken | None = None,
+        opening: Sequence[int] | None = None,
         **overrides: Any,
     ) -> Iterator[Chunk]:
         """As `generate`, piece by piece; the last chunk holds the result.
@@ -287,8 +294,8 @@ class Model:
         Options and prompt are checked at the call. Dropping the iterator ends the answer.
         """
         started = clock.now()
-        ids = self._prompt(prompt)
-        return self._stream(ids, self._options(config, overrides), session, cancel, started)
+        question = self._question(prompt, opening)
+        return self._stream(question, self._options(config, overrides), session, cancel, started)
 
     def chat(
         self,
@@ -306,8 +313,8 @@ class Model:
         """
         started = clock.now()
         options = self._options(config, overrides)
-        ids = self.tokenize_chat(messages)
-        return self._answer(ids, options, session, cancel, callback, started)
+        question = Question(self.tokenize_chat(messages))
+        return self._answer(question, options, session, cancel, callback, started)
 
     def stream_chat(
         self,
@@ -320,23 +327,20 @@ class Model:
     ) -> Iterator[Chunk]:
         """As `chat`, piece by piece; the last chunk holds the result."""
         started = clock.now()
-        ids = self.tokenize_chat(messages)
-        return self._stream(ids, self._options(config, overrides), session, cancel, started)
+        question = Question(self.tokenize_chat(messages))
+        return self._stream(question, self._options(config, overrides), session, cancel, started)
 
     def tokenize_chat(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of messages, the opening of the answer included."""
-        if self.chat_template is None:
+        if self.chat_template is None or self.spec.source is not None:
             raise TemplateError(
                 f"{self.name or 'this model'} has no chat template; use generate with a text"
             )
         return self.chat_template.encode(messages, self.tokenizer, self.spec.context_length)
 
-    def _prompt(self, prompt: str | Sequence[int]) -> list[int]:
-        if isinstance(prompt, str):
-            # A hostile length must not reach the tokenizer.
-            self.tokenizer.check_length(prompt, self.spec.context_length)
-            return self.tokenize(prompt)
-        return _token_list(prompt, self.spec.vocab_size)
+    def _question(self, prompt: Prompt, opening: Sequence[int] | None) -> Question:
+        generation = self.manifest.generation
+        return question_of(prompt, opening, self.spec, self.tokenizer, generation)
 
     def _options(
         self, config: GenerationConfig | None, overrides: Mapping[str, Any]
@@ -353,7 +357,7 @@ class Model:
 
     def _answer(
         self,
-        prompt: list[int],
+        question: Question,
         options: GenerationConfig,
         session: Session | None,
         cancel: CancelToken | None,
@@ -361,15 +365,15 @@ class Model:
         started: float,
     ) -> Result:
         if options.num_beams == 1:
-            return _drain(self._stream(prompt, options, session, cancel, started), callback)
+            return _drain(self._stream(question, options, session, cancel, started), callback)
         if callback is not None:
             raise OptionError(NO_STREAM.format(options.num_beams))
-        answer = BeamAnswer(self, prompt, options, cancel)
+        answer = BeamAnswer(self, question, options, cancel)
         return answer.run(self._own(session), started)
 
     def _stream(
         self,
-        prompt: list[int],
+        question: Question,
         options: GenerationConfig,
         session: Session | None,
         cancel: CancelToken | None,
@@ -380,20 +384,7 @@ class Model:
         prefill = Prefill.parse(options.prefill)
         if prefill.predicts:
             self.prediction.entry(prefill)
-        return AnswerStream(self, prompt, options, started, cancel).run(self._own(session))
-
-
-def _token_list(prompt: Sequence[int], vocab_size: int) -> list[int]:
-    ids = []
-    for token in prompt:
-        if isinstance(token, bool) or not hasattr(token, "__index__"):
-            raise InputError(f"the prompt holds {token!r}; give a text or token ids")
-        if not 0 <= int(token) < vocab_size:
-            raise InputError(
-                f"the prompt holds token {int(token)}, and the vocabulary has {vocab_size} tokens"
-            )
-        ids.append(int(token))
-    return ids
+        return AnswerStream(self, question, options, started, cancel).run(self._own(session))
 
 
 def _drain(chunks: Iterator[Chunk], callback: Any) -> Result:

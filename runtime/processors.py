@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quickdraft.runtime.generation import GenerationConfig
+from quickdraft.runtime.timestamps import follow_timestamps
 
 Logits = NDArray[np.float32]
 Tokens = NDArray[np.int64]
@@ -24,7 +25,9 @@ def is_active(config: GenerationConfig, generated: int) -> bool:
         or config.frequency_penalty != 0.0
         or config.no_repeat_ngram_size > 0
         or generated < config.min_new_tokens
-        or bool(config.logit_bias)
+        or bool(config.logit_bias or config.suppress_tokens)
+        or (generated == 0 and bool(config.begin_suppress_tokens))
+        or config.timestamp_begin is not None
     )
 
 
@@ -52,6 +55,13 @@ def apply_all(
         logits = forbid_ngrams(logits, context, config.no_repeat_ngram_size)
     if generated < config.min_new_tokens and eos_ids:
         logits[list(eos_ids)] = -np.inf
+    if config.suppress_tokens:
+        logits[list(config.suppress_tokens)] = -np.inf
+    if generated == 0 and config.begin_suppress_tokens:
+        logits[list(config.begin_suppress_tokens)] = -np.inf
+    if config.timestamp_begin is not None and eos_ids:
+        answer = context[len(context) - generated :]
+        logits = follow_timestamps(logits, answer, config.timestamp_begin, min(eos_ids))
     return logits
 
 

@@ -12,8 +12,9 @@ from quickdraft.drafters.conversation import common_prefix
 from quickdraft.drafters.tree import Tree
 from quickdraft.errors import InputError
 from quickdraft.kvcache.base import KvCache
+from quickdraft.kvcache.memory import Memories, Memory, Source
 from quickdraft.runtime import clock
-from quickdraft.runtime.backends.base import Backend, CancelToken
+from quickdraft.runtime.backends.base import Backend, CancelToken, Seq2SeqBackend
 from quickdraft.runtime.drafting import Drafting
 from quickdraft.runtime.prediction import EXACT, Prediction, PredictionReport, Prefill
 from quickdraft.runtime.speculation import Speculation
@@ -27,7 +28,8 @@ class Session:
     tokens: all tokens known; the cache holds the first `cache.length` of them. speculation: its
     drafters, None to decode plainly. prediction: what predicts for it. prefill, predictor: how
     the predicted rows of the cache came about, where it has any. refreshed: a cache that holds
-    exact rows of the first `refreshed.length` tokens, where a refresh has begun.
+    exact rows of the first `refreshed.length` tokens, where a refresh has begun. source: what an
+    encoder-decoder model answers about, None before it was asked. memories: of the model's sources.
     """
 
     def __init__(
@@ -35,6 +37,7 @@ class Session:
         backend: Backend,
         drafting: Drafting | None = None,
         prediction: Prediction | None = None,
+        memories: Memories | None = None,
     ) -> None:
         self.backend = backend
         self.cache: KvCache = backend.new_cache()
@@ -43,6 +46,9 @@ class Session:
         self.prefill, self.predictor = EXACT, ""
         self.refreshed: KvCache | None = None
         self.tokens: list[int] = []
+        self.source: Source | None = None
+        self._memory: Memory | None = None
+        self._memories = memories or Memories()
         self._lock = threading.Lock()
 
     @contextmanager
@@ -61,6 +67,23 @@ class Session:
             yield
         finally:
             self._lock.release()
+
+    def read(self, source: Source, cancel: CancelToken | None = None) -> bool:
+        """Put the cache over the memory of a source; what it held of another one is forgotten.
+        Returns whether the memory was known.
+
+        Raises:
+            InputError: the model cannot read the source. Cancelled: nothing has changed.
+        """
+        backend = self.backend
+        if not isinstance(backend, Seq2SeqBackend):
+            raise InputError("the model has no encoder for a source; give it a prompt")
+        memory, known = self._memories.get(source, lambda new: backend.encode(new, cancel))
+        if self.source is None or self._memory is not memory:
+            self.cache, self._memory = backend.new_cache(memory), memory
+            self.tokens, self.refreshed = [], None
+        self.source = source
+        return known
 
     def rewind(self, prompt: Sequence[int], predicted: bool = False) -> int:
         """Keep what the cache shares with `prompt` and forget the rest; the prompt's last token is

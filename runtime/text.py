@@ -106,6 +106,12 @@ class Tokenizer:
             ids.insert(0, self.bos_token_id)
         return ids
 
+    def encode_source(self, text: str) -> list[int]:
+        """Token ids of what an encoder reads: plain text, with the special tokens around it that
+        the tokenizer puts there. Raises as `encode`."""
+        ids = self.encode(text)
+        return _encode(self._plain, text, around=True) if ids else ids
+
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """The text of token ids; incomplete UTF-8 becomes the replacement character."""
         if len(ids) and not (min(ids) >= 0 and max(ids) < self.vocab_size):
@@ -173,10 +179,10 @@ def _twin(library: Library) -> Library | None:
     return twin if twin.get_added_tokens_decoder() == added else None
 
 
-def _encode(library: Library, text: str) -> list[int]:
+def _encode(library: Library, text: str, *, around: bool = False) -> list[int]:
     # The library gives up on a pattern that backtracks without end, by a panic.
     with _translated("the tokenizer failed, probably a pattern in it that takes too long"):
-        ids: list[int] = library.encode(text, add_special_tokens=False).ids
+        ids: list[int] = library.encode(text, add_special_tokens=around).ids
     return ids
 
 

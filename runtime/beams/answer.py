@@ -17,6 +17,7 @@ from quickdraft.runtime.metrics import Clock, timings
 from quickdraft.runtime.plan import Plan
 from quickdraft.runtime.result import Ranked, Result
 from quickdraft.runtime.session import Session
+from quickdraft.runtime.sources import Question
 from quickdraft.types import Guarantee
 
 if TYPE_CHECKING:
@@ -34,13 +35,13 @@ class BeamAnswer:
     def __init__(
         self,
         model: Model,
-        prompt: list[int],
+        question: Question,
         config: GenerationConfig,
         cancel: CancelToken | None,
         allowed: AllowedTokens | None = None,
         prefix: Sequence[int] | None = None,
     ) -> None:
-        limit = model.spec.context_length
+        prompt, limit = question.tokens, model.spec.context_length
         if not prompt:
             raise InputError("the prompt is empty; give a text or at least one token")
         if len(prompt) >= limit:
@@ -53,6 +54,7 @@ class BeamAnswer:
             _check_prefix(prefix, config, model.spec.vocab_size)
             allowed = beginning_with(prefix, allowed)
         self._model, self._prompt, self._config = model, prompt, config
+        self._source = question.source
         self._cancel, self._allowed = cancel, allowed
 
     def run(self, session: Session, started: float) -> Result:
@@ -70,7 +72,7 @@ class BeamAnswer:
         decoder = BeamDecoder(model.backend, session, plan, self._allowed, pad_id)
         with session.busy():
             prefill = clock.now()
-            found = decoder.run(self._prompt)
+            found = decoder.run(self._prompt, self._source)
         times = Clock(started, prefill, found.first, clock.now())
         return self._result(found, times, decoder.cached)
 

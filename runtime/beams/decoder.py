@@ -10,6 +10,7 @@ import numpy as np
 from quickdraft.drafters.conversation import common_prefix
 from quickdraft.drafters.tree import Tree
 from quickdraft.errors import Cancelled, OptionError
+from quickdraft.kvcache.memory import Source
 from quickdraft.runtime import clock
 from quickdraft.runtime.backends.base import Backend, StepOutput
 from quickdraft.runtime.beams.constraints import AllowedTokens
@@ -58,13 +59,16 @@ class BeamDecoder:
         self._first: float | None = None
         self.cached = 0
 
-    def run(self, prompt: Sequence[int]) -> Searched:
-        """Search for answers to `prompt` (at least one token, and shorter than the context).
+    def run(self, prompt: Sequence[int], source: Source | None = None) -> Searched:
+        """Search for answers to `prompt` (at least one token, and shorter than the context), of an
+        encoder-decoder model about `source`.
 
         Raises:
             OptionError: the options leave no answer.
         """
         plan, session = self._plan, self._session
+        if source is not None:
+            session.read(source, plan.cancel)
         room = self._backend.spec.context_length - len(prompt)
         limits = Limits.of(plan.config, plan.eos_ids, self._pad_id, room)
         search, interrupted = Search(limits), None

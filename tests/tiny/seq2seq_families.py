@@ -11,10 +11,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from tiny.families import randomise, save_tokenizer
-from transformers import AutoConfig, AutoModelForSeq2SeqLM, WhisperForConditionalGeneration
+from transformers import (
+    AutoConfig,
+    AutoModelForSeq2SeqLM,
+    GenerationMixin,
+    WhisperForConditionalGeneration,
+)
+
+from quickdraft.kvcache.memory import Source
 
 _T5 = {
-    "vocab_size": 64,
+    "vocab_size": 320,
     "d_model": 32,
     "d_kv": 8,
     "d_ff": 48,
@@ -56,6 +63,25 @@ class Seq2SeqOracle:
         encoder = self.model.get_encoder()
         with torch.no_grad():
             result: NDArray[np.float32] = encoder(**self._given(source))[0][0].numpy()
+        return result
+
+    def generate(self, source: Source, count: int) -> list[int]:
+        """A greedy answer of at most `count` tokens after its opening, which it begins with."""
+        given = source.tokens if source.features is None else source.features
+        assert given is not None  # one of them is there
+        # Whisper has a generate of its own, which reads whole files.
+        generate = GenerationMixin.generate if self.reads_features else type(self.model).generate
+        with torch.no_grad():
+            found = generate(
+                self.model,
+                **self._given(given),
+                max_new_tokens=count,
+                num_beams=1,
+                do_sample=False,
+                forced_eos_token_id=None,
+                use_cache=False,  # it is wrong where encoder and decoder differ in depth
+            )
+        result: list[int] = found[0].tolist()
         return result
 
     def logits(self, source: NDArray[Any], tokens: NDArray[np.int64]) -> NDArray[np.float32]:
