@@ -126,11 +126,12 @@ def _ranges(a: Arguments, shape: Sequence[int]) -> tuple[slice, ...]:
 
 def _slice_by_index(a: Arguments) -> Array:
     x: Array = a["x"]
-    return x[_ranges(a, x.shape)]
+    # A copy: states are written in place.
+    return x[_ranges(a, x.shape)].copy()
 
 
 def _slice_update(a: Arguments) -> Array:
-    x = np.array(a["x"])
+    x: Array = a["x"] if a.get("in_place", False) else np.array(a["x"])
     place = _ranges(a, x.shape)
     if x[place].shape != a["update"].shape:  # NumPy would spread one row over several
         raise IndexError(f"an update of {a['update'].shape} for {x[place].shape}")

@@ -71,6 +71,7 @@ class Program:
         self._functions = model.mlProgram.functions
         self._constants: dict[tuple[str, str], Array] = {}
         self._blobs: dict[tuple[int, str], Array] = {}
+        self._updates: dict[str, frozenset[str]] = {}
         unknown = {op for name in self.functions for op in self.histogram(name)} - set(OPS)
         if unknown:
             raise BundleError(f"{package} has the op {min(unknown)!r}, which is unknown here")
@@ -145,6 +146,10 @@ class Program:
             values[output] = self._constants[key]
             return
         found = {name: self._argument(each, values) for name, each in arguments.items()}
+        if operation.type == "slice_update" and operation.outputs[0].name in self._in_place(
+            function
+        ):
+            found["in_place"] = True
         results = OPS[operation.type](found)
         outputs = results if isinstance(results, list) else [results]
         for output, result in zip(operation.outputs, outputs, strict=True):
@@ -155,6 +160,33 @@ class Program:
                     f"the program says {list(shape)}"
                 )
             values[output.name] = result.astype(dtype, copy=False)
+
+    def _in_place(self, function: str) -> frozenset[str]:
+        """Updates of what was read from a state, used by nothing else, and written back at once:
+        they may write the state itself, as Core ML does."""
+        if function not in self._updates:
+            used = Counter(
+                each.name
+                for operation in self._operations(function)
+                for argument in operation.inputs.values()
+                for each in argument.arguments
+            )
+            read: dict[str, str] = {}
+            found = []
+            before = None
+            for operation in self._operations(function):
+                if operation.type == "read_state":
+                    state = operation.inputs["input"].arguments[0].name
+                    read[operation.outputs[0].name] = state
+                elif operation.type == "write_state" and before is not None:
+                    source = before.inputs["x"].arguments[0].name
+                    written = operation.inputs["data"].arguments[0].name
+                    same = read.get(source) == operation.inputs["input"].arguments[0].name
+                    if same and used[source] == 1 and written == before.outputs[0].name:
+                        found.append(written)
+                before = operation if operation.type == "slice_update" else None
+            self._updates[function] = frozenset(found)
+        return self._updates[function]
 
     def _argument(self, argument: Any, values: Mapping[str, Any]) -> Any:
         """One value, or a list where the op takes several."""
@@ -175,7 +207,9 @@ class Program:
         key = (int(data.blobFileValue.offset), str(_tensor(operation.outputs[0].type)))
         if key not in self._blobs:
             expanded: Array = OPS[operation.type](found)
-            self._blobs[key] = expanded.astype(_tensor(operation.outputs[0].type)[0], copy=False)
+            rounded = expanded.astype(_tensor(operation.outputs[0].type)[0], copy=False)
+            # Ops compute in float32; widening weights once is what makes a real model bearable.
+            self._blobs[key] = rounded.astype(np.float32, copy=False)
         return self._blobs[key]
 
     def _value(self, value: Any) -> Any:
