@@ -23,6 +23,10 @@ from quickdraft.errors import QuickdraftError
 
 COMMANDS = {
     "run": ("quickdraft.commands.run:run", "Answer one prompt."),
+    "transcribe": (
+        "quickdraft.commands.transcribe:transcribe",
+        "Write down what is said in sound files.",
+    ),
     "chat": ("quickdraft.commands.chat:chat", "Talk with a model, turn by turn."),
     "pull": ("quickdraft.commands.pull:pull", "Fetch a model and export it to the cache."),
     "list": ("quickdraft.commands.list_:list_models", "List the models of the cache."),

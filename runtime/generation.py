@@ -79,7 +79,8 @@ class GenerationConfig:
     no_repeat_ngram_size: n-grams of prompt and answer that may not come twice (0 is off).
     suppress_tokens: never chosen; begin_suppress_tokens: not as the first of the answer.
     timestamp_begin: token of time 0 of a speech model; its answer then says times by the rules of
-    Whisper; None: no such rules. logit_bias: added to the logits, by token id. seed: None draws a fresh one.
+    Whisper; None: no such rules. logit_bias: added to the logits, by token id. seed: None draws a
+    fresh one.
     stop_strings: the answer ends before the first of these. eos_token_id: replaces the model's
     end-of-text tokens; ignore_eos: they do not end the answer.
     max_time: seconds from the call. logprobs: report this many most likely tokens per token.
@@ -232,7 +233,8 @@ class GenerationConfig:
             OptionError: an id of an option is too high.
         """
         for name in _NAMES_TOKENS:
-            for token in getattr(self, name) or ():
+            value = getattr(self, name)
+            for token in (value,) if isinstance(value, int) else value or ():
                 if token >= size:
                     raise OptionError(
                         f"{name} names token {token}, and the vocabulary has {size} tokens"

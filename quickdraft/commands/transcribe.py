@@ -1,0 +1,121 @@
+"""`quickdraft transcribe`: sound files to text and captions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from quickdraft.commands.options import common_options, loading_options
+from quickdraft.commands.output import print_json, write
+from quickdraft.errors import OptionError
+
+if TYPE_CHECKING:
+    from quickdraft.runtime.audio.transcribe import Segment, Transcriber
+    from quickdraft.runtime.backends.base import CancelToken
+
+FORMATS = ("text", "srt", "vtt", "json")
+
+
+@click.command(epilog="WAV files need nothing else; FLAC, OGG and MP3 need the extra `audio`.")
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--model", default="whisper-tiny.en", show_default=True, help="A speech model.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(FORMATS),
+    default="text",
+    show_default=True,
+    help="How to write it.",
+)
+@click.option(
+    "--output-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Write a file for each sound file here, named after it; else to standard output.",
+)
+@click.option("--language", help="Spoken language, as in `en`; else the model finds out.")
+@click.option(
+    "--task",
+    type=click.Choice(("transcribe", "translate")),
+    default="transcribe",
+    show_default=True,
+    help="Write what is said, or translate it to English.",
+)
+@click.option(
+    "--timestamps/--no-timestamps",
+    default=True,
+    help="Let the model say times; without, each window of 30 s is one segment.",
+)
+@loading_options()
+@common_options
+def transcribe(
+    files: tuple[Path, ...],
+    model: str,
+    form: str,
+    output_dir: Path | None,
+    language: str | None,
+    task: str,
+    timestamps: bool,
+    loading: dict[str, Any],
+    as_json: bool,
+) -> None:
+    """Write down what is said in sound files of any length, window by window."""
+    from quickdraft.commands.interrupt import stop_on_interrupt
+    from quickdraft.commands.progress import open_model
+    from quickdraft.runtime.audio.sound import open_sound
+    from quickdraft.runtime.audio.transcribe import Transcriber
+
+    if as_json and (output_dir is not None or form != "text"):
+        raise OptionError(
+            "--json prints one object for all files; leave out --format, --output-dir"
+        )
+    _check_names(files, output_dir)
+    for file in files:  # a bad file should not wait for the model and for those before it
+        open_sound(file).close()
+    found = []
+    with open_model(model, **loading) as loaded, stop_on_interrupt() as cancel:
+        transcriber = Transcriber(loaded, language=language, task=task, timestamps=timestamps)
+        for file in files:
+            segments = _segments(transcriber, file, cancel)
+            found.append({"file": str(file), "segments": [each.to_dict() for each in segments]})
+            if not as_json:
+                _write(file, segments, form, output_dir, titled=len(files) > 1)
+    if as_json:
+        print_json({"model": model, "files": found})
+
+
+def _check_names(files: tuple[Path, ...], output_dir: Path | None) -> None:
+    if output_dir is not None and len({file.stem for file in files}) < len(files):
+        raise OptionError(
+            "two of the files have one name, so their texts would overwrite each other in "
+            "--output-dir; do them one after the other into different folders"
+        )
+
+
+def _segments(transcriber: Transcriber, file: Path, cancel: CancelToken) -> list[Segment]:
+    from quickdraft.commands.progress import Bars
+    from quickdraft.runtime.audio.sound import open_sound
+
+    with open_sound(file) as sound, Bars(transient=True) as bars:
+        return list(transcriber.segments(sound, cancel, bars))
+
+
+def _write(
+    file: Path, segments: list[Segment], form: str, output_dir: Path | None, *, titled: bool
+) -> None:
+    """To standard output, or to a file of the folder; titled: several texts need their names."""
+    from quickdraft.hashes import storage_error
+    from quickdraft.runtime.audio.captions import EXTENSIONS, FORMATS
+
+    text = FORMATS[form](segments)
+    if output_dir is None:
+        title = f"{file}:\n" if titled and form == "text" else ""
+        write(title + text)
+        return
+    path = output_dir / f"{file.stem}{EXTENSIONS[form]}"
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise storage_error(error, str(path)) from error
