@@ -176,7 +176,9 @@ def _check_step(variant: Variant, spec: ModelSpec, where: str, *, is_predictor: 
     reads = variant.memory is not None and variant.memory.kind == "blocks"
     wanted["source"] = (reads, "only what reads a memory of 'blocks' has it")
     if step.distances is not None and (variant.memory is None or not slots):
-        raise BundleError(f"{where}.step has 'distances', which a step over slots and a memory reads")
+        raise BundleError(
+            f"{where}.step has 'distances', which a step over slots and a memory reads"
+        )
     for name in ("output_rows", "logits"):
         wanted[name] = (not is_predictor, "only a predictor goes without")
     wanted["target_rows"] = (is_predictor and slots, "only a predictor over slots has it")
