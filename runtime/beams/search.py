@@ -102,9 +102,12 @@ class Limits:
         could end in every way."""
         return max(2, 1 + len(self.eos_ids)) * self.group_size
 
-    def score(self, total: np.float32, length: int) -> np.float32:
-        """What an answer of that length is worth; float32, as in transformers."""
-        return np.float32(total / np.float32(length**self.length_penalty))
+    def score(self, total: np.float32, length: int) -> float:
+        """What an answer of that length is worth. transformers divides in float32, its version with
+        groups in float64; ties depend on it."""
+        if self.num_groups > 1:
+            return float(total) / length**self.length_penalty
+        return float(total / np.float32(length**self.length_penalty))
 
 
 class _Best:
@@ -119,7 +122,7 @@ class _Best:
         return len(self.held) == self._limits.group_size
 
     def add(self, tokens: tuple[int, ...], total: np.float32, reason: FinishReason) -> None:
-        score = float(self._limits.score(total, len(tokens)))
+        score = self._limits.score(total, len(tokens))
         if self.full:
             worst = min(range(len(self.held)), key=lambda i: self.held[i].score)
             if score <= self.held[worst].score:
@@ -137,7 +140,7 @@ class _Best:
             return True
         if limits.early_stopping == "never" and limits.length_penalty > 0:
             length = limits.room  # a longer answer pays less for the same total
-        return bool(limits.score(total, length) <= min(h.score for h in self.held))
+        return limits.score(total, length) <= min(h.score for h in self.held)
 
 
 @dataclass
@@ -226,6 +229,9 @@ class Search:
             group.done = True
 
     def answers(self) -> list[Hypothesis]:
-        """Those that ended, best first; of equals, that of an earlier group."""
+        """Those that ended, best first. Of equals, the one found first; with groups the one found
+        last, as in transformers."""
         held = [hypothesis for group in self._groups for hypothesis in group.best.held]
+        if self._limits.num_groups > 1:
+            held.reverse()
         return sorted(held, key=lambda hypothesis: -hypothesis.score)
