@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from tiny.process import call
 
+from quickdraft.device_profiles import bandwidth
 from quickdraft.device_profiles.curve import Curve
 from quickdraft.hashes import cache_root
 from quickdraft.runtime import calibration
@@ -18,6 +19,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = calibration.CalibrationPlan(rows=(1, 2, 4), long_rows=(1, 4), rounds=2)
     monkeypatch.setattr(calibration, "THOROUGH", plan)
     monkeypatch.setattr(calibration, "STEADY", float("inf"))
+    monkeypatch.setattr(bandwidth, "read_bandwidth", lambda threads: 10.0 * threads)
 
 
 def test_json(tiny_bundle: Path) -> None:
@@ -25,7 +27,11 @@ def test_json(tiny_bundle: Path) -> None:
     assert done.returncode == 0
     assert done.stderr == ""
     report = json.loads(done.stdout)
-    assert list(report) == ["model", "device", "bundle", "curve", "stored"]
+    assert list(report) == [
+        "model", "device", "bundle", "curve", "bandwidth_gb_s", "draft_ms", "stored",
+    ]  # fmt: skip
+    assert report["bandwidth_gb_s"] == 10.0
+    assert all(spent >= 0 for spent in report["draft_ms"].values())
     curve = Curve(**{name: tuple(values) for name, values in report["curve"].items()})
     assert curve.rows == (1, 2, 4)
     assert report["device"]["threads"] == 1
@@ -36,10 +42,12 @@ def test_json(tiny_bundle: Path) -> None:
 
 def test_the_table_says_where_the_curve_is(tiny_bundle: Path) -> None:
     done = call("calibrate", tiny_bundle)
-    head, *rows, _, kept = done.stdout.splitlines()
+    head, *rows, _, beside, kept = done.stdout.splitlines()
     assert head.split()[:2] == ["rows", "ms"]
     assert [row.split()[0] for row in rows] == ["1", "2", "4"]
     assert rows[0].split()[2] == "1.00"
+    assert beside.startswith("memory ")
+    assert "drafting: " in beside
     (file,) = (cache_root() / "curves").iterdir()
     assert kept == f"stored in {file}"
 
