@@ -30,6 +30,34 @@ def parts(blocks: bool = False) -> Any:
     return json.loads(whole.to_json())
 
 
+ADAPTED = {
+    "appended": {"past_key": "a{layer}", "past_value": "b{layer}", "present_key": "c{layer}",
+                 "present_value": "d{layer}", "in_place": True},
+    "states": {},
+    "recomputed": {},
+}  # fmt: skip
+
+
+def adapted(kind: str) -> Any:
+    """A manifest as adapters make them in memory."""
+    whole = plain()
+    step = {"tokens": "input_ids", "positions": None, "logits": "logits", "mask": "mask"}
+    changes = {"flavour": "adapted", "step": step, "cache": {"kind": kind, **ADAPTED[kind]}}
+    whole["roles"]["target"] = [whole["roles"]["target"][0] | changes]
+    return whole
+
+
+@pytest.mark.parametrize("kind", ADAPTED)
+def test_adapted_graphs(kind: str) -> None:
+    VALIDATOR.validate(adapted(kind))
+    parse_manifest(json.dumps(adapted(kind)).encode(), "m")
+    for name, value in (("flavour", "portable"), ("step", plain()["roles"]["target"][0]["step"])):
+        _both_refuse(adapted(kind), ("roles", "target", 0, name), value)
+    for name in ("slots", "output_rows", "source"):
+        _both_refuse(adapted(kind), ("roles", "target", 0, "step", name), "x")
+    _both_refuse(adapted(kind), ("roles", "target", 0, "step", "logits"), None)
+
+
 def test_the_schema_is_one_and_takes_a_manifest() -> None:
     VALIDATOR.check_schema(SCHEMA)
     VALIDATOR.validate(plain())
@@ -45,6 +73,13 @@ DEFINITIONS = {
     "step": manifest.StepNames,
     "slots_layout": manifest.SlotsLayout,
     "blocks_layout": manifest.BlocksLayout,
+    "rows_layout": manifest.RowsLayout,
+    "fixed_state_layout": manifest.FixedStateLayout,
+    "static_step": manifest.StaticStep,
+    "appended_layout": manifest.AppendedLayout,
+    "states_layout": manifest.StatesLayout,
+    "recomputed_layout": manifest.RecomputedLayout,
+    "source_spec": types.SourceSpec,
     "tokenizer": manifest.TokenizerEntry,
     "source": manifest.SourceEntry,
 }
