@@ -104,7 +104,7 @@ def path_to(tree: Tree, node: int) -> list[int]:
 def three_turns(pair: Pair) -> None:
     """Prompts in odd chunks, single steps, and trees of which one path is kept."""
     for turn in range(3):
-        for chunk in ((13, 7, 1), (5,), (3, 18))[turn]:
+        for chunk in ((9, 5, 1), (4,), (2, 9))[turn]:
             pair.step(pair.chain(chunk), range(chunk))
         pair.step(pair.chain(1), [0])
         tree = pair.tree((9, 3, 14)[turn])
