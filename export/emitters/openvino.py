@@ -12,7 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from quickdraft.errors import BackendError, MissingExtra
-from quickdraft.export.emitters.base import EmitRequest, Part, entries, refuse_sources
+from quickdraft.export.emitters.base import (
+    EmitRequest,
+    Part,
+    entries,
+    refuse_sources,
+)
 from quickdraft.manifest import StepNames, Variant
 
 try:
@@ -44,6 +49,7 @@ def emit_openvino(request: EmitRequest) -> list[Variant]:
 
     Raises:
         MissingExtra: OpenVINO is not installed.
+        UnsupportedModel: it is an encoder-decoder model.
     """
     folder = _folder(request)
     return [_emit_portable(part, folder, request) for part in request.parts]
@@ -55,6 +61,7 @@ def emit_openvino_static(request: EmitRequest) -> list[Variant]:
 
     Raises:
         MissingExtra: OpenVINO is not installed.
+        UnsupportedModel: it is an encoder-decoder model.
         BackendError: two widths would not read the same weights (a fault of ours).
     """
     folder = _folder(request)

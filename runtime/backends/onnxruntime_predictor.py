@@ -10,7 +10,7 @@ import numpy as np
 from quickdraft.drafters.tree import Tree
 from quickdraft.errors import BackendError
 from quickdraft.kvcache.contiguous import ContiguousCache, align_slots
-from quickdraft.manifest import Variant
+from quickdraft.manifest import SlotsLayout, Variant
 from quickdraft.runtime.backends import ort_session
 from quickdraft.runtime.backends.base import Backend, CancelToken
 from quickdraft.runtime.backends.onnxruntime import State, cached_layers, check_names, step_feeds
@@ -46,13 +46,17 @@ class OnnxRuntimePredictor(SlotsPredictor[ContiguousCache]):
         session, variant, step = self._session, self._variant, self._variant.step
         if session is None:
             raise BackendError("the predictor was closed")
+        own_layout, target_layout = self.own_layout, self.target_layout
+        # What `kind` says, for type checkers.
+        assert isinstance(own_layout, SlotsLayout)  # noqa: S101
+        assert isinstance(target_layout, SlotsLayout)  # noqa: S101
         state = State(session)
-        state.bind(self.target_layout, cache, range(self.target.num_layers), cache.capacity)
+        state.bind(target_layout, cache, range(self.target.num_layers), cache.capacity)
 
         def run(tree: Tree, own: ContiguousCache, row: int, cancel: CancelToken | None) -> None:
             slots = align_slots(own.length + len(tree))
             if (state.version, state.slots) != (own.version, slots):
-                state.bind(self.own_layout, own, cached_layers(self.spec, variant), slots)
+                state.bind(own_layout, own, cached_layers(self.spec, variant), slots)
                 state.version, state.slots = own.version, slots
             state.feed(step_feeds(step, tree, own.length))
             state.feed({str(step.target_rows): np.arange(row, row + len(tree))})

@@ -69,7 +69,7 @@ class OpenVinoBackend:
         with a token map reads. device: `CPU`, `GPU.1`, `NPU`, `AUTO`, ...; None is the CPU.
 
         Raises:
-            OptionError: no such device here, or it does not take an option.
+            DeviceError: no such device here. OptionError: it does not take an option.
             MissingExtra: OpenVINO is not installed.
             BackendError: the device cannot compile the model.
             BundleError: the graph's inputs or outputs are not those of the manifest.

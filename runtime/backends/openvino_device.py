@@ -8,7 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from quickdraft.errors import BackendError, BundleError, Cancelled, MissingExtra, OptionError
+from quickdraft.errors import (
+    BackendError,
+    BundleError,
+    Cancelled,
+    DeviceError,
+    MissingExtra,
+    OptionError,
+)
 from quickdraft.hashes import cache_root
 from quickdraft.runtime.backends.base import CancelToken
 from quickdraft.runtime.backends.openvino_ir import check_ir
@@ -40,22 +47,21 @@ def check_device(device: str | None) -> str:
     Names are OpenVINO's: `CPU`, `GPU`, `GPU.1`, `NPU`, `AUTO`, `AUTO:GPU,CPU`, in any case.
 
     Raises:
-        OptionError: there is no such device here, or no such name.
+        DeviceError: there is no such device here, or no such name.
         MissingExtra: OpenVINO is not installed.
     """
     name = DEFAULT_DEVICE if device is None else device.upper()
     if not re.fullmatch(r"(CPU|GPU|NPU)(\.\d+)?|AUTO(:[A-Z0-9.,-]+)?", name):
-        raise OptionError(
+        raise DeviceError(
             f"OpenVINO has no device {device!r}; name one of {', '.join(_KINDS)}, such as "
             "openvino:GPU"
         )
     here = list(core().available_devices)
-    wanted = name.partition(":")[2].split(",") if ":" in name else [name]
+    known = {*here, *(each.split(".")[0] for each in here)}
+    wanted = [] if name == "AUTO" else name.removeprefix("AUTO:").split(",")
     for each in wanted:
-        kind = each.lstrip("-").split(".")[0]
-        known = {entry for device_ in here for entry in (device_, device_.split(".")[0])}
-        if kind != "AUTO" and each.lstrip("-") not in known and kind not in (known - {each}):
-            raise OptionError(
+        if each.removeprefix("-") not in known:
+            raise DeviceError(
                 f"OpenVINO finds no device {each!r} here (it finds: {', '.join(here)}); install "
                 "its driver, or choose one of these"
             )
@@ -84,7 +90,10 @@ def properties(device: str, threads: int | None, static: bool = False) -> dict[s
             found["SNIPPETS_MODE"] = "DISABLE"
         if threads is not None:
             found["INFERENCE_NUM_THREADS"] = threads
-    elif threads is not None:
+    elif device.startswith("AUTO"):
+        # It may begin on the CPU and go on elsewhere: both must compute in the same precision.
+        found["EXECUTION_MODE_HINT"] = "ACCURACY"
+    if device != "CPU" and threads is not None:
         raise OptionError(
             f"threads is {threads}, and only OpenVINO's CPU has threads to set; leave the option "
             f"out for {device}"

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny.checkpoint import VOCAB_SIZE, tiny_checkpoint
 
+import quickdraft
 from quickdraft.bundle import open_bundle
 from quickdraft.drafters.tree import Tree
 from quickdraft.errors import (
@@ -21,6 +22,7 @@ from quickdraft.errors import (
     BundleError,
     Cancelled,
     ContextOverflow,
+    DeviceError,
     OptionError,
 )
 from quickdraft.export.pipeline import export_checkpoint
@@ -172,8 +174,56 @@ def test_a_cache_of_another_backend(model: Backend) -> None:
 
 @pytest.mark.parametrize("device", ["TPU", "GPU.77", "NPU.9", "AUTO:GPU.77,CPU", "cpu;rm"])
 def test_devices_that_are_not_here(folder: Path, device: str) -> None:
-    with pytest.raises(OptionError, match=r"no device"):
+    with pytest.raises(DeviceError, match=r"no device"):
         load(folder, device)
+
+
+def test_options_that_a_device_does_not_take(folder: Path) -> None:
+    manifest = open_bundle(folder).manifest
+    variant = manifest.roles["target"][0]
+    with pytest.raises(OptionError, match="threads is 2, and only OpenVINO's CPU"):
+        OpenVinoBackend(folder, manifest.model, variant, threads=2, device="AUTO")
+    with pytest.raises(OptionError, match="f32 only"):
+        OpenVinoBackend(folder, manifest.model, variant, kv_cache="int8")
+
+
+def test_a_device_chosen_by_openvino(folder: Path, model: Backend) -> None:
+    manifest = open_bundle(folder).manifest
+    chosen = OpenVinoBackend(folder, manifest.model, manifest.roles["target"][0], device="AUTO")
+    tree = Tree.chain([1, 2, 3])
+    ours = chosen.step(tree, chosen.new_cache()).logits
+    np.testing.assert_allclose(ours, model.step(tree, model.new_cache()).logits, atol=1e-2)
+
+
+DRAFTERS = ("prompt_lookup", "ngram_store", "recycling", "trigram", "auto")
+
+
+@pytest.mark.parametrize("drafter", DRAFTERS)
+def test_no_drafter_changes_an_answer(folder: Path, plain: list[int], drafter: str) -> None:
+    assert answer(folder, drafter) == plain
+
+
+def test_a_draft_model_changes_no_answer(folder: Path, plain: list[int]) -> None:
+    options = {"small_model": {"model": str(folder), "backend": "openvino"}}
+    assert answer(folder, "small_model", options) == plain
+
+
+@pytest.fixture(scope="module")
+def plain(folder: Path) -> list[int]:
+    return answer(folder, "none")
+
+
+def answer(folder: Path, drafter: str, options: Any = None) -> list[int]:
+    """Greedy, with drafts of four tokens whatever they cost."""
+    loaded = quickdraft.load(
+        folder, backend="openvino", drafter=drafter, drafter_options=options, store=False
+    )
+    with loaded as model:
+        result = model.generate(
+            "a b c a b c a", max_new_tokens=30, ignore_eos=True, num_draft_tokens=4
+        )
+        assert result.guarantee == "same_distribution"
+        return list(result.token_ids)
 
 
 @pytest.mark.parametrize("device", ["cpu", "CPU"])
