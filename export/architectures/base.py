@@ -113,7 +113,8 @@ def find_any(config: Mapping[str, Any]) -> Any:
     if not isinstance(name, str) or name not in ARCHITECTURES:
         raise UnsupportedModel(
             f"config.json: 'model_type' is {name!r}, which is not supported; "
-            f"supported: {', '.join(sorted(ARCHITECTURES))}"
+            f"supported: {', '.join(sorted(ARCHITECTURES))}; for other decoders there is "
+            "`quickdraft export --via optimum`"
         )
     return lookup("architecture", ARCHITECTURES, name)
 
