@@ -64,13 +64,15 @@ class DraftSettings:
 
     law: how the answer draws its tokens; None if it is greedy. seed: for what a drafter draws.
     lookup_tokens, max_ngram: prompt_lookup_num_tokens and max_matching_ngram_size of the answer,
-    None where it leaves them to the drafter.
+    None where it leaves them to the drafter. source: token ids that the encoder of the target read,
+    empty where it has none or reads something else.
     """
 
     law: Law | None = None
     seed: int = 0
     lookup_tokens: int | None = None
     max_ngram: int | None = None
+    source: Sequence[int] = ()
 
 
 @dataclass(frozen=True)

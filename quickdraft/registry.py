@@ -13,6 +13,7 @@ from typing import Any
 from quickdraft.errors import OptionError
 
 ARCHITECTURES: Mapping[str, str] = {
+    "bart": "quickdraft.export.architectures.bart:FAMILY",
     "gemma2": "quickdraft.export.architectures.gemma2:FAMILY",
     "gemma3": "quickdraft.export.architectures.gemma3:MULTIMODAL",
     "gemma3_text": "quickdraft.export.architectures.gemma3:FAMILY",
@@ -20,6 +21,8 @@ ARCHITECTURES: Mapping[str, str] = {
     "gpt_neox": "quickdraft.export.architectures.gpt_neox:FAMILY",
     "llama": "quickdraft.export.architectures.llama:FAMILY",
     "mt5": "quickdraft.export.architectures.t5:MT5",
+    "marian": "quickdraft.export.architectures.marian:FAMILY",
+    "mbart": "quickdraft.export.architectures.mbart:FAMILY",
     "mistral": "quickdraft.export.architectures.mistral:FAMILY",
     "olmo2": "quickdraft.export.architectures.olmo2:FAMILY",
     "openelm": "quickdraft.export.architectures.openelm:FAMILY",
@@ -30,6 +33,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "smollm3": "quickdraft.export.architectures.smollm3:FAMILY",
     "stablelm": "quickdraft.export.architectures.stablelm:FAMILY",
     "t5": "quickdraft.export.architectures.t5:FAMILY",
+    "whisper": "quickdraft.export.architectures.whisper:FAMILY",
 }
 CHECKPOINTS: Mapping[str, str] = {
     "huggingface": "quickdraft.export.checkpoints.hf:read_huggingface",
@@ -65,6 +69,7 @@ PREDICTORS: Mapping[str, str] = {
 """By backend: classes of runtime.backends.base.Predictor."""
 DRAFTERS: Mapping[str, str] = {
     "prompt_lookup": "quickdraft.drafters.prompt_lookup:open_prompt_lookup",
+    "source_lookup": "quickdraft.drafters.source_lookup:open_source_lookup",
     "ngram_store": "quickdraft.drafters.ngram_store:open_ngram_store",
     "recycling": "quickdraft.drafters.recycling:open_recycling",
     "trigram": "quickdraft.drafters.trigram:open_trigram",

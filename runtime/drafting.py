@@ -27,6 +27,8 @@ from quickdraft.runtime.text import Tokenizer
 
 AUTO = ("prompt_lookup", "ngram_store", "recycling", "trigram")
 """The drafters without a model: together they cost a few percent of a step."""
+_OF_SOURCES = {"prompt_lookup": "source_lookup"}
+"""What `auto` has in their place for an encoder-decoder model."""
 
 _AUTO = "auto"
 
@@ -81,6 +83,10 @@ class DraftingSetup:
             OptionError: an option is for a drafter that is not among them.
         """
         names = self.names
+        if _AUTO in self._asked and manifest.model.source is not None:
+            named = self._asked
+            better = [name if name in named else _OF_SOURCES.get(name, name) for name in names]
+            names = tuple(dict.fromkeys(better))
         if _AUTO in self._asked and self.open_head is not None:
             there = {variant.name for variant in parts(manifest, backend, "drafter")}
             own = [kind for kind in DRAFTERS if there & {kind, f"{kind}-1"} and kind not in names]

@@ -122,7 +122,9 @@ class Decoder:
             # Numbers of its own: a draft that is drawn with those that judge it would be biased.
             seed = int(self._seeds.spawn(1)[0].generate_state(1, np.uint64)[0])
         lookup, ngram = config.prompt_lookup_num_tokens, config.max_matching_ngram_size
-        return DraftSettings(law, seed, lookup, ngram)
+        read = self._session.source
+        source = [] if read is None or read.tokens is None else read.tokens.tolist()
+        return DraftSettings(law, seed, lookup, ngram, source)
 
     def _law(self) -> Law:
         """How this answer draws a token after any tokens that begin with its prompt."""

@@ -144,7 +144,7 @@ class Transcriber:
     def _detect(self, source: Source, cancel: CancelToken | None) -> int:
         """The likeliest language: what the model says right after the start."""
         biases = dict.fromkeys(self._languages.values(), _CHOSEN)
-        options = {"logit_bias": biases, "max_new_tokens": 1, "suppress_tokens": ()}
+        options: dict[str, Any] = {"logit_bias": biases, "max_new_tokens": 1, "suppress_tokens": ()}
         found = self._model.generate(
             source, opening=[self._start], cancel=cancel, **options, begin_suppress_tokens=()
         )
