@@ -27,7 +27,7 @@ _OPTIONS: tuple[tuple[str, Any, str | None, str], ...] = (
     ("early_stopping", str, "true|false|never", "When a search ends."),
     ("num_return_sequences", int, None, "Print so many of the best answers."),
 )
-_STOPPING = {"true": True, "false": False, "never": "never"}
+_STOPPING: dict[str, bool | str] = {"true": True, "false": False, "never": "never"}
 
 
 def beam_options(command: Command) -> Command:

@@ -14,7 +14,8 @@ ends this way without an answer. Asked once per beam and step; pure."""
 class TokenTrie:
     """Answers that may be given, as token ids: an AllowedTokens.
 
-    Where one of them is complete, only end-of-text may follow, or what makes it a longer one.
+    Where one of them is complete, only end-of-text may follow, or what makes it a longer one. With
+    several end-of-text tokens an answer may be found once with each.
     """
 
     def __init__(self, answers: Iterable[Sequence[int]], eos_ids: Sequence[int]) -> None:

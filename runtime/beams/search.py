@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from quickdraft.runtime.generation import EarlyStopping, GenerationConfig
+from quickdraft.runtime.beam_options import EarlyStopping
+from quickdraft.runtime.generation import GenerationConfig
 from quickdraft.runtime.result import FinishReason
 
 
@@ -106,7 +107,7 @@ class Limits:
         """What an answer of that length is worth. transformers divides in float32, its version with
         groups in float64; ties depend on it."""
         if self.num_groups > 1:
-            return float(total) / length**self.length_penalty
+            return float(float(total) / length**self.length_penalty)
         return float(total / np.float32(length**self.length_penalty))
 
 
@@ -219,12 +220,13 @@ class Search:
 
     def _end(self, group: _Group, reason: FinishReason) -> None:
         for beam in group.live:
-            group.best.add(beam.tokens, beam.total, reason)
+            if beam.tokens:
+                group.best.add(beam.tokens, beam.total, reason)
 
     def interrupt(self, reason: FinishReason) -> None:
         """End the beams that go on where they are."""
         for group in self._groups:
-            if not group.done and self.length:
+            if not group.done:
                 self._end(group, reason)
             group.done = True
 
