@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quickdraft.device_profiles.profile import Profile, profile_named
-from quickdraft.errors import BackendError, BundleError, InputError, OptionError
+from quickdraft.errors import BackendError, BundleError, DeviceError, InputError, OptionError
 from quickdraft.manifest import Flavour, Manifest, Role, TargetFormat, Variant
 from quickdraft.registry import BACKENDS, PREDICTORS, lookup
 from quickdraft.runtime.backends.base import Backend, HeadBackend, Predictor
@@ -118,6 +118,11 @@ def split_device(name: str) -> tuple[str, str]:
 def _simulated(
     folder: Path, manifest: Manifest, profile: Profile, threads: int | None, kv_cache: str | None
 ) -> Opened:
+    if manifest.roles.get("encoder"):
+        raise DeviceError(
+            f"{manifest.source.name} has an encoder, and only decoder-only models are simulated; "
+            "leave --device out"
+        )
     opened = open_backend(folder, manifest, "auto", threads, kv_cache)
     try:
         weights = weight_bytes(manifest, opened.backend.name)

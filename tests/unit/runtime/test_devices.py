@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -213,3 +213,16 @@ def test_a_provider_is_refused_where_the_model_is_opened(bundle: Path) -> None:
         quickdraft.load(bundle, backend="onnxruntime:CoreML", drafter="none")
     with quickdraft.load(bundle, backend="onnxruntime:CPU", drafter="none") as model:
         assert model.backend.guarantee in ("bit_identical", "same_distribution")
+
+
+def test_only_decoders_are_simulated(bundle: Path) -> None:
+    manifest = open_bundle(bundle).manifest
+    roles = {**manifest.roles, "encoder": manifest.roles["target"]}
+    with pytest.raises(DeviceError, match="only decoder-only models are simulated"):
+        open_backend(bundle, replace(manifest, roles=roles), "simulated:npu-pim", 1)
+
+
+def test_beams_say_that_they_are_simulated(bundle: Path) -> None:
+    with quickdraft.load(bundle, device="simulated:npu-pim", drafter="none") as model:
+        result = model.generate(PROMPT, max_new_tokens=3, num_beams=2)
+    assert result.simulated == "simulated:npu-pim"
