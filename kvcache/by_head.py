@@ -44,9 +44,10 @@ class ByHeadCache(GrowingCache):
         self._layers = grown
 
     def _copy_to(self, layers: list[_Layer]) -> None:
+        rows = self._length + self._staged
         for (key, value), (k, v) in zip(self._layers, layers, strict=True):
-            k[:, : self._length] = key[:, : self._length]
-            v[:, : self._length] = value[:, : self._length]
+            k[:, :rows] = key[:, :rows]
+            v[:, :rows] = value[:, :rows]
 
     def _move(self, source: Slots, target: Slots) -> None:
         for key, value in self._layers:

@@ -96,7 +96,9 @@ def measure_curve_of(
     """
     spec = backend.spec
     context = min(plan.context, spec.context_length - max(plan.long_rows))
-    points = [(0, n) for n in plan.rows if n <= spec.context_length]
+    # Graphs of fixed widths: one row more than a width costs as much as the next one.
+    edges = {width + 1 for width in getattr(backend, "widths", ()) if width < max(plan.rows)}
+    points = [(0, n) for n in sorted({*plan.rows, *edges}) if n <= spec.context_length]
     if context >= SHORT_CONTEXT:
         points += [(context, n) for n in plan.long_rows if n in plan.rows]
     points.sort(key=lambda point: point[1])

@@ -16,6 +16,7 @@ from quickdraft.errors import ContextOverflow, OptionError
 from quickdraft.kvcache import blocked
 from quickdraft.kvcache.base import KvCache
 from quickdraft.kvcache.blocked import BLOCK, KV_TYPES, BlockedCache
+from quickdraft.kvcache.by_head import ByHeadCache
 from quickdraft.kvcache.contiguous import SLOT_ALIGNMENT, ContiguousCache
 
 LIMIT = 3 * SLOT_ALIGNMENT
@@ -178,6 +179,16 @@ class ContiguousLaws(Laws, RuleBasedStateMachine):
     make = staticmethod(lambda capacity: ContiguousCache(SPEC, capacity))
 
 
+class ByHeadLaws(Laws, RuleBasedStateMachine):
+    make = staticmethod(lambda capacity: ByHeadCache(SPEC, capacity))
+
+    def put(self, cache: KvCache, layer: int, slots: list[int], rows: np.ndarray) -> None:
+        """As a step gives them back."""
+        assert isinstance(cache, ByHeadCache)
+        by_head = rows.transpose(1, 0, 2)
+        cache.put(layer, slots[0], by_head, -by_head)
+
+
 class BlockedLaws(Laws, RuleBasedStateMachine):
     def put(self, cache: KvCache, layer: int, slots: list[int], rows: np.ndarray) -> None:
         assert isinstance(cache, BlockedCache)
@@ -197,9 +208,10 @@ class Int8Laws(BlockedLaws):
 
 
 FEW = settings(max_examples=15, stateful_step_count=30, deadline=None)
-for laws in (ContiguousLaws, F32Laws, F16Laws, Int8Laws):
+for laws in (ContiguousLaws, ByHeadLaws, F32Laws, F16Laws, Int8Laws):
     laws.TestCase.settings = FEW
 TestContiguousCache = ContiguousLaws.TestCase
+TestByHeadCache = ByHeadLaws.TestCase
 TestF32Cache = F32Laws.TestCase
 TestF16Cache = F16Laws.TestCase
 TestInt8Cache = Int8Laws.TestCase
