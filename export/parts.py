@@ -93,9 +93,10 @@ def _seq2seq_parts(
 def generation_of(checkpoint: Checkpoint) -> Mapping[str, Any]:
     """Defaults of generation. What answers of an encoder-decoder model begin with stood in
     config.json before there was a generation_config.json."""
-    config, generation = checkpoint.config, checkpoint.generation
-    if not isinstance(find_any(config), Seq2SeqFamily):
+    generation, family = checkpoint.generation, find_any(checkpoint.config)
+    if not isinstance(family, Seq2SeqFamily):
         return dict(generation)
+    config = {**family.defaults, **checkpoint.config}
     older = {key: config[key] for key in _OF_ANSWERS if config.get(key) is not None}
     return {**older, **generation}
 

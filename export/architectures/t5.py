@@ -40,6 +40,7 @@ DEFAULTS: Mapping[str, Any] = {
     "layer_norm_epsilon": 1e-6,
     "feed_forward_proj": "relu",
     "tie_word_embeddings": True,
+    "decoder_start_token_id": 0,
 }
 MULTILINGUAL: Mapping[str, Any] = {
     **DEFAULTS,

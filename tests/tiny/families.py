@@ -63,6 +63,8 @@ def randomise(model: torch.nn.Module) -> None:
     """Values large enough that every part of the model shows in the logits."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
+            if not parameter.requires_grad:
+                continue  # sinusoids
             if parameter.dim() == 1:
                 # Biases and norms around their neutral values, whichever these are.
                 parameter.add_(0.3 * torch.randn_like(parameter))
