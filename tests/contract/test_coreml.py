@@ -11,6 +11,7 @@ import platform
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ pytest.importorskip("coremltools")
 from tiny import coreml_models
 from tiny.family_configs import CONFIGS
 from tiny.hf_folder import write_hf_folder
+from tiny.random_weights import RandomWeights
 
 import quickdraft
 from quickdraft.drafters.tree import Tree
@@ -33,12 +35,17 @@ from quickdraft.errors import (
 )
 from quickdraft.export.emitters.base import EmitRequest, Part
 from quickdraft.export.emitters.coreml import VERIFY_ROWS, emit_coreml
+from quickdraft.export.emitters.numpy import emit_reference
+from quickdraft.export.ops import Attention
 from quickdraft.export.pipeline import export_model
+from quickdraft.export.quantize import FORMATS
 from quickdraft.kvcache.base import KvCache
 from quickdraft.manifest import FixedStateLayout, Variant
 from quickdraft.runtime.backends.base import Backend, CancelToken
 from quickdraft.runtime.backends.coreml import CoreMlBackend
 from quickdraft.runtime.backends.coreml_program import Program
+from quickdraft.runtime.backends.reference import ReferenceBackend
+from quickdraft.types import ModelSpec
 
 pytestmark = [pytest.mark.coreml, pytest.mark.filterwarnings("ignore")]
 
@@ -269,6 +276,42 @@ def test_core_ml_is_missing_elsewhere() -> None:
     made, variant = coreml_models.exported("llama", "fp16")
     with pytest.raises(BackendError, match=r"on macOS only.*coreml:EVALUATOR"):
         CoreMlBackend(made.folder, made.parts[0].spec, variant)
+
+
+def test_a_drafter_takes_features(tmp_path: Path) -> None:
+    """A part beside the target: vectors come with its tokens, and it has a cache of its own."""
+    weights = RandomWeights()
+    table, mix, head = (
+        weights.expect(name, shape)
+        for name, shape in (("embed", (50, 16)), ("mix", (16, 12)), ("head", (50, 16)))
+    )
+
+    def build(ops: Any) -> None:
+        x = ops.add(ops.linear(ops.features(), mix), ops.embed(ops.tokens(), table))
+        x = ops.add(x, ops.attend(x, x, x, Attention(0, 2, 2, 8, 0.3)))
+        ops.logits(ops.linear(ops.take_rows(x, ops.output_rows()), head))
+
+    spec = ModelSpec("toy", 1, 16, 50, 64, (2,), (2,), 8, (None,))
+    part = Part("drafter", "heads", build, spec, features=12)
+    request = EmitRequest(tmp_path, FORMATS["fp32"], (part,))
+    ours = CoreMlBackend(tmp_path, spec, emit_coreml(request)[0], device="EVALUATOR")
+    theirs = ReferenceBackend(tmp_path, spec, emit_reference(request)[0])
+    caches = [ours.new_cache(), theirs.new_cache()]
+    random = np.random.default_rng(1)
+    for tree, path in (
+        (Tree.chain(random.integers(0, 50, 11)), range(11)),
+        (Tree(random.integers(0, 50, 4), np.array([-1, 0, 0, 2])), [0, 2, 3]),
+    ):
+        features = random.standard_normal((len(tree), 12)).astype(np.float32)
+        found = [
+            backend.step(tree, cache, features=features).logits
+            for backend, cache in zip((ours, theirs), caches, strict=True)
+        ]
+        assert np.abs(found[0] - found[1]).max() <= 1e-3
+        for cache in caches:
+            cache.commit(path)
+    with pytest.raises(BackendError, match="takes features"):
+        ours.step(Tree.chain([1]), caches[0])
 
 
 def test_other_parts_are_refused(tmp_path: Path) -> None:
