@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from quickdraft.manifest import Manifest
     from quickdraft.models.admission import Provenance
 
-DEFAULTS: tuple[Any, ...] = ("auto", (), "auto", ())
-"""Of --weights, --hidden-states, --format and --trained."""
-
 
 @click.command()
 @click.argument("source")
@@ -101,11 +98,8 @@ def export(
     if chosen == ("auto",):
         chosen = default_formats()
     drafts = drafts and set(chosen) <= set(WITH_PARTS)
-    if via is not None and (weights, hidden_states or (), formats, trained) != DEFAULTS:
-        raise OptionError(
-            "--via optimum exports the whole checkpoint in float32 to ONNX and nothing else; leave "
-            "out --weights, --hidden-states, --format and --trained"
-        )
+    if via is not None:
+        _check_plain(weights, hidden_states or (), formats, trained)
     started = time.perf_counter()
     with Bars(quiet=as_json) as bars:
         checkpoint, provenance = _checkpoint(source, bars, offline)
@@ -135,6 +129,19 @@ def export(
     elif formats == "auto" and "hotpath" not in chosen:
         click.echo(
             "Our kernels are not installed here; --format hotpath exports for where they are."
+        )
+
+
+def _check_plain(*options: Any) -> None:
+    """--weights, --hidden-states, --format and --trained must be as they are by default.
+
+    Raises:
+        OptionError: one is not, and optimum would ignore it.
+    """
+    if options != ("auto", (), "auto", ()):
+        raise OptionError(
+            "--via optimum exports the whole checkpoint in float32 to ONNX and nothing else; leave "
+            "out --weights, --hidden-states, --format and --trained"
         )
 
 
