@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,7 +112,7 @@ class Seq2SeqOracle:
             result: NDArray[np.float32] = encoder(**self._given(source))[0][0].numpy()
         return result
 
-    def generate(self, source: Source, count: int) -> list[int]:
+    def generate(self, source: Source, opening: Sequence[int], count: int) -> list[int]:
         """A greedy answer of at most `count` tokens after its opening, which it begins with."""
         given = source.tokens if source.features is None else source.features
         assert given is not None  # one of them is there
@@ -122,6 +122,7 @@ class Seq2SeqOracle:
             found = generate(
                 self.model,
                 **self._given(given),
+                decoder_input_ids=torch.tensor([list(opening)]),
                 max_new_tokens=count,
                 num_beams=1,
                 do_sample=False,
