@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from quickdraft.device_profiles.curve import Curve
 from quickdraft.errors import InputError, OptionError, TemplateError
@@ -32,6 +32,7 @@ from quickdraft.runtime.heads import BackendHead, open_head
 from quickdraft.runtime.prediction import Prediction, Prefill
 from quickdraft.runtime.result import Chunk, Result
 from quickdraft.runtime.session import Session
+from quickdraft.runtime.sink import TextSink, drain
 from quickdraft.runtime.sources import Prompt, Question, question_of
 from quickdraft.runtime.text import Tokenizer
 from quickdraft.types import Progress
@@ -42,17 +43,6 @@ NO_STREAM = (
     "num_beams is {}, and beams decide their text at the end, so that there is nothing to stream; "
     "use generate or search without a callback, or one beam"
 )
-
-
-@runtime_checkable
-class TextSink(Protocol):
-    """Receives an answer as it is decided."""
-
-    def put(self, text: str) -> None:
-        """Take the next piece of text."""
-
-    def end(self) -> None:
-        """The answer is complete."""
 
 
 class Model:
@@ -128,7 +118,7 @@ class Model:
         entry = manifest.tokenizer
         tokenizer = Tokenizer.from_entry(folder, entry, manifest.model.vocab_size)
         template = None
-        if entry.chat_template is not None:
+        if entry.chat_template is not None and manifest.model.source is None:
             source = read_template(folder / entry.chat_template)
             template = ChatTemplate(source, entry.special_tokens)
         opened = open_backend(folder, manifest, backend, threads, kv_cache)
@@ -365,7 +355,7 @@ class Model:
         started: float,
     ) -> Result:
         if options.num_beams == 1:
-            return _drain(self._stream(question, options, session, cancel, started), callback)
+            return drain(self._stream(question, options, session, cancel, started), callback)
         if callback is not None:
             raise OptionError(NO_STREAM.format(options.num_beams))
         answer = BeamAnswer(self, question, options, cancel)
@@ -385,19 +375,3 @@ class Model:
         if prefill.predicts:
             self.prediction.entry(prefill)
         return AnswerStream(self, question, options, started, cancel).run(self._own(session))
-
-
-def _drain(chunks: Iterator[Chunk], callback: Any) -> Result:
-    """Run an answer to its end, handing its text to the callback."""
-    put = callback.put if isinstance(callback, TextSink) else callback
-    if put is not None and not callable(put):
-        raise OptionError(f"callback is {callback!r}; give a function, or an object with put, end")
-    result = None
-    for chunk in chunks:
-        if chunk.text and put is not None:
-            put(chunk.text)
-        result = chunk.result
-    assert result is not None  # the last chunk of a stream that did not raise has it  # noqa: S101
-    if isinstance(callback, TextSink):
-        callback.end()
-    return result

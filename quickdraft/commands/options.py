@@ -6,6 +6,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import click
@@ -15,6 +16,7 @@ from quickdraft.errors import InputError, OptionError
 Command = Callable[..., Any]
 
 MAX_THREADS = 1024
+MAX_INPUT_BYTES = 64 << 20
 
 
 # Field of GenerationConfig, names on the command line, type, help.
@@ -222,8 +224,24 @@ def read_input() -> str:
     return decode_input(sys.stdin.buffer.read()).removesuffix("\n").removesuffix("\r")
 
 
-def decode_input(data: bytes) -> str:
-    """UTF-8 text from standard input.
+def read_file(path: Path) -> str:
+    """The text of a file, without the last line break.
+
+    Raises:
+        InputError: it cannot be read, is too large, or not UTF-8.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_INPUT_BYTES + 1)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    if len(data) > MAX_INPUT_BYTES:
+        raise InputError(f"{path} has more than {MAX_INPUT_BYTES} bytes; give a shorter text")
+    return decode_input(data, str(path)).removesuffix("\n").removesuffix("\r")
+
+
+def decode_input(data: bytes, where: str = "standard input") -> str:
+    """UTF-8 text from standard input, or what `where` says.
 
     Raises:
         InputError: it is not UTF-8; the message has the place.
@@ -232,7 +250,7 @@ def decode_input(data: bytes) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(
-            f"standard input is not UTF-8: byte 0x{data[error.start]:02x} at offset {error.start}; "
+            f"{where} is not UTF-8: byte 0x{data[error.start]:02x} at offset {error.start}; "
             "convert it first"
         ) from None
 

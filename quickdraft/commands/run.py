@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,6 +15,7 @@ from quickdraft.commands.options import (
     common_options,
     generation_options,
     loading_options,
+    read_file,
     read_input,
 )
 from quickdraft.commands.output import dim, print_json, write
@@ -27,6 +29,13 @@ if TYPE_CHECKING:
 @click.command(epilog="Options of sampling that are not given come from the model.")
 @click.argument("model")
 @click.argument("prompt", nargs=-1)
+@click.option(
+    "--input",
+    "file",
+    type=click.Path(path_type=Path),
+    help="Read the prompt from FILE, not from standard input.",
+    metavar="FILE",
+)
 @click.option("--system", help="System message.")
 @click.option("--raw", is_flag=True, help="Continue the prompt as it is, without chat template.")
 @click.option("-v", "--verbose", is_flag=True, help="Print times and rates on standard error.")
@@ -38,6 +47,7 @@ if TYPE_CHECKING:
 def run(
     model: str,
     prompt: tuple[str, ...],
+    file: Path | None,
     system: str | None,
     raw: bool,
     verbose: bool,
@@ -50,7 +60,8 @@ def run(
     """Answer one prompt.
 
     Text is printed as it comes, that of a search at its end. The prompt is the arguments, standard
-    input, or both: arguments first, then an empty line, then standard input.
+    input, or both: arguments first, then an empty line, then standard input. An encoder-decoder
+    model (T5, BART, Marian) answers about it.
     """
     from quickdraft.commands.progress import open_model
     from quickdraft.runtime.generation import GenerationConfig
@@ -60,7 +71,7 @@ def run(
     if generation.get("logprobs") and not as_json:
         raise OptionError("--logprobs is reported in JSON only; add --json")
     GenerationConfig.from_dict(generation)  # bad values fail before anything is fetched
-    text = _prompt_text(prompt)
+    text = _prompt_text(prompt, file)
     messages = _messages(system, text)
     with open_model(model, **loading) as loaded:
         if loaded.chat_template is None and system is not None:
@@ -82,10 +93,11 @@ def run(
         raise click.exceptions.Exit(130)
 
 
-def _prompt_text(words: tuple[str, ...]) -> str:
-    """The prompt from arguments and standard input."""
+def _prompt_text(words: tuple[str, ...], file: Path | None) -> str:
+    """The prompt from arguments, and a file or standard input."""
     argument = check_text("prompt", " ".join(words))
-    text = "\n\n".join(part for part in (argument, read_input()) if part)
+    given = read_input() if file is None else read_file(file)
+    text = "\n\n".join(part for part in (argument, given) if part)
     if not text:
         raise InputError("there is no prompt; give it as an argument or on standard input")
     return text
