@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from quickdraft.errors import ContextOverflow, InputError, OptionError
 from quickdraft.runtime import clock
 from quickdraft.runtime.backends.base import CancelToken
+from quickdraft.runtime.backends.simulated import simulated_device
 from quickdraft.runtime.beam_options import check_search
 from quickdraft.runtime.beams.constraints import AllowedTokens, beginning_with
 from quickdraft.runtime.beams.decoder import BeamDecoder, Searched
@@ -113,6 +114,7 @@ class BeamAnswer:
                 load_ms=model.load_ms,
             ),
             steps=tuple(found.steps),
+            simulated=simulated_device(model.backend),
             sequences=ranked,
             beams=found.report,
         )
