@@ -44,7 +44,7 @@ COMMANDS = {
     ),
     "bench device": (
         "quickdraft.commands.bench_device:device",
-        "Report on a device: starts, speed, memory, energy, quality.",
+        "Report on a device, or compare reports.",
     ),
     "device list": ("quickdraft.commands.device:list_devices", "List the devices that are known."),
     "device show": ("quickdraft.commands.device:show_device", "Print what is known of a device."),
