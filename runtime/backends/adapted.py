@@ -65,6 +65,10 @@ class AdaptedBackend(ABC, Generic[Cache]):
         self._variant = variant
         self.width = PIECE
         """Rows that may run at once over a past."""
+        self.pairs = False
+        """Whether a single row runs with one more, whose results are dropped: kernels for one row
+        round in another way than those for several, which would tell drafted answers from plain
+        ones."""
 
     @abstractmethod
     def new_cache(self) -> Cache:
@@ -98,13 +102,17 @@ class AdaptedBackend(ABC, Generic[Cache]):
         check_step(tree, length, self.spec)
         wanted = np.arange(count) if rows is None else rows
         logits = np.empty((len(wanted), self.spec.vocab_size), np.float32)
+        pad = self.pairs and self.width > 1 and length + count < self.spec.context_length
+        if pad:
+            cache.stage(count + 1)  # makes room for the row more
         cache.stage(count)
         try:
             run, done = self._begin(cache, cancel), 0
             while done < count:
                 size = PIECE if length + done == 0 else self.width
                 tokens = tree.tokens[done : done + size]
-                found = run(tokens, length + done)
+                given = np.repeat(tokens, 2) if pad and len(tokens) == 1 else tokens
+                found = run(given, length + done)
                 here = np.flatnonzero((wanted >= done) & (wanted < done + len(tokens)))
                 logits[here] = found[wanted[here] - done]
                 done += len(tokens)

@@ -71,6 +71,7 @@ class OnnxRuntimeAdapted(AdaptedBackend[ByHeadCache | TokenCache]):
         self.dtypes = {value.name: _DTYPES.get(value.type, np.float32) for value in values}
         if not variant.details.get(PROBED, False):
             self.probe()
+        self.pairs = True
 
     def _check_names(self) -> None:
         assert self._sessions is not None  # just opened  # noqa: S101
