@@ -93,19 +93,18 @@ def attend(
     bias: Floats,
     scale: float,
     softcap: float | None = None,
-    relative: Floats | None = None,
 ) -> Floats:
     """Write k and v [n, kv_heads * head_dim] into the cache at `slots`, then attend.
 
     q: [n, heads * head_dim]; query head h reads KV head h // (heads / kv_heads). cache: keys and
     values [all slots, kv_heads, head_dim], written in place. slots: int64 [n]. bias: [n, seen
     slots], added to the scores of the first `seen` slots. softcap: cap * tanh(scores / cap),
-    before the bias. relative: float32 [heads, n, seen], as `relative_bias` gives it, added to the
-    scores after the cap. Returns [n, heads * head_dim].
+    before the bias. A bias may also be [heads, n, seen], with a `relative_bias` in it. Returns
+    [n, heads * head_dim].
     """
     stage(k, v, cache, slots)
-    seen = bias.shape[1]
-    return _attention(q, cache[0][:seen], cache[1][:seen], bias, scale, softcap, relative)
+    seen = bias.shape[-1]
+    return _attention(q, cache[0][:seen], cache[1][:seen], bias, scale, softcap)
 
 
 def _attention(
@@ -115,7 +114,6 @@ def _attention(
     bias: Floats | None,
     scale: float,
     softcap: float | None = None,
-    relative: Floats | None = None,
 ) -> Floats:
     """Attention over keys and values [seen, kv_heads, head_dim]; the rest as in `attend`."""
     _, kv_heads, head_dim = keys.shape
@@ -124,10 +122,8 @@ def _attention(
     scores = queries @ keys.transpose(1, 2, 0)[:, None] * np.float32(scale)
     if softcap is not None:
         scores = np.float32(softcap) * np.tanh(scores / np.float32(softcap))
-    if relative is not None:
-        scores = scores + relative.reshape(scores.shape)
     if bias is not None:
-        scores = scores + bias
+        scores = scores + (bias if bias.ndim == 2 else bias.reshape(scores.shape))
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
     weights /= weights.sum(axis=-1, keepdims=True)
     mixed = weights @ values.transpose(1, 0, 2)[:, None]
@@ -182,7 +178,7 @@ def encode_attend(
     relative: float32 [heads, n, n], see `relative_bias`. Returns [n, heads * head_dim].
     """
     keys, values = (x.reshape(len(x), kv_heads, -1) for x in (k, v))
-    return _attention(q, keys, values, None, scale, softcap, relative)
+    return _attention(q, keys, values, relative, scale, softcap)
 
 
 def cross_attend(

@@ -173,8 +173,11 @@ def _stored(op: str, constants: dict[str, Any], caches: Caches) -> list[Any]:
     """What an op is given of caches and memory; takes what says which from the constants."""
     layer = constants.pop("layer")
     if op == "attend":
+        bias = caches.bias[constants.pop("window")]
         _place_relative(constants, caches.distances)
-        return [caches.own.layer(layer), caches.slots, caches.bias[constants.pop("window")]]
+        relative = constants.pop("relative", None)
+        bias = bias if relative is None else bias + relative
+        return [caches.own.layer(layer), caches.slots, bias]
     if op == "cross_attend":
         if caches.memory is None:
             raise BackendError("this cache is over no source; make it with new_cache(memory)")

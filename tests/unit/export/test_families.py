@@ -22,7 +22,6 @@ from quickdraft.export.quantize import quantize
 from quickdraft.export.weights import Blocked, Weight, dense_weight
 from quickdraft.registry import ARCHITECTURES, lookup
 
-
 DECODERS = [
     name
     for name in ARCHITECTURES
