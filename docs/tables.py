@@ -1,4 +1,4 @@
-"""Writes the tables of README.md that are generated from the registry.
+"""Writes the tables of docs/supported.md that are generated from the registry.
 
 `python dev.py docs` rewrites them; with `--check` nothing is written and a stale table fails.
 Reads the sources instead of importing them, so that it needs nothing installed.
@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-README = ROOT / "README.md"
+PAGE = ROOT / "docs" / "supported.md"
 TABLES = {
     "architectures": "ARCHITECTURES",
     "emitters": "EMITTERS",
@@ -55,7 +55,7 @@ def render(entries: Mapping[str, str]) -> str:
     for name, import_path in entries.items():
         names.setdefault(source_of(import_path), []).append(f"`{name}`")
     rows = [
-        f"| {', '.join(sorted(group))} | [{path.name}]({path.as_posix()}) | {summary(path)} |"
+        f"| {', '.join(sorted(group))} | [{path.name}](../{path.as_posix()}) | {summary(path)} |"
         for path, group in sorted(names.items(), key=lambda item: min(item[1]))
     ]
     return "\n".join(["| Name | File | |", "|---|---|---|", *rows]) + "\n"
@@ -75,14 +75,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing, fail if stale")
     options = parser.parse_args()
-    before = README.read_text(encoding="utf-8")
+    before = PAGE.read_text(encoding="utf-8")
     after = regenerate(before)
     if after == before:
         return 0
     if options.check:
-        print("the tables of README.md are stale; run: python dev.py docs", file=sys.stderr)
+        print("the tables of docs/supported.md are stale; run: python dev.py docs", file=sys.stderr)
         return 1
-    README.write_text(after, encoding="utf-8", newline="\n")
+    PAGE.write_text(after, encoding="utf-8", newline="\n")
     return 0
 
 

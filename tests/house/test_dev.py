@@ -176,7 +176,7 @@ def test_torch_comes_before_what_would_ask_for_any_torch(
 ) -> None:
     assert dev.main(["setup", "--all"]) == 0
     last = [command[-1] for command in commands]
-    assert last.index("torch==2.13.0") < last.index(".[onnx,dev,train,parity]")
+    assert last.index("torch==2.13.0") < last.index(".[onnx,dev,train,parity,openvino,coreml]")
     assert json.loads(dev.STAMP.read_text())["parity"] == dev.fingerprint()
 
 

@@ -85,7 +85,9 @@ def test_another_version_is_refused(
     path.touch()
     monkeypatch.setenv("QUICKDRAFT_LIBRARY", str(path))
     monkeypatch.setattr(native.ctypes, "CDLL", lambda name: fake(abi, cache_bytes))
-    with pytest.raises(BackendError, match=f"version {abi} of the interface.* needs {native.ABI_VERSION}"):
+    with pytest.raises(
+        BackendError, match=f"version {abi} of the interface.* needs {native.ABI_VERSION}"
+    ):
         native.load()
 
 
