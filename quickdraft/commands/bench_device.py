@@ -55,7 +55,7 @@ def device(
     as_json: bool,
     **tests: Any,
 ) -> None:
-    """Report on a device: starts, speed, memory, energy, quality.
+    """Report on a device, or compare reports.
 
     Prompts of the classes of MLPerf Client are answered plainly and with drafts: time to the first
     token, rate of the second and later tokens, and whether the answers are the same. What a device

@@ -60,7 +60,7 @@ def transcribe(
     loading: dict[str, Any],
     as_json: bool,
 ) -> None:
-    """Write down what is said in sound files of any length, window by window."""
+    """Write down what is said in sound files."""
     from quickdraft.commands.interrupt import stop_on_interrupt
     from quickdraft.commands.progress import open_model
     from quickdraft.runtime.audio.sound import open_sound

@@ -10,7 +10,7 @@ from unittest import mock
 from tiny.hotpath_parts import Echo
 from tiny.models import write_tiny_model
 
-from quickdraft.export import pipeline
+from quickdraft.export import parts, pipeline
 from quickdraft.export.architectures.decoder import build_decoder
 from quickdraft.export.checkpoints.base import Checkpoint
 from quickdraft.export.emitters.base import Part
@@ -55,7 +55,7 @@ def write_predicted_model(
         return write(*args, **options, trained=[Path("made up")])
 
     with (
-        mock.patch.object(pipeline, "_attach", _attach),
+        mock.patch.object(parts, "_attach", _attach),
         mock.patch.object(pipeline, "export_model", with_parts),
     ):
         return write_tiny_model(folder, formats=formats, **config)

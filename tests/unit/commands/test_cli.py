@@ -79,7 +79,7 @@ def test_version() -> None:
     ("arguments", "says"),
     [
         (["lst"], "Did you mean 'list'?"),
-        (["frobnicate"], "There are: run, chat"),
+        (["frobnicate"], "There are: run, transcribe, chat"),
         (["list", "--jsn"], "--json"),
         (["run"], "Missing argument 'MODEL'"),
         (["--nonsense"], "--nonsense"),

@@ -217,7 +217,9 @@ def test_verbose_prints_statistics_on_standard_error(tiny_bundle: Path) -> None:
     plain = call("run", tiny_bundle, "hello", "-n", 8, "--ignore-eos")
     assert done.stdout == plain.stdout
     words = [line.split()[0] for line in done.stderr.splitlines()]
-    assert words == ["load", "first", "prompt", "answer", "drafts", "backend", "cache", "end"]
+    assert words == [
+        *("load", "first", "prompt", "answer", "drafts", "backend", "cache", "end", "device")
+    ]
     assert "8 tokens" in done.stderr
 
 

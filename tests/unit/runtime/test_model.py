@@ -50,7 +50,8 @@ def test_the_json_object_is_the_documented_one() -> None:
     printed = json.loads(json.dumps(saying("Hi").generate("Hi").to_dict()))
     assert list(printed) == [
         *("text", "token_ids", "finish_reason", "model", "backend", "flavour", "guarantee"),
-        *("kv_cache", "isa", "degraded", "prefill", "prediction", "timings", "drafting"),
+        *("kv_cache", "isa", "degraded", "simulated", "prefill", "prediction", "timings"),
+        "drafting",
     ]
     assert list(printed["timings"]) == [
         *("load_ms", "ttft_ms", "prompt_n", "prompt_ms", "cached_n", "predicted_n"),
