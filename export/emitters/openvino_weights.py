@@ -98,7 +98,7 @@ def _with_zero_points(data: Blocked) -> tuple[NDArray[np.uint8], Floats, Floats]
 def _packed(codes: NDArray[np.uint8], shape: list[int], kind: Any) -> Node:
     """A constant of 4 or 8 bits a code; of two 4-bit codes in a byte the first one is low."""
     if kind in (ov.Type.i4, ov.Type.u4):
-        codes = (codes[:, ::2] & 15) | np.left_shift(codes[:, 1::2], 4)
+        codes = (codes[:, ::2] & np.uint8(15)) | (codes[:, 1::2] << np.uint8(4))
     # Memory of its own: that of an array would go with the array.
     tensor = ov.Tensor(kind, ov.Shape(shape))
     tensor.data.reshape(-1)[:] = codes.reshape(-1).view(tensor.data.dtype)
