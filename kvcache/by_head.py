@@ -6,6 +6,8 @@ writes none of it, is given the rows of a step back with `put`.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -31,7 +33,7 @@ class ByHeadCache(GrowingCache):
 
     def _buffers(self, slots: int) -> list[_Layer]:
         shapes = [(heads, slots, self._spec.head_dim) for heads in self._spec.num_kv_heads]
-        return [(_aligned_zeros(shape), _aligned_zeros(shape)) for shape in shapes]
+        return [(aligned_zeros(shape), aligned_zeros(shape)) for shape in shapes]
 
     @property
     def nbytes(self) -> int:
@@ -82,7 +84,39 @@ class ByHeadCache(GrowingCache):
         return key.transpose(1, 0, 2).copy(), value.transpose(1, 0, 2).copy()
 
 
-def _aligned_zeros(shape: tuple[int, ...]) -> NDArray[np.float32]:
+@dataclass(frozen=True, eq=False)
+class ByHeadMemory:
+    """A Memory of which every layer has keys and values [kv_heads, slots, head_dim].
+
+    filled: rows of the source; what lies in slots behind them is not to be seen. The arrays are not
+    marked as read-only, as engines refuse to read such memory in place; `layer` copies.
+    """
+
+    layers: tuple[_Layer, ...]
+    filled: int
+
+    @property
+    def rows(self) -> int:
+        """Rows of the memory."""
+        return self.filled
+
+    @property
+    def slots(self) -> int:
+        """Rows that its tensors have."""
+        return int(self.layers[0][0].shape[1])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return sum(key.nbytes + value.nbytes for key, value in self.layers)
+
+    def layer(self, index: int) -> _Layer:
+        """Keys and values of one layer, [rows, kv_heads, head_dim]: a copy."""
+        key, value = (each[:, : self.filled] for each in self.layers[index])
+        return key.transpose(1, 0, 2).copy(), value.transpose(1, 0, 2).copy()
+
+
+def aligned_zeros(shape: tuple[int, ...]) -> NDArray[np.float32]:
     """Zeros: slots that were never written are multiplied by zero, and must not be NaN."""
     size = int(np.prod(shape)) * 4
     memory = np.zeros(size + _BYTES, np.uint8)

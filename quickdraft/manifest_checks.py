@@ -101,12 +101,12 @@ def _check_encoder(variant: Variant, where: str) -> None:
     if variant.token_map is not None or variant.target_cache is not None:
         raise BundleError(f"{where} has a token_map or target_cache, which no encoder has")
     step, reads = variant.step, ("features" if variant.features else "tokens")
-    blocks = variant.memory.kind == "blocks"
-    allowed = {"positions", "hidden_states", reads, *(["source"] if blocks else [])}
+    blocks, static = variant.memory.kind == "blocks", variant.flavour == "static"
+    allowed = {"positions", "hidden_states", reads, *(["source"] if blocks or static else [])}
     for field_ in fields(step):
         if field_.name not in allowed and getattr(step, field_.name):
             raise BundleError(f"{where}.step has {field_.name!r}, which this encoder cannot have")
-    for name in sorted(allowed - {"hidden_states"}):
+    for name in sorted(allowed - {"hidden_states", *(["source"] if static else [])}):
         if not getattr(step, name):
             raise BundleError(f"{where}.step lacks {name!r}, which this encoder reads")
 
@@ -174,10 +174,11 @@ def _check_step(variant: Variant, spec: ModelSpec, where: str, *, is_predictor: 
         "features": (variant.features > 0, f"its features are {variant.features} wide"),
     }
     reads = variant.memory is not None and variant.memory.kind == "blocks"
-    wanted["source"] = (reads, "only what reads a memory of 'blocks' has it")
-    if step.distances is not None and (variant.memory is None or not slots):
+    if variant.memory is None or variant.flavour != "static":
+        wanted["source"] = (reads, "only what reads a memory of 'blocks' has it")
+    if step.distances is not None and (variant.memory is None or blocks):
         raise BundleError(
-            f"{where}.step has 'distances', which a step over slots and a memory reads"
+            f"{where}.step has 'distances', which a step over a memory, and slots or rows, reads"
         )
     for name in ("output_rows", "logits"):
         wanted[name] = (not is_predictor, "only a predictor goes without")

@@ -147,9 +147,10 @@ class StepNames:
     predictor, its input of the slots of the target's cache to write, for one of `slots`;
     target_past: the same for one of `blocks`, as `past`. An encoder has positions, and either
     features or tokens, which else is empty. source: with a memory of `blocks`, the input of encoder
-    and target that says what it holds: int64 [3], its rows, the type of its values, its capacity.
-    distances: over slots, of scores with relative positions: int64 [n, slots], the position of what
-    a slot holds less that of a row; what no row may see has any.
+    and target that says what it holds: int64 [3], its rows, the type of its values, its capacity;
+    in a static flavour float32 [1, its rows], the bias that masks those the source does not fill.
+    distances: of scores with relative positions: int64, over slots [n, slots], over rows
+    [n, slots + n], the position of what is there less that of a row; what no row may see has any.
 
     In an adapted graph, whose inputs have a batch of one in front: mask, the attention mask over
     past and step; positions, None where the graph counts itself; beams, the reordering of states;

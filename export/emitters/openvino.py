@@ -16,7 +16,6 @@ from quickdraft.export.emitters.base import (
     EmitRequest,
     Part,
     entries,
-    refuse_sources,
 )
 from quickdraft.manifest import StepNames, Variant
 
@@ -29,6 +28,11 @@ try:
         TARGET_LAYOUT,
         OpenVinoOps,
         Sizes,
+    )
+    from quickdraft.export.emitters.openvino_source import (
+        MEMORY_LAYOUT,
+        OpenVinoSourceOps,
+        source_sizes,
     )
     from quickdraft.export.emitters.openvino_weights import WeightStore
 except ImportError:  # reported when something is exported, with the extra to install
@@ -49,7 +53,6 @@ def emit_openvino(request: EmitRequest) -> list[Variant]:
 
     Raises:
         MissingExtra: OpenVINO is not installed.
-        UnsupportedModel: it is an encoder-decoder model.
     """
     folder = _folder(request)
     return [_emit_portable(part, folder, request) for part in request.parts]
@@ -61,7 +64,7 @@ def emit_openvino_static(request: EmitRequest) -> list[Variant]:
 
     Raises:
         MissingExtra: OpenVINO is not installed.
-        UnsupportedModel: it is an encoder-decoder model.
+        UnsupportedModel: it is an encoder of any number of frames.
         BackendError: two widths would not read the same weights (a fault of ours).
     """
     folder = _folder(request)
@@ -69,7 +72,6 @@ def emit_openvino_static(request: EmitRequest) -> list[Variant]:
 
 
 def _folder(request: EmitRequest) -> Path:
-    refuse_sources(request, "openvino")
     if ov is None:
         raise MissingExtra("openvino", "openvino")
     folder = request.folder / "openvino"
@@ -86,29 +88,44 @@ def _emit_portable(part: Part, folder: Path, request: EmitRequest) -> Variant:
 
 def _emit_static(part: Part, folder: Path, request: EmitRequest) -> Variant:
     store = WeightStore(part.fmt or request.fmt)
-    wanted = part.spec.context_length + SPARE
-    capacity = min(-(-wanted // ALIGNMENT) * ALIGNMENT, LONGEST)
+    every, capacity = _static_sizes(part)
     binary = folder / f"{part.name}.static.bin"
     again = folder / f"{part.name}.again.bin"
     widths: dict[int, str] = {}
-    for rows in (*WIDTHS, PREFILL):
+    for rows, sizes in every.items():
         xml = folder / f"{part.name}.{rows}.xml"
-        # The prefill wants the logits of one row at most, and those of many are most of its time.
-        sizes = Sizes(rows, 1 if rows == PREFILL else rows, capacity)
         step = _write(part, store, sizes, xml, again if widths else binary)
         if widths and not filecmp.cmp(binary, again, shallow=False):
             raise BackendError(f"the graphs of {part.name} do not read the same weights")
         again.unlink(missing_ok=True)
         widths[rows] = f"openvino/{xml.name}"
     files = [binary.name, *(Path(name).name for name in widths.values())]
-    model = Path(widths[WIDTHS[0]]).name
+    model = Path(widths[min(widths)]).name
     more = {"widths": widths, "capacity": capacity}
     return _variant(part, request, step, flavour="static", model=model, files=files, **more)
 
 
+def _static_sizes(part: Part) -> tuple[dict[int, Sizes], int]:
+    """Dimensions of the static graphs of a part by their rows, and slots of its cache; of an
+    encoder, rows of the memory that its target reads."""
+    read = source_sizes(part) if _with_source(part) else {}
+    if part.role == "encoder":
+        return read, max(read)
+    wanted = part.spec.context_length + SPARE
+    capacity = min(-(-wanted // ALIGNMENT) * ALIGNMENT, LONGEST)
+    memory = max(read, default=None)
+    sizes = {rows: Sizes(rows, rows, capacity, memory) for rows in WIDTHS}
+    # The prefill wants the logits of one row at most, and those of many are most of its time.
+    return {**sizes, PREFILL: Sizes(PREFILL, 1, capacity, memory)}, capacity
+
+
+def _with_source(part: Part) -> bool:
+    return part.role == "encoder" or part.spec.source is not None
+
+
 def _write(part: Part, store: WeightStore, sizes: Sizes, xml: Path, binary: Path) -> StepNames:
     """Build a graph and write it with its weights."""
-    ops = OpenVinoOps(part, store, sizes)
+    ops = (OpenVinoSourceOps if _with_source(part) else OpenVinoOps)(part, store, sizes)
     part.build(ops)
     model, step = ops.finish()
     ov.serialize(model, str(xml), str(binary))
@@ -134,7 +151,9 @@ def _variant(
         model=f"openvino/{model}",
         files=tuple(names),
         step=step,
-        cache=LAYOUT,
+        # What an encoder puts out is counted in rows, not in slots of a cache.
+        cache=MEMORY_LAYOUT if part.role == "encoder" else LAYOUT,
+        memory=MEMORY_LAYOUT if _with_source(part) else None,
         # Its products round differently for different numbers of rows (docs/openvino.md).
         guarantee="same_distribution",
         **details,

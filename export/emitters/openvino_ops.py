@@ -15,6 +15,7 @@ import numpy as np
 import openvino as ov
 from openvino import opset15 as opset
 
+from quickdraft.errors import UnsupportedModel
 from quickdraft.export.emitters.base import Part, check_staged
 from quickdraft.export.emitters.composed import ComposedOps
 from quickdraft.export.emitters.openvino_weights import Node, WeightStore, constant
@@ -45,11 +46,14 @@ TARGET_LAYOUT = RowsLayout(
 @dataclass(frozen=True)
 class Sizes:
     """Dimensions of a step, None where they are dynamic. rows: of the step; wanted: of them, those
-    with logits; slots: of the cache."""
+    with logits; slots: of the cache. memory: rows that a target of an encoder reads. frames: that
+    the encoder itself reads, tokens or features; rows are then those of its memory."""
 
     rows: int | None = None
     wanted: int | None = None
     slots: int | None = None
+    memory: int | None = None
+    frames: int | None = None
 
 
 @dataclass
@@ -73,7 +77,6 @@ class OpenVinoOps(ComposedOps[Node]):
         self._staged: set[int] = set()
         self._hidden: dict[int, str] = {}
         self._levels = 1
-        self._tokens = self._input("input_ids", np.int64, [sizes.rows])
         self._positions = self._input("position_ids", np.int64, [sizes.rows])
 
     def _input(self, name: str, kind: Any, shape: Sequence[int | None]) -> Node:
@@ -91,7 +94,7 @@ class OpenVinoOps(ComposedOps[Node]):
 
     def tokens(self) -> Node:
         """Token ids, [n]."""
-        return self._tokens
+        return self._input("input_ids", np.int64, [self._sizes.rows])
 
     def positions(self) -> Node:
         """Positions, [n]."""
@@ -123,6 +126,8 @@ class OpenVinoOps(ComposedOps[Node]):
             BackendError: a predictor leaves out a layer of its target (a fault of its builder).
         """
         part = self._part
+        if part.role != "encoder" or not part.features:
+            self.tokens()
         if part.target is not None:
             check_staged(part, self._staged)
         else:
@@ -152,11 +157,11 @@ class OpenVinoOps(ComposedOps[Node]):
     def embed(self, ids: Node, table: Weight) -> Node:
         """Rows of a table; vectors of positions are few and stay float32."""
         matrix = self._store.matrix(table, keep_float=ids is self._positions)
-        return opset.gather(matrix, ids, _scalar(0))
+        return opset.gather(matrix, ids, scalar(0))
 
     def take_rows(self, x: Node, rows: Node) -> Node:
         """[n, width] to [m, width]."""
-        return opset.gather(x, rows, _scalar(0))
+        return opset.gather(x, rows, scalar(0))
 
     def stack(self, parts: Sequence[Node]) -> Node:
         """Rows of several values, one value after another."""
@@ -174,7 +179,7 @@ class OpenVinoOps(ComposedOps[Node]):
         """In the steps that plugins know as one op."""
         parts = _split(x, heads)
         squares = opset.power(parts, _float(2.0))
-        mean = opset.reduce_mean(squares, _ints([-1]), True)
+        mean = opset.reduce_mean(squares, integers([-1]), True)
         inverse = opset.divide(_float(1.0), opset.sqrt(opset.add(mean, _float(eps))))
         normed = opset.multiply(parts, inverse)
         if weight is not None:
@@ -185,7 +190,7 @@ class OpenVinoOps(ComposedOps[Node]):
         self, x: Node, weight: Weight | None, bias: Weight | None, eps: float, heads: int = 1
     ) -> Node:
         """MVN; a weight per head is applied to all heads at once."""
-        normed = opset.mvn(_split(x, heads), _ints([-1]), True, float(eps), "inside_sqrt")
+        normed = opset.mvn(_split(x, heads), integers([-1]), True, float(eps), "inside_sqrt")
         per_head = [w for w in (weight, bias) if w is not None and w.shape[-1] == _width(x)]
         if heads > 1 and per_head:
             normed, heads = _join(normed, heads), 1
@@ -204,7 +209,7 @@ class OpenVinoOps(ComposedOps[Node]):
         parts = _split(x, heads, always=True)
         sizes = [pairs, pairs, width - 2 * pairs]
         lengths = [size for size in sizes if size]
-        pieces = opset.variadic_split(parts, _scalar(2), _ints(lengths)).outputs()
+        pieces = opset.variadic_split(parts, scalar(2), integers(lengths)).outputs()
         first, second = pieces[:2]
         turned = [
             opset.subtract(opset.multiply(first, cosine), opset.multiply(second, sine)),
@@ -216,7 +221,7 @@ class OpenVinoOps(ComposedOps[Node]):
         """Cosine and sine of every row's angles, [n, 1, pairs]."""
         if rope not in self._angles:
             column = opset.reshape(
-                opset.convert(self._positions, np.float32), _ints([-1, 1, 1]), False
+                opset.convert(self._positions, np.float32), integers([-1, 1, 1]), False
             )
             frequencies = np.asarray(rope.frequencies, np.float32)[None, None]
             angles = opset.multiply(column, constant(frequencies))
@@ -228,32 +233,48 @@ class OpenVinoOps(ComposedOps[Node]):
     def attend(self, q: Node, k: Node, v: Node, attention: Attention) -> Node:
         """Softmax over the committed rows and those of the step, as one row of scores; products
         with either, so that nothing of the cache is copied."""
-        a, group = attention, attention.num_heads // attention.num_kv_heads
-        parts = opset.reshape(q, _ints([-1, a.num_kv_heads, group, a.head_dim]), False)
-        parts = opset.transpose(parts, _ints([1, 2, 0, 3]))  # [kv_heads, group, n, head_dim]
-        query = opset.reshape(parts, _ints([a.num_kv_heads, -1, a.head_dim]), False)
+        a, query = attention, self._query(q, attention)
         own_keys, own_values = self._present(k, v, a, LAYOUT)
         keys, values = self._past(a)
         joined = [opset.matmul(query, side, False, True) for side in (keys, own_keys)]
-        scores = opset.multiply(opset.concat(joined, 2), _float(a.scale))
-        if a.softcap is not None:
-            scores = self.softcap(scores, a.softcap)
-        weights = self._softmax(scores, a, group)
-        lengths = opset.concat([_size(keys, 1), _size(own_keys, 1)], 0)
-        seen, own = opset.variadic_split(weights, _scalar(2), lengths).outputs()
+        weights = self._softmax(opset.concat(joined, 2), a, self._score_bias(a))
+        lengths = opset.concat([size_of(keys, 1), size_of(own_keys, 1)], 0)
+        seen, own = opset.variadic_split(weights, scalar(2), lengths).outputs()
         mixed = opset.add(
             opset.matmul(seen, values, False, False), opset.matmul(own, own_values, False, False)
         )
-        shape = _ints([a.num_kv_heads, group, -1, a.head_dim])
-        mixed = opset.transpose(opset.reshape(mixed, shape, False), _ints([2, 0, 1, 3]))
+        return self._joined_heads(mixed, a)
+
+    def _query(self, q: Node, a: Attention) -> Node:
+        """[n, heads * head_dim] to [kv_heads, heads of each * n, head_dim]."""
+        group = a.num_heads // a.num_kv_heads
+        parts = opset.reshape(q, integers([-1, a.num_kv_heads, group, a.head_dim]), False)
+        parts = opset.transpose(parts, integers([1, 2, 0, 3]))
+        return opset.reshape(parts, integers([a.num_kv_heads, -1, a.head_dim]), False)
+
+    def _joined_heads(self, mixed: Node, a: Attention) -> Node:
+        """The way back."""
+        group = a.num_heads // a.num_kv_heads
+        shape = integers([a.num_kv_heads, group, -1, a.head_dim])
+        mixed = opset.transpose(opset.reshape(mixed, shape, False), integers([2, 0, 1, 3]))
         return _flat(mixed, a.num_heads * a.head_dim)
 
-    def _softmax(self, scores: Node, a: Attention, group: int) -> Node:
-        """Of scores [kv_heads, group * n, all], under the bias of the layer's window."""
-        bias = self._bias(a.window)
-        shape = opset.concat([_ints([a.num_kv_heads, group, -1]), _size(scores, 2)], 0)
+    def _score_bias(self, a: Attention) -> Node:
+        """What is added to scores [kv_heads, group, n, all], or less than that to be repeated."""
+        if a.relative is not None:
+            raise UnsupportedModel("relative positions are for encoder-decoder models")
+        return self._bias(a.window)
+
+    def _softmax(self, products: Node, a: Attention, bias: Node | None) -> Node:
+        """Of products [kv_heads, group * n, all], scaled and capped, under a bias."""
+        scores, group = opset.multiply(products, _float(a.scale)), a.num_heads // a.num_kv_heads
+        if a.softcap is not None:
+            scores = self.softcap(scores, a.softcap)
+        if bias is None:
+            return opset.softmax(scores, 2)
+        shape = opset.concat([integers([a.num_kv_heads, group, -1]), size_of(scores, 2)], 0)
         biased = opset.add(opset.reshape(scores, shape, False), bias)
-        joined = opset.concat([_ints([a.num_kv_heads, -1]), _size(scores, 2)], 0)
+        joined = opset.concat([integers([a.num_kv_heads, -1]), size_of(scores, 2)], 0)
         return opset.reshape(opset.softmax(biased, 3), joined, False)
 
     def stage(self, k: Node, v: Node, attention: Attention) -> None:
@@ -265,10 +286,8 @@ class OpenVinoOps(ComposedOps[Node]):
         """Rows of the step by head, [kv_heads, n, head_dim], also given back."""
         found = []
         for rows, name in ((k, layout.present_key), (v, layout.present_value)):
-            parts = opset.reshape(rows, _ints([-1, a.num_kv_heads, a.head_dim]), False)
-            by_head = opset.transpose(parts, _ints([1, 0, 2]))
-            self._output(by_head, name.format(layer=a.layer))
-            found.append(by_head)
+            found.append(by_head(rows, a))
+            self._output(found[-1], name.format(layer=a.layer))
         return found[0], found[1]
 
     def _past(self, a: Attention) -> tuple[Node, Node]:
@@ -316,11 +335,13 @@ _ACTIVATIONS: Mapping[str, Any] = {
 }
 
 
-def _scalar(value: int) -> Node:
+def scalar(value: int) -> Node:
+    """An int64 constant, []."""
     return constant(np.array(value, np.int64))
 
 
-def _ints(values: Sequence[int]) -> Node:
+def integers(values: Sequence[int]) -> Node:
+    """An int64 constant, [n]."""
     return constant(np.array(values, np.int64))
 
 
@@ -328,9 +349,15 @@ def _float(value: float) -> Node:
     return constant(np.array(value, np.float32))
 
 
-def _size(x: Node, axis: int) -> Node:
+def size_of(x: Node, axis: int) -> Node:
     """Length of one axis, int64 [1]."""
-    return opset.gather(opset.shape_of(x, "i64"), _ints([axis]), _scalar(0))
+    return opset.gather(opset.shape_of(x, "i64"), integers([axis]), scalar(0))
+
+
+def by_head(rows: Node, a: Attention) -> Node:
+    """[n, kv_heads * head_dim] to [kv_heads, n, head_dim]."""
+    parts = opset.reshape(rows, integers([-1, a.num_kv_heads, a.head_dim]), False)
+    return opset.transpose(parts, integers([1, 0, 2]))
 
 
 def _width(x: Node) -> int:
@@ -343,7 +370,7 @@ def _split(x: Node, heads: int, always: bool = False) -> Node:
     """[n, width] to [n, heads, width / heads]; one head stays as it is unless asked."""
     if heads == 1 and not always:
         return x
-    return opset.reshape(x, _ints([-1, heads, _width(x) // heads]), False)
+    return opset.reshape(x, integers([-1, heads, _width(x) // heads]), False)
 
 
 def _join(x: Node, heads: int) -> Node:
@@ -351,4 +378,4 @@ def _join(x: Node, heads: int) -> Node:
 
 
 def _flat(x: Node, width: int) -> Node:
-    return opset.reshape(x, _ints([-1, width]), False)
+    return opset.reshape(x, integers([-1, width]), False)

@@ -19,6 +19,7 @@ from quickdraft.drafters.tree import Tree
 from quickdraft.errors import BackendError, BundleError
 from quickdraft.kvcache.base import KvCache
 from quickdraft.kvcache.by_head import ByHeadCache
+from quickdraft.kvcache.memory import Memory, Source
 from quickdraft.manifest import RowsLayout, Variant
 from quickdraft.runtime.backends import openvino_device
 from quickdraft.runtime.backends.base import (
@@ -27,6 +28,7 @@ from quickdraft.runtime.backends.base import (
     Trees,
     refuse_kv_types,
 )
+from quickdraft.runtime.backends.openvino_memory import OpenVinoEncoder
 from quickdraft.runtime.backends.openvino_step import (
     ANY,
     Graphs,
@@ -36,7 +38,11 @@ from quickdraft.runtime.backends.openvino_step import (
     Step,
     pieces,
 )
-from quickdraft.runtime.backends.step_inputs import check_features, check_step
+from quickdraft.runtime.backends.step_inputs import (
+    check_features,
+    check_memory,
+    check_step,
+)
 from quickdraft.types import Guarantee, ModelSpec
 
 SPARE = 32
@@ -64,9 +70,11 @@ class OpenVinoBackend:
         kv_cache: str | None = None,
         vocab_size: int | None = None,
         device: str | None = None,
+        encoder: Variant | None = None,
     ) -> None:
         """Load the variant. threads: of one step, on the CPU. vocab_size: of the tokens that a part
         with a token map reads. device: `CPU`, `GPU.1`, `NPU`, `AUTO`, ...; None is the CPU.
+        encoder: that of an encoder-decoder model.
 
         Raises:
             DeviceError: no such device here. OptionError: it does not take an option.
@@ -81,26 +89,40 @@ class OpenVinoBackend:
                 f"{variant.model} takes a cache of {variant.cache.kind!r}, and this backend has "
                 "one of 'rows'; use the backend of its flavour"
             )
-        self.spec = _offered(spec, variant)
+        self.spec = _offered(spec, variant, encoder)
         self.flavour = variant.flavour
         self.guarantee: Guarantee = variant.guarantee
         self.widths = tuple(sorted(variant.widths))
         self._vocab_size = vocab_size
         self._variant = variant
-        how = openvino_device.properties(self.device, threads, bool(variant.widths))
+        apart = bool(variant.widths) or variant.memory is not None
+        how = openvino_device.properties(self.device, threads, apart)
         graphs = Graphs(folder, spec, variant, self.device, how)
         graphs.compiled(self.widths[0] if self.widths else ANY)  # what cannot be shows at once
         self._runner: Runner | None = Runner(spec, variant, graphs)
+        self._encoder: OpenVinoEncoder | None = None
+        if encoder is not None:
+            self._encoder = OpenVinoEncoder(folder, self.spec, encoder, self.device, how)
         self._requests: weakref.WeakKeyDictionary[ByHeadCache, dict[int, Request]] = (
             weakref.WeakKeyDictionary()
         )
         self._lock = threading.Lock()
 
-    def new_cache(self) -> ByHeadCache:
-        """An empty cache that fits this backend."""
+    def encode(self, source: Source, cancel: CancelToken | None = None) -> Memory:
+        """See Seq2SeqBackend.encode."""
+        if self._encoder is None:
+            source.check(self.spec)  # says that there is no encoder
+            raise BackendError("this backend was opened without the encoder of its model")
+        return self._encoder.encode(source, cancel)
+
+    def new_cache(self, memory: Memory | None = None) -> ByHeadCache:
+        """An empty cache that fits this backend; over a memory in an encoder-decoder model."""
         if self._variant.capacity:
-            return ByHeadCache(self.spec, self._variant.capacity, fixed=True)
-        return ByHeadCache(self.spec)
+            cache = ByHeadCache(self.spec, self._variant.capacity, fixed=True)
+        else:
+            cache = ByHeadCache(self.spec)
+        cache.memory = memory
+        return cache
 
     def step(
         self,
@@ -118,6 +140,7 @@ class OpenVinoBackend:
             raise BackendError("the model was closed")
         if not isinstance(cache, ByHeadCache):
             raise BackendError(f"this backend needs its own caches, not {type(cache).__name__}")
+        check_memory(self._variant, cache.memory)
         if cancel is not None:
             cancel.check()
         wanted = np.arange(len(tree), dtype=np.int64) if rows is None else rows
@@ -164,12 +187,15 @@ class OpenVinoBackend:
     def close(self) -> None:
         """Release the compiled graphs."""
         self._runner = None
+        if self._encoder is not None:
+            self._encoder.close()
         with self._lock:
             self._requests.clear()
 
 
-def _offered(spec: ModelSpec, variant: Variant) -> ModelSpec:
-    """The facts of a model as a variant has them: a static cache may hold less than the model.
+def _offered(spec: ModelSpec, variant: Variant, encoder: Variant | None) -> ModelSpec:
+    """The facts of a model as a variant has them: a static cache may hold less than the model, and
+    a static encoder may read less.
 
     Raises:
         BundleError: it holds nothing.
@@ -178,4 +204,8 @@ def _offered(spec: ModelSpec, variant: Variant) -> ModelSpec:
         return spec
     if variant.capacity <= SPARE:
         raise BundleError(f"{variant.model} has {variant.capacity} slots, which is too few")
-    return replace(spec, context_length=min(spec.context_length, variant.capacity - SPARE))
+    source = spec.source
+    if source is not None and encoder is not None and not source.fixed:
+        source = replace(source, length=min(source.length, encoder.capacity))
+    length = min(spec.context_length, variant.capacity - SPARE)
+    return replace(spec, context_length=length, source=source)

@@ -68,9 +68,9 @@ def check_device(device: str | None) -> str:
     return name
 
 
-def properties(device: str, threads: int | None, static: bool = False) -> dict[str, Any]:
+def properties(device: str, threads: int | None, apart: bool = False) -> dict[str, Any]:
     """Properties to compile with. threads: of one step, on the CPU; None leaves it to OpenVINO.
-    static: for graphs of fixed dimensions.
+    apart: for graphs of fixed dimensions, and those that read sources.
 
     Float32 throughout where the device can: else the CPU rounds activations to bfloat16 wherever
     it has instructions for that, and answers depend on the machine.
@@ -85,8 +85,9 @@ def properties(device: str, threads: int | None, static: bool = False) -> dict[s
         found["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = "0"
         # Threads of other engines work beside, and must not inherit one core.
         found["ENABLE_CPU_PINNING"] = False
-        if static:
-            # OpenVINO 2026.4.1 crashes while it joins small ops of some graphs of 4 or 8 rows.
+        if apart:
+            # OpenVINO 2026.4.1 crashes while it joins small ops of some graphs of 4 or 8 rows. Of
+            # attention that is joined, the result is wrong once its keys were one row.
             found["SNIPPETS_MODE"] = "DISABLE"
         if threads is not None:
             found["INFERENCE_NUM_THREADS"] = threads

@@ -6,19 +6,27 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quickdraft.drafters.tree import Tree
-from quickdraft.errors import BundleError
-from quickdraft.kvcache.by_head import ByHeadCache
+from quickdraft.errors import BackendError, BundleError
+from quickdraft.kvcache.by_head import ByHeadCache, ByHeadMemory
+from quickdraft.kvcache.memory import Memory
 from quickdraft.manifest import RowsLayout, Variant
 from quickdraft.runtime.backends import openvino_device
 from quickdraft.runtime.backends.base import CancelToken
-from quickdraft.runtime.backends.step_inputs import MASKED, attention_bias, positions
+from quickdraft.runtime.backends.step_inputs import (
+    MASKED,
+    attention_bias,
+    distances,
+    positions,
+)
 from quickdraft.types import ModelSpec
+
+Number = TypeVar("Number", np.float32, np.int64)
 
 ANY = 0
 """Stands for the graph of any number of rows where a width is asked for."""
@@ -94,12 +102,24 @@ class Step:
         """Additive attention bias of a piece, float32 [nodes, slots + piece.rows]: what lies in the
         cache, nodes of earlier pieces among it, then the nodes of the piece."""
         whole = attention_bias(self.tree, self.length, self.length + len(self.tree), window)
+        return self._placed(piece, slots, whole, MASKED)
+
+    def distances(self, piece: Piece, slots: int) -> NDArray[np.int64]:
+        """Position of what a row may see less that of the row, int64, placed as in `bias`; 0 for
+        what no row may see."""
+        whole = distances(self.tree, self.length, self.length + len(self.tree))
+        return self._placed(piece, slots, whole, np.int64(0))
+
+    def _placed(
+        self, piece: Piece, slots: int, whole: NDArray[Number], nothing: Number
+    ) -> NDArray[Number]:
+        """The rows of a piece of [n, length + n]: its first columns, and behind `slots` its own."""
         nodes, before = piece.end - piece.start, self.length + piece.start
-        bias = np.full((nodes, slots + piece.rows), MASKED, np.float32)
+        placed = np.full((nodes, slots + piece.rows), nothing, whole.dtype)
         mine = whole[piece.start : piece.end]
-        bias[:, :before] = mine[:, :before]
-        bias[:, slots : slots + nodes] = mine[:, before : before + nodes]
-        return bias
+        placed[:, :before] = mine[:, :before]
+        placed[:, slots : slots + nodes] = mine[:, before : before + nodes]
+        return placed
 
 
 class Graphs:
@@ -115,7 +135,8 @@ class Graphs:
         how: Mapping[str, Any],
         target: ModelSpec | None = None,
     ) -> None:
-        """how: properties to compile with. target: facts of the model a predictor is for.
+        """how: properties to compile with. target: facts of the model that a predictor or encoder
+        is for.
 
         Raises:
             BundleError: the variant has no file of weights.
@@ -152,13 +173,22 @@ def tensor_names(
     """Inputs and outputs that a manifest promises of a graph."""
     step = variant.step
     named = {step.tokens, step.positions, step.output_rows, step.features, *step.biases.values()}
-    inputs = {name for name in named if name is not None}
+    inputs = {name for name in (*named, step.source, step.distances) if name}
     outputs = {name for name in (step.logits, *step.hidden_states.values()) if name is not None}
     own = variant.cache
     assert isinstance(own, RowsLayout)  # checked on opening  # noqa: S101
     for layer in cached_layers(spec, variant):
         inputs |= {name.format(layer=layer) for name in (own.past_key, own.past_value)}
         outputs |= {name.format(layer=layer) for name in (own.present_key, own.present_value)}
+    if isinstance(variant.memory, RowsLayout):
+        memory = variant.memory
+        for layer in range((target or spec).num_layers):
+            if target is None:
+                inputs |= {memory.past_key.format(layer=layer)}
+                inputs |= {memory.past_value.format(layer=layer)}
+            else:
+                outputs |= {memory.present_key.format(layer=layer)}
+                outputs |= {memory.present_value.format(layer=layer)}
     filled = variant.target_cache
     if target is not None and isinstance(filled, RowsLayout):
         for layer in range(target.num_layers):
@@ -202,6 +232,24 @@ class Request:
                 self.request.set_tensor(name.format(layer=layer), openvino_device.tensor(array))
         self.version = cache.version
 
+    def read(self, variant: Variant, memory: Memory | None) -> None:
+        """Let it read the memory of a source, which stays what it is.
+
+        Raises:
+            BackendError: another backend made it.
+        """
+        layout = variant.memory
+        if layout is None:
+            return
+        assert isinstance(layout, RowsLayout)  # checked on opening  # noqa: S101
+        if not isinstance(memory, ByHeadMemory):
+            raise BackendError(f"this backend needs its own memories, not {type(memory).__name__}")
+        for layer, arrays in enumerate(memory.layers):
+            for name, array in zip((layout.past_key, layout.past_value), arrays, strict=True):
+                self.request.set_tensor(name.format(layer=layer), openvino_device.tensor(array))
+        if variant.step.source is not None:
+            self.feed(variant.step.source, source_bias(memory.rows, memory.slots), 1)
+
     def give(
         self, layout: RowsLayout, layers: range, cache: ByHeadCache, first: int, count: int
     ) -> None:
@@ -241,7 +289,7 @@ class Runner:
         """
         request = requests.get(piece.width)
         if request is None:
-            request = requests[piece.width] = self._request(piece.width)
+            request = requests[piece.width] = self._request(piece.width, cache.memory)
         names, rows = self._variant.step, piece.rows
         nodes = slice(piece.start, piece.end)
         request.bind(self._layout, cache, self._layers)
@@ -249,6 +297,8 @@ class Runner:
         request.feed(names.positions, positions(step.tree, step.length)[nodes], rows)
         for window, name in names.biases.items():
             request.feed(name, step.bias(piece, cache.capacity, window), rows)
+        if names.distances is not None:
+            request.feed(names.distances, step.distances(piece, cache.capacity), rows)
         if step.features is not None:
             request.feed(names.features, step.features[nodes], rows)
         if names.output_rows is not None:
@@ -259,8 +309,17 @@ class Runner:
         request.give(self._layout, self._layers, cache, first, piece.end - piece.start)
         return request
 
-    def _request(self, width: int) -> Request:
+    def _request(self, width: int, memory: Memory | None) -> Request:
         compiled, outputs = self._graphs.compiled(width), 0
         if width != ANY and self._variant.step.output_rows is not None:
             (outputs,) = compiled.input(self._variant.step.output_rows).shape
-        return Request(compiled.create_infer_request(), outputs)
+        request = Request(compiled.create_infer_request(), outputs)
+        request.read(self._variant, memory)
+        return request
+
+
+def source_bias(rows: int, slots: int) -> NDArray[np.float32]:
+    """What is added to scores of a memory with so many rows: float32 [1, slots]."""
+    bias = np.full((1, slots), MASKED)
+    bias[:, :rows] = 0
+    return bias

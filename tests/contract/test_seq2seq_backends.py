@@ -14,14 +14,25 @@ from quickdraft.errors import BackendError, InputError
 from quickdraft.export.emitters.hotpath import emit_hotpath
 from quickdraft.export.emitters.numpy import emit_reference
 from quickdraft.export.emitters.onnx import emit_onnx
+from quickdraft.export.emitters.openvino import emit_openvino
 from quickdraft.kvcache.memory import Memory
 from quickdraft.runtime.backends.hotpath import HotpathBackend
 from quickdraft.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from quickdraft.runtime.backends.openvino import OpenVinoBackend
 from quickdraft.runtime.backends.reference import ReferenceBackend
 
-FAST = [pytest.param("hotpath", marks=pytest.mark.native), "onnxruntime"]
+FAST = [
+    pytest.param("hotpath", marks=pytest.mark.native),
+    "onnxruntime",
+    pytest.param("openvino", marks=pytest.mark.openvino),
+]
 ALL = ["reference", *FAST]
-EMITTERS = {"reference": emit_reference, "onnxruntime": emit_onnx, "hotpath": emit_hotpath}
+EMITTERS = {
+    "reference": emit_reference,
+    "onnxruntime": emit_onnx,
+    "hotpath": emit_hotpath,
+    "openvino": emit_openvino,
+}
 TOKENS = np.random.default_rng(4).integers(0, 96, 9).tolist()
 LENGTHS = {"tokens": 37, "after": 21, "frames": 81}
 """Rows of memories that are no multiples of anything: 37, 21 and 41."""
@@ -35,6 +46,8 @@ def backend(engine: str, name: str, form: str = "fp32") -> Any:
         return ReferenceBackend(asked.folder, spec, target, encoder=encoder)
     if engine == "onnxruntime":
         return OnnxRuntimeBackend(asked.folder, spec, target, 2, encoder=encoder)
+    if engine == "openvino":
+        return OpenVinoBackend(asked.folder, spec, target, 2, encoder=encoder)
     return HotpathBackend(asked.folder, spec, target, 2, "f32", encoder=encoder)
 
 
