@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -81,9 +82,13 @@ def bits(output: StepOutput) -> list[bytes]:
     return [b"".join(part[row].tobytes() for part in parts) for row in range(len(top.log_sum))]
 
 
-def plain(model: HotpathBackend, tokens: list[int]) -> tuple[list[bytes], BlockedCache]:
+def plain(
+    model: HotpathBackend,
+    tokens: list[int],
+    new_cache: Callable[[], BlockedCache] | None = None,
+) -> tuple[list[bytes], BlockedCache]:
     """What each token decoded alone says, and the cache."""
-    cache = model.new_cache()
+    cache = (new_cache or model.new_cache)()
     rows = []
     for token in tokens:
         rows += bits(model.step(Tree.chain([token]), cache))
