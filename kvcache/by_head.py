@@ -7,6 +7,7 @@ writes none of it, is given the rows of a step back with `put`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,13 +87,14 @@ class ByHeadCache(GrowingCache):
 
 @dataclass(frozen=True, eq=False)
 class ByHeadMemory:
-    """A Memory of which every layer has keys and values [kv_heads, slots, head_dim].
+    """A Memory of which every layer has keys and values [kv_heads, slots, head_dim], float32 or
+    float16.
 
     filled: rows of the source; what lies in slots behind them is not to be seen. The arrays are not
     marked as read-only, as engines refuse to read such memory in place; `layer` copies.
     """
 
-    layers: tuple[_Layer, ...]
+    layers: tuple[tuple[NDArray[Any], NDArray[Any]], ...]
     filled: int
 
     @property
@@ -112,8 +114,8 @@ class ByHeadMemory:
 
     def layer(self, index: int) -> _Layer:
         """Keys and values of one layer, [rows, kv_heads, head_dim]: a copy."""
-        key, value = (each[:, : self.filled] for each in self.layers[index])
-        return key.transpose(1, 0, 2).copy(), value.transpose(1, 0, 2).copy()
+        key, value = (each[:, : self.filled].transpose(1, 0, 2) for each in self.layers[index])
+        return key.astype(np.float32, order="C"), value.astype(np.float32, order="C")
 
 
 def aligned_zeros(shape: tuple[int, ...]) -> NDArray[np.float32]:

@@ -49,6 +49,7 @@ class StateCache(GrowingCache):
         """An independent copy; all slots are copied, whatever the length."""
         twin = StateCache(self._spec, self.states.copy(), self._limit)
         twin._length, twin._predicted = self._length, self._predicted
+        twin.memory = self.memory
         return twin
 
     def layer(self, index: int) -> tuple[Floats, Floats]:

@@ -42,7 +42,8 @@ class BlocksLayout:
 
 @dataclass(frozen=True)
 class RowsLayout:
-    """A cache of one key and one value tensor per layer that a step reads and does not write.
+    """A cache of one key and one value tensor per layer that a step reads and does not write; or a
+    memory, which beside a cache of `fixed_state` is of the type that its package computes in.
 
     past: float32 [kv_heads, slots, head_dim], all committed rows first; present: float32
     [kv_heads, n, head_dim], the rows of the step, which the runtime puts where they belong: so the

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from quickdraft.errors import MissingExtra, UnsupportedModel
-from quickdraft.export.emitters.base import EmitRequest, Part, entries, refuse_sources
+from quickdraft.export.emitters.base import EmitRequest, Part, entries
+from quickdraft.export.quantize import WeightFormat
 from quickdraft.manifest import FixedStateLayout, StaticStep, StepNames, Variant
 
 SPECIFICATION = 9
@@ -43,23 +44,25 @@ def emit_coreml(request: EmitRequest) -> list[Variant]:
     float32, which runs on the CPU and GPU.
 
     Raises:
-        UnsupportedModel: a part is an encoder or a predictor.
+        UnsupportedModel: a part is a predictor, or an encoder of any number of frames.
         OptionError: a weight does not fit float16. MissingExtra: coremltools is not installed.
     """
-    refuse_sources(request, "coreml")
     with _quiet():
         try:
             import coremltools  # noqa: F401
         except ImportError as error:
             raise MissingExtra("coremltools", "coreml") from error
         for part in request.parts:
-            if part.role not in ("target", "drafter", "auxiliary"):
+            if part.role not in ("target", "drafter", "auxiliary", "encoder"):
                 raise UnsupportedModel(
                     f"the part {part.name!r} is of the role {part.role!r}, which Core ML packages "
                     "cannot hold yet; export it to another format, such as onnx"
                 )
         (request.folder / "coreml").mkdir(exist_ok=True)
-        return [_emit(part, request) for part in request.parts]
+        return [
+            (_emit_encoder if part.role == "encoder" else _emit)(part, request)
+            for part in request.parts
+        ]
 
 
 def layout_of(part: Part, dtype: type[np.floating]) -> FixedStateLayout:
@@ -85,9 +88,10 @@ def layout_of(part: Part, dtype: type[np.floating]) -> FixedStateLayout:
 
 def _emit(part: Part, request: EmitRequest) -> Variant:
     from quickdraft.export.emitters import coreml_program
+    from quickdraft.export.emitters.coreml_source import MEMORY_LAYOUT
 
     fmt = part.fmt or request.fmt
-    dtype: type[np.floating] = np.float32 if fmt.name == "fp32" else np.float16
+    dtype = _dtype(fmt)
     layout = layout_of(part, dtype)
     package = f"coreml/{part.name}.mlpackage"
     program = coreml_program.build(part, fmt, dtype, layout)
@@ -110,6 +114,7 @@ def _emit(part: Part, request: EmitRequest) -> Variant:
         files=files,
         step=_names(part),
         cache=layout,
+        memory=MEMORY_LAYOUT if part.spec.source is not None else None,
         widths={step.rows: files[1] for step in layout.steps},
         capacity=layout.slots,
         guarantee="same_distribution",
@@ -118,9 +123,57 @@ def _emit(part: Part, request: EmitRequest) -> Variant:
     )
 
 
+def _emit_encoder(part: Part, request: EmitRequest) -> Variant:
+    from quickdraft.export.emitters import coreml_program
+    from quickdraft.export.emitters.coreml_source import MEMORY_LAYOUT, readings
+
+    assert part.target is not None and part.target.source is not None  # noqa: S101, PT018
+    fmt = part.fmt or request.fmt
+    functions = readings(part.target.source, part.spec.family)
+    package = f"coreml/{part.name}.mlpackage"
+    program = coreml_program.build_encoder(part, fmt, _dtype(fmt), functions)
+    coreml_program.write(program, request.folder / package, SPECIFICATION)
+    facts = {
+        "family": part.spec.family,
+        "weights": fmt.name,
+        "role": part.role,
+        "part": part.name,
+        "rows": [each.rows for each in functions],
+    }
+    _describe(request.folder / package / _FILES[1], part, facts)
+    files = tuple(f"{package}/{name}" for name in _FILES)
+    details = {"functions": {str(each.rows): each.name for each in functions}}
+    return Variant(
+        target_format="coreml",
+        flavour="static",
+        weight_format=fmt.name,
+        model=files[1],
+        files=files,
+        step=StepNames(
+            tokens="" if part.features else "tokens",
+            positions="positions",
+            features="features" if part.features else None,
+            source="source_bias" if functions[-1].masks else None,
+        ),
+        cache=MEMORY_LAYOUT,
+        memory=MEMORY_LAYOUT,
+        widths={each.rows: files[1] for each in functions},
+        capacity=functions[-1].rows,
+        guarantee="same_distribution",
+        **{**entries(part, request.folder, MEMORY_LAYOUT), "details": details},
+    )
+
+
+def _dtype(fmt: WeightFormat) -> type[np.floating]:
+    return np.float32 if fmt.name == "fp32" else np.float16
+
+
 def _names(part: Part) -> StepNames:
     from quickdraft.export.emitters.coreml_ops import mask_name
+    from quickdraft.export.emitters.coreml_source import has_distances, readings
 
+    source = part.spec.source
+    masks = source is not None and readings(source, part.spec.family)[-1].masks
     return StepNames(
         tokens="tokens",
         positions="positions",
@@ -130,6 +183,8 @@ def _names(part: Part) -> StepNames:
         biases={window: mask_name(window) for window in part.spec.distinct_windows},
         hidden_states={layer: f"hidden_states_{layer}" for layer in part.hidden_states},
         features="features" if part.features else None,
+        source="source_bias" if masks else None,
+        distances="distances" if source is not None and has_distances(part) else None,
     )
 
 

@@ -192,10 +192,19 @@ class CoremlOps(ComposedOps[Var]):
 
     def attend(self, q: Var, k: Var, v: Var, attention: Attention) -> Var:
         """Write k and v into the states, then attend over all slots under the mask."""
-        a, rows = attention, self._rows
-        group = a.num_heads // a.num_kv_heads
-        keys = self._write(self._layout.keys, k, a)
-        values = self._write(self._layout.values, v, a)
+        keys = self._write(self._layout.keys, k, attention)
+        values = self._write(self._layout.values, v, attention)
+        return self._mix(q, keys, values, attention, self._score_bias(attention))
+
+    def _score_bias(self, a: Attention) -> Var:
+        """What is added to scores [kv_heads, group, rows, slots], or less, to be repeated."""
+        if a.relative is not None:
+            raise UnsupportedModel("relative positions are for encoder-decoder models")
+        return self._inputs[mask_name(a.window)]
+
+    def _mix(self, q: Var, keys: Var, values: Var, a: Attention, bias: Var | None) -> Var:
+        """Attend over keys and values [kv_heads, slots, head_dim]."""
+        rows, slots, group = self._rows, keys.shape[1], a.num_heads // a.num_kv_heads
         query = mb.mul(x=q, y=self._dtype(a.scale))
         query = mb.reshape(x=query, shape=[rows, a.num_kv_heads, group, a.head_dim])
         query = mb.transpose(x=query, perm=[1, 2, 0, 3])
@@ -203,9 +212,8 @@ class CoremlOps(ComposedOps[Var]):
         scores = mb.matmul(x=query, y=keys, transpose_y=True)
         if a.softcap is not None:
             scores = self.softcap(scores, a.softcap)
-        slots = self._layout.slots
         scores = mb.reshape(x=scores, shape=[a.num_kv_heads, group, rows, slots])
-        biased = mb.add(x=scores, y=self._inputs[mask_name(a.window)])
+        biased = scores if bias is None else mb.add(x=scores, y=bias)
         weights = mb.softmax(x=biased, axis=-1)
         weights = mb.reshape(x=weights, shape=[a.num_kv_heads, group * rows, slots])
         mixed = mb.matmul(x=weights, y=values)

@@ -18,21 +18,28 @@ from numpy.typing import NDArray
 from quickdraft.drafters.tree import Tree
 from quickdraft.errors import BackendError, BundleError, OptionError
 from quickdraft.kvcache.base import KvCache
+from quickdraft.kvcache.memory import Memory, Source
 from quickdraft.kvcache.states import StateCache
 from quickdraft.manifest import FixedStateLayout, StaticStep, Variant
 from quickdraft.runtime.backends.base import CancelToken, StepOutput, Trees, refuse_kv_types
 from quickdraft.runtime.backends.coreml_engine import Engine, open_engine
+from quickdraft.runtime.backends.coreml_memory import (
+    HIDDEN,
+    CoreMlEncoder,
+    filled,
+    memory_inputs,
+)
 from quickdraft.runtime.backends.step_inputs import (
     attention_bias,
     check_features,
+    check_memory,
     check_step,
+    distances,
     positions,
 )
 from quickdraft.types import Guarantee, ModelSpec
 
 Array = NDArray[Any]
-HIDDEN = np.float16(-4e4)
-"""Bias of a slot that a row must not see: added to any score it stays within float16."""
 
 
 class States:
@@ -103,9 +110,11 @@ class CoreMlBackend:
         kv_cache: str | None = None,
         vocab_size: int | None = None,
         device: str | None = None,
+        encoder: Variant | None = None,
     ) -> None:
         """Load the variant. device: see open_engine. vocab_size: of the tokens that a part with a
-        token map reads. threads: Core ML chooses its own.
+        token map reads. threads: Core ML chooses its own. encoder: that of an encoder-decoder
+        model.
 
         Raises:
             OptionError: threads, another KV type or an unknown device are asked for.
@@ -119,7 +128,7 @@ class CoreMlBackend:
                 f"{variant.model} takes a cache of {layout.kind!r}, and Core ML packages have one "
                 "of 'fixed_state'; use the backend of its flavour"
             )
-        self.spec = replace(spec, context_length=min(spec.context_length, layout.length))
+        self.spec = _offered(spec, layout, encoder)
         self.flavour = variant.flavour
         self.guarantee: Guarantee = "same_distribution"
         self.kv_type = "f32" if len(layout.keys) > 1 else "f16"
@@ -132,10 +141,23 @@ class CoreMlBackend:
         functions = (*(step.name for step in layout.steps), layout.move)
         package = (folder / variant.model).parents[2]
         self._engine: Engine | None = open_engine(package, functions, device)
+        self._encoder: CoreMlEncoder | None = None
+        if encoder is not None:
+            self._encoder = CoreMlEncoder(folder, self.spec, encoder, self._real, device)
         self._lock = threading.Lock()
 
-    def new_cache(self) -> StateCache:
-        """An empty cache that fits this backend."""
+    def encode(self, source: Source, cancel: CancelToken | None = None) -> Memory:
+        """See Seq2SeqBackend.encode."""
+        if self._encoder is None:
+            source.check(self.spec)  # says that there is no encoder
+            raise BackendError("this backend was opened without the encoder of its model")
+        if cancel is not None:
+            cancel.check()
+        with self._lock:
+            return self._encoder.encode(source)
+
+    def new_cache(self, memory: Memory | None = None) -> StateCache:
+        """An empty cache that fits this backend; over a memory in an encoder-decoder model."""
         layout, engine = self._layout, self._opened()
         heads = sum(self.spec.num_kv_heads)
         states = len(layout.keys) + len(layout.values)
@@ -143,7 +165,9 @@ class CoreMlBackend:
         held = States(engine, layout, engine.new_states(), nbytes)
         # The last run of a step may be filled up, and still has to fit.
         spare = max(layout.move_rows, *(step.rows for step in layout.steps))
-        return StateCache(self.spec, held, layout.slots - spare)
+        cache = StateCache(self.spec, held, layout.slots - spare)
+        cache.memory = memory
+        return cache
 
     def step(
         self,
@@ -162,6 +186,8 @@ class CoreMlBackend:
         length, n = cache.length, len(tree)
         check_step(tree, length, self.spec, self._vocab_size)
         check_features(self._variant, n, features)
+        check_memory(self._variant, cache.memory)
+        read = memory_inputs(self._variant, cache.memory, self._real)
         wanted = np.arange(n, dtype=np.int64) if rows is None else rows
         logits = np.empty((len(wanted), self.spec.vocab_size), np.float32)
         names = self._variant.step.hidden_states
@@ -173,7 +199,7 @@ class CoreMlBackend:
                 if cancel is not None:
                     cancel.check()
                 here = np.flatnonzero((wanted >= run.first) & (wanted < run.end))
-                inputs = self._inputs(tree, length, run, wanted[here], features)
+                inputs = read | self._inputs(tree, length, run, wanted[here], features)
                 with self._lock:
                     found = engine.run(run.function.name, inputs, cache.states.handle)
                 logits[here] = found[str(self._variant.step.logits)][: len(here)]
@@ -216,8 +242,8 @@ class CoreMlBackend:
         outputs = np.zeros(run.function.output_rows, np.int32)
         outputs[: len(wanted)] = wanted - run.first
         inputs: dict[str, Array] = {
-            names.tokens: _filled(tree.tokens[part], rows, np.int32),
-            str(names.positions): _filled(where, rows, np.int32),
+            names.tokens: filled(tree.tokens[part], rows, np.int32),
+            str(names.positions): filled(where, rows, np.int32),
             str(names.slots): np.array([length + run.first], np.int32),
             str(names.output_rows): outputs,
         }
@@ -227,10 +253,11 @@ class CoreMlBackend:
             mask = np.full((rows, self._layout.slots), HIDDEN, self._real)
             mask[:count][seen] = 0
             inputs[name] = mask
+        if names.distances is not None:
+            places = distances(tree, length, self._layout.slots)[part]
+            inputs[names.distances] = filled(places, rows, np.int32)
         if features is not None:
-            filled = np.zeros((rows, features.shape[1]), self._real)
-            filled[:count] = features[part]
-            inputs[str(names.features)] = filled
+            inputs[str(names.features)] = filled(features[part], rows, self._real)
         return inputs
 
     def _opened(self) -> Engine:
@@ -242,17 +269,20 @@ class CoreMlBackend:
     def close(self) -> None:
         """Release the package."""
         self._engine = None
+        if self._encoder is not None:
+            self._encoder.close()
+
+
+def _offered(spec: ModelSpec, layout: FixedStateLayout, encoder: Variant | None) -> ModelSpec:
+    """The facts of a model as a package has them: it may hold less, and read less."""
+    source = spec.source
+    if source is not None and encoder is not None and not source.fixed:
+        source = replace(source, length=min(source.length, encoder.capacity))
+    return replace(spec, context_length=min(spec.context_length, layout.length), source=source)
 
 
 def _asked(wanted: NDArray[np.int64], first: int, end: int) -> int:
     return int(((wanted >= first) & (wanted < end)).sum())
-
-
-def _filled(values: NDArray[np.int64], rows: int, dtype: type[np.int32]) -> NDArray[np.int32]:
-    """With zeros up to `rows`."""
-    filled = np.zeros(rows, dtype)
-    filled[: len(values)] = values
-    return filled
 
 
 def _refuse_options(threads: int | None, kv_cache: str | None, variant: Variant) -> None:

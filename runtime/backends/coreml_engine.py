@@ -23,7 +23,8 @@ MACOS = 15
 
 
 class Engine(Protocol):
-    """A loaded package. States are opaque: they belong to the engine that made them."""
+    """A loaded package. States are opaque: they belong to the engine that made them; functions
+    without any are given None."""
 
     def new_states(self) -> Any:
         """States of zeros for one conversation."""
@@ -89,10 +90,10 @@ class Evaluator:
         return {name: np.zeros(shape, dtype) for name, (dtype, shape) in declared.items()}
 
     def run(
-        self, function: str, inputs: Mapping[str, Array], states: dict[str, Array]
+        self, function: str, inputs: Mapping[str, Array], states: dict[str, Array] | None
     ) -> Mapping[str, Array]:
         """Walk a function."""
-        return self.program.run(function, inputs, states)
+        return self.program.run(function, inputs, {} if states is None else states)
 
     def read(self, states: dict[str, Array], name: str) -> Array:
         """A copy of one state."""
@@ -135,7 +136,8 @@ class CoreMl:
     def run(self, function: str, inputs: Mapping[str, Array], states: Any) -> Mapping[str, Array]:
         """Predict with a function."""
         try:
-            found: Mapping[str, Array] = self._models[function].predict(dict(inputs), state=states)
+            extra = {} if states is None else {"state": states}
+            found: Mapping[str, Array] = self._models[function].predict(dict(inputs), **extra)
         except (RuntimeError, ValueError) as error:
             raise BackendError(f"Core ML failed in {function}: {error}") from error
         return found

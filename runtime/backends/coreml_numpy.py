@@ -23,6 +23,18 @@ def _wide(x: Array) -> Array:
     return x.astype(np.float32, copy=False) if x.dtype == np.float16 else x
 
 
+def _conv(a: Arguments) -> Array:
+    """Of one axis, x [1, in, n]."""
+    weight = _wide(a["weight"])
+    half = weight.shape[2] // 2
+    plain = int(a.get("groups", 1)) == 1 and np.all(np.asarray(a.get("dilations", 1)) == 1)
+    if not plain or a["pad_type"] != "custom" or np.asarray(a["pad"]).tolist() != [half, half]:
+        raise NotImplementedError("our packages pad by half of an odd width")
+    bias = _wide(a["bias"]) if "bias" in a else None
+    rows = _wide(a["x"])[0].T
+    return numpy_ops.conv1d(rows, weight, bias, int(np.asarray(a["strides"])[0])).T[None]
+
+
 def _list(values: Any) -> list[Any]:
     return values if isinstance(values, list) else [values]
 
@@ -173,6 +185,7 @@ OPS: Mapping[str, Callable[[Arguments], Any]] = {
     "concat": _concat,
     "const": _unreachable,
     "constexpr_blockwise_shift_scale": _blockwise,
+    "conv": _conv,
     "expand_dims": _expand_dims,
     "gather": _gather,
     "gelu": _gelu,
@@ -180,6 +193,8 @@ OPS: Mapping[str, Callable[[Arguments], Any]] = {
     "layer_norm": _layer_norm,
     "linear": _linear,
     "matmul": _matmul,
+    "maximum": _two(np.maximum),
+    "minimum": _two(np.minimum),
     "mul": _two(np.multiply),
     "read_state": _unreachable,
     "reduce_sum": _reduce_sum,
