@@ -16,10 +16,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from quickdraft.export.emitters.torch_ops import LayerKeys, Past, Step, TorchOps
+from quickdraft.export.emitters.torch_ops import (
+    LayerKeys,
+    Past,
+    Step,
+    TorchMemory,
+    TorchOps,
+)
+from quickdraft.export.ops import Attention
 from quickdraft.export.weights import Weight
 
-__all__ = ["LayerKeys", "Past", "TorchModel", "TorchOutput"]
+__all__ = ["LayerKeys", "Past", "TorchMemory", "TorchModel", "TorchOutput"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +35,8 @@ class TorchOutput:
 
     logits: [b, m, vocabulary], [wanted rows, vocabulary] where rows were a mask, or None where the
     model has none. hidden_states: [b, s, width], those asked for. keys: by layer, if asked for.
-    staged: what a predictor writes, by layer of the target. present: the rows of this call.
+    staged: what a predictor or encoder writes, by layer of the target; `TorchMemory.of` makes a
+    memory of it. present: the rows of this call.
     """
 
     logits: Tensor | None
@@ -52,6 +60,7 @@ class TorchModel(nn.Module):
         build: Callable[[Any], None],
         *,
         features: int = 0,
+        stride: int = 1,
         train: Callable[[str], bool] = lambda name: False,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str | None = None,
@@ -59,8 +68,9 @@ class TorchModel(nn.Module):
     ) -> None:
         """Read the weights that `build` asks for.
 
-        build: as in Part. features: width of the vectors that come with the tokens. train: which
-        weights are trained, by name; these are float32. dtype: of the others and of the stream.
+        build: as in Part. features: width of the vectors that come with the tokens, or in their
+        place. stride: of an encoder, frames to one row of its memory. train: which weights are
+        trained, by name; these are float32. dtype: of the others and of the stream.
         share: a model whose weights are used, not read again, where names agree; to be moved
         between devices on its own.
 
@@ -68,12 +78,12 @@ class TorchModel(nn.Module):
             ValueError: two weights of one name differ in shape, or `train` names a shared one.
         """
         super().__init__()
-        self._build, self._dtype = build, dtype
+        self._build, self._dtype, self._stride = build, dtype, stride
         # Held so that it is no part of this module: what it trains is its own affair.
         self._shared = (share,)
         self._frozen: dict[str, Tensor] = {}
         self._trained = nn.Module()
-        for name, weight in _weights_of(build, features, dtype).items():
+        for name, weight in _weights_of(build, features, stride, dtype).items():
             shared = None if share is None else share.find(name)
             if shared is None and train(name):
                 values = torch.tensor(weight.dense(), dtype=torch.float32, device=device)
@@ -94,6 +104,7 @@ class TorchModel(nn.Module):
         features: Tensor | None = None,
         rows: Tensor | None = None,
         past: Past | None = None,
+        memory: TorchMemory | None = None,
         hidden_states: Collection[int] = (),
         keys: bool = False,
     ) -> TorchOutput:
@@ -102,16 +113,19 @@ class TorchModel(nn.Module):
         tokens: int64 [b, s]; None for a model that reads only features. positions: int64 [s] or
         [b, s]; those after the past unless given. mask: bool, True where a row may look: [s, s] or
         [b, s, s] over these rows (and all of the past), or the same with p + s columns; None is
-        causal. A row always sees itself, and windows hold by position. features: [b, s, width].
+        causal, and in an encoder every row: there a mask keeps what fills sources up from view. A
+        row always sees itself, and windows hold by position. features: [b, s, width], in an
+        encoder [b, frames, width].
         rows: those whose logits are wanted: int64 [m] or [b, m], or bool [b, s]; None is all.
-        past: rows before these. hidden_states: streams to return, by number of layers passed. keys:
-        whether to return `TorchOutput.keys`.
+        past: rows before these. memory: of the sources, in the target of an encoder.
+        hidden_states: streams to return, by number of layers passed. keys: whether to return
+        `TorchOutput.keys`.
         """
         given = tokens if tokens is not None else features
         if given is None:
             raise ValueError("a model needs tokens, features, or both")
         first = 0 if past is None else len(past)
-        count = given.shape[1]
+        count = -(-given.shape[1] // self._stride)
         plain = positions is None
         if positions is None:
             positions = torch.arange(first, first + count, device=given.device)
@@ -119,7 +133,7 @@ class TorchModel(nn.Module):
             raise ValueError(f"the mask is {tuple(mask.shape)} for {count} rows after {first}")
         if positions.dim() == 1:
             positions = positions[None]
-        step = Step(tokens, positions, mask, features, rows, past, plain)
+        step = Step(tokens, positions, mask, features, rows, past, plain, memory)
         ops = TorchOps(self._tensor, self._dtype, step, hidden_states, keys)
         self._build(ops)
         missing = sorted(set(hidden_states) - set(ops.offered))
@@ -165,7 +179,7 @@ def _escaped(name: str) -> str:
 
 
 def _weights_of(
-    build: Callable[[Any], None], features: int, dtype: torch.dtype
+    build: Callable[[Any], None], features: int, stride: int, dtype: torch.dtype
 ) -> dict[str, Weight]:
     """The weights a model asks for, by name, found by running it on shapes alone."""
     found: dict[str, Weight] = {}
@@ -177,7 +191,15 @@ def _weights_of(
         return torch.empty(weight.shape, dtype=dtype, device="meta")
 
     with torch.device("meta"), torch.no_grad():
-        vectors = torch.zeros(1, 2, features) if features else None
+        vectors = torch.zeros(1, 2 * stride, features) if features else None
         tokens = torch.zeros(1, 2, dtype=torch.int64)
-        build(TorchOps(note, dtype, Step(tokens, torch.arange(2)[None], features=vectors)))
+        build(_Probe(note, dtype, Step(tokens, torch.arange(2)[None], features=vectors)))
     return found
+
+
+class _Probe(TorchOps):
+    """Ops of which the weights matter and nothing else."""
+
+    def cross_attend(self, q: Tensor, attention: Attention) -> Tensor:
+        """There is no memory, and no weight to it."""
+        return q

@@ -9,14 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from quickdraft.export.emitters.composed import ComposedOps
-from quickdraft.export.ops import Activation, Attention, Rope
+from quickdraft.export.ops import Activation, Attention, RelativeBias, Rope
 from quickdraft.export.weights import Weight
+from quickdraft.numpy_ops import relative_buckets
 
 _ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "silu": functional.silu,
@@ -72,9 +74,27 @@ class Past:
 
 
 @dataclass(frozen=True)
+class TorchMemory:
+    """What an encoder makes of sources, differentiable like all else.
+
+    layers: keys and values [b, r, kv_heads * head_dim] by layer of the target. filled: bool [b, r],
+    True for rows of the source; None where they all are.
+    """
+
+    layers: Mapping[int, tuple[Tensor, Tensor]]
+    filled: Tensor | None = None
+
+    @classmethod
+    def of(cls, staged: Mapping[int, LayerKeys], filled: Tensor | None = None) -> TorchMemory:
+        """From what an encoder staged, see `TorchOutput.staged`."""
+        return cls({layer: (each.key, each.value) for layer, each in staged.items()}, filled)
+
+
+@dataclass(frozen=True)
 class Step:
-    """The inputs of a call in one form. tokens: [b, s] or None. positions: [1 or b, s]. mask and
-    rows: as `TorchModel.forward` gets them. plain: whether positions are those of the rows."""
+    """The inputs of a call in one form. tokens: [b, s] or None. positions: [1 or b, s]. mask, rows
+    and memory: as `TorchModel.forward` gets them. plain: whether positions are those of the
+    rows."""
 
     tokens: Tensor | None
     positions: Tensor
@@ -83,6 +103,7 @@ class Step:
     rows: Tensor | None = None
     past: Past | None = None
     plain: bool = True
+    memory: TorchMemory | None = None
 
 
 class TorchOps(ComposedOps[Tensor]):
@@ -107,6 +128,7 @@ class TorchOps(ComposedOps[Tensor]):
         self._wanted, self._keep = hidden_states, keys
         self._visible: dict[int | None, Tensor | None] = {}
         self._angles: dict[Rope, tuple[Tensor, Tensor, Tensor]] = {}
+        self._relative: dict[RelativeBias, Tensor] = {}
         # Where normed and rotated values come from, for as long as these live.
         self._unnormed, self._unrotated = WeakTensorKeyDictionary(), WeakTensorKeyDictionary()
         self._all_rows = torch.arange(step.positions.shape[-1], device=step.positions.device)
@@ -206,19 +228,72 @@ class TorchOps(ComposedOps[Tensor]):
         if attention.window not in self._visible:
             self._visible[attention.window] = _visible(self._step, attention.window)
         mask = self._visible[attention.window]
-        queries = _heads(q, attention.num_heads)
-        group = attention.num_heads // attention.num_kv_heads
+        return self._mix(q, k, v, attention, mask, causal=mask is None)
+
+    def encode_attend(self, q: Tensor, k: Tensor, v: Tensor, attention: Attention) -> Tensor:
+        """All rows of a source, or those that the mask of the call lets each see."""
+        seen = self._step.mask
+        if seen is not None:  # a row that sees nothing would be no number
+            seen = seen | torch.eye(seen.shape[-1], dtype=torch.bool, device=seen.device)
+            seen = seen[:, None] if seen.dim() == 3 else seen
+        return self._mix(q, k, v, attention, seen)
+
+    def cross_attend(self, q: Tensor, attention: Attention) -> Tensor:
+        """The rows of the memory that its sources fill."""
+        memory = self._step.memory
+        if memory is None:
+            raise ValueError("this model attends to a memory, and was called without")
+        k, v = (each.to(q.dtype) for each in memory.layers[attention.layer])
+        filled = None if memory.filled is None else memory.filled[:, None, None]
+        return self._mix(q, k, v, attention, filled)
+
+    def _mix(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        a: Attention,
+        mask: Tensor | None,
+        *,
+        causal: bool = False,
+    ) -> Tensor:
+        """Attention of rows to others. mask: bool, True where a row may look; None is everywhere,
+        or at those before it."""
+        queries, group = _heads(q, a.num_heads), a.num_heads // a.num_kv_heads
         # Said out loud, since not every kernel of torch knows grouped heads.
-        keys, values = (
-            _heads(each, attention.num_kv_heads).repeat_interleave(group, 1) for each in (k, v)
-        )
-        if attention.softcap is None:
+        keys, values = (_heads(each, a.num_kv_heads).repeat_interleave(group, 1) for each in (k, v))
+        if a.softcap is None and a.relative is None:
             mixed = functional.scaled_dot_product_attention(
-                queries, keys, values, mask, is_causal=mask is None, scale=attention.scale
+                queries, keys, values, mask, is_causal=causal, scale=a.scale
             )
         else:
-            mixed = _capped(queries, keys, values, mask, attention.scale, attention.softcap)
+            if causal:
+                mask = torch.ones(q.shape[1], k.shape[1], dtype=torch.bool, device=q.device).tril()
+            bias = None if a.relative is None else self._by_distance(a.relative)
+            mixed = _spelled_out(queries, keys, values, a, mask, bias)
         return mixed.transpose(1, 2).flatten(-2)
+
+    def _by_distance(self, relative: RelativeBias) -> Tensor:
+        """Biases by distance, [1 or b, heads, s, p + s]; shared by all layers."""
+        if relative not in self._relative:
+            step, reach = self._step, relative.max_distance
+            past = step.positions[:, :0] if step.past is None else step.past.positions
+            known = _side_by_side(past, step.positions)
+            near = (known[:, None] - step.positions[:, :, None]).clamp(-reach, reach) + reach
+            every = np.arange(-reach, reach + 1)
+            both = relative.bidirectional
+            rows = relative_buckets(every, relative.buckets, reach, bidirectional=both)
+            table = self._weight(relative.table)
+            buckets = torch.tensor(rows, device=near.device)[near]
+            self._relative[relative] = functional.embedding(buckets, table).permute(0, 3, 1, 2)
+        return self._relative[relative]
+
+    def conv1d(self, x: Tensor, weight: Weight, bias: Weight | None, stride: int) -> Tensor:
+        """[b, n, in] to [b, ceil(n / stride), out]."""
+        shift = None if bias is None else self._weight(bias).to(x.dtype)
+        matrix = self._weight(weight).to(x.dtype)
+        half = weight.shape[2] // 2
+        return functional.conv1d(x.mT, matrix, shift, stride, half).mT
 
     def stage(self, k: Tensor, v: Tensor, attention: Attention) -> None:
         """Kept, by layer of the target."""
@@ -295,12 +370,15 @@ def _visible(step: Step, window: int | None) -> Tensor | None:
     return seen[:, None] if seen.dim() == 3 else seen
 
 
-def _capped(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, cap: float
+def _spelled_out(
+    q: Tensor, k: Tensor, v: Tensor, a: Attention, mask: Tensor | None, bias: Tensor | None
 ) -> Tensor:
-    """Attention whose scores are capped; heads as in `_heads`."""
-    scores = cap * torch.tanh((q @ k.transpose(-1, -2)).float() * (scale / cap))
-    if mask is None:
-        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
-    scores = scores.masked_fill(~mask, float("-inf"))
+    """Attention whose scores are capped, or have something added; heads as in `_heads`."""
+    scores = (q @ k.transpose(-1, -2)).float() * a.scale
+    if a.softcap is not None:
+        scores = a.softcap * torch.tanh(scores / a.softcap)
+    if bias is not None:
+        scores = scores + bias
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
     return scores.softmax(-1).to(v.dtype) @ v

@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import tempfile
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +16,17 @@ import pytest
 
 pytest.importorskip("coremltools")
 
-from tiny.random_weights import RandomWeights
 from tiny.seq2seq_checkpoint import write_t5
-from tiny.seq2seq_configs import SEQ2SEQ_CONFIGS
+from tiny.seq2seq_configs import SEQ2SEQ_CONFIGS, family_request
 from tiny.seq2seq_models import SPECS, emitted, request, source
 
 import quickdraft
 from quickdraft.drafters.tree import Tree
 from quickdraft.errors import BackendError, BundleError, Cancelled, InputError, UnsupportedModel
-from quickdraft.export.architectures.base import find_any
-from quickdraft.export.architectures.seq2seq import Seq2SeqFamily, build_encoder, build_target
-from quickdraft.export.emitters.base import EmitRequest, Part
+from quickdraft.export.emitters.base import EmitRequest
 from quickdraft.export.emitters.coreml import emit_coreml
 from quickdraft.export.emitters.numpy import emit_reference
 from quickdraft.export.pipeline import export_model
-from quickdraft.export.quantize import FORMATS
 from quickdraft.kvcache.memory import RowMemory, Source
 from quickdraft.runtime.backends.base import CancelToken
 from quickdraft.runtime.backends.coreml import CoreMlBackend
@@ -50,25 +45,7 @@ _FOLDERS: list[tempfile.TemporaryDirectory[str]] = []
 def family(name: str, form: str) -> EmitRequest:
     """SEQ2SEQ_CONFIGS[name] with random weights."""
     _FOLDERS.append(tempfile.TemporaryDirectory())
-    kind, config = SEQ2SEQ_CONFIGS[name]
-    whole = {**config, "model_type": kind, "is_encoder_decoder": True}
-    found = find_any(whole)
-    assert isinstance(found, Seq2SeqFamily)
-    spec = found.read(whole)
-    weights = found.gather(spec, RandomWeights())
-    facts = spec.model_spec()
-    parts = (
-        Part("target", "model", partial(build_target, spec=spec, weights=weights), facts),
-        Part(
-            "encoder",
-            "encoder",
-            partial(build_encoder, spec=spec, weights=weights),
-            spec.encoder_spec(),
-            features=spec.source.width,
-            target=facts,
-        ),
-    )
-    return EmitRequest(Path(_FOLDERS[-1].name), FORMATS[form], parts)
+    return family_request(name, form, Path(_FOLDERS[-1].name))
 
 
 def pair(asked: EmitRequest) -> tuple[CoreMlBackend, ReferenceBackend]:

@@ -1,9 +1,18 @@
-"""Small configs of every encoder-decoder family."""
+"""Small configs of every encoder-decoder family, and models of random weights after them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any
+
+from tiny.random_weights import RandomWeights
+
+from quickdraft.export.architectures.base import find_any
+from quickdraft.export.architectures.seq2seq import Seq2SeqFamily, build_encoder, build_target
+from quickdraft.export.emitters.base import EmitRequest, Part
+from quickdraft.export.quantize import FORMATS
 
 _T5 = {
     "vocab_size": 320,
@@ -72,3 +81,21 @@ SEQ2SEQ_CONFIGS: Mapping[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }
+
+
+def family_request(name: str, form: str, folder: Path) -> EmitRequest:
+    """Both parts of SEQ2SEQ_CONFIGS[name] with random weights, in a format of FORMATS."""
+    kind, config = SEQ2SEQ_CONFIGS[name]
+    whole = {**config, "model_type": kind, "is_encoder_decoder": True}
+    found = find_any(whole)
+    assert isinstance(found, Seq2SeqFamily)
+    spec = found.read(whole)
+    weights = found.gather(spec, RandomWeights())
+    facts = spec.model_spec()
+    encoder = partial(build_encoder, spec=spec, weights=weights)
+    width = spec.source.width
+    parts = (
+        Part("target", "model", partial(build_target, spec=spec, weights=weights), facts),
+        Part("encoder", "encoder", encoder, spec.encoder_spec(), features=width, target=facts),
+    )
+    return EmitRequest(folder, FORMATS[form], parts)
