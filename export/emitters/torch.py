@@ -103,8 +103,7 @@ class TorchModel(nn.Module):
         mask: Tensor | None = None,
         features: Tensor | None = None,
         rows: Tensor | None = None,
-        past: Past | None = None,
-        memory: TorchMemory | None = None,
+        past: Past | TorchMemory | None = None,
         hidden_states: Collection[int] = (),
         keys: bool = False,
     ) -> TorchOutput:
@@ -117,13 +116,15 @@ class TorchModel(nn.Module):
         row always sees itself, and windows hold by position. features: [b, s, width], in an
         encoder [b, frames, width].
         rows: those whose logits are wanted: int64 [m] or [b, m], or bool [b, s]; None is all.
-        past: rows before these. memory: of the sources, in the target of an encoder.
-        hidden_states: streams to return, by number of layers passed. keys: whether to return
-        `TorchOutput.keys`.
+        past: rows before these; in the target of an encoder at first the memory of the sources,
+        which the rows of a call keep. hidden_states: streams to return, by number of layers passed.
+        keys: whether to return `TorchOutput.keys`.
         """
         given = tokens if tokens is not None else features
         if given is None:
             raise ValueError("a model needs tokens, features, or both")
+        memory = past if past is None or isinstance(past, TorchMemory) else past.memory
+        past = None if isinstance(past, TorchMemory) else past
         first = 0 if past is None else len(past)
         count = -(-given.shape[1] // self._stride)
         plain = positions is None
@@ -139,7 +140,7 @@ class TorchModel(nn.Module):
         missing = sorted(set(hidden_states) - set(ops.offered))
         if missing:
             raise ValueError(f"the model offers no hidden state {missing[0]}")
-        present = Past(positions, ops.layers)
+        present = Past(positions, ops.layers, memory)
         return TorchOutput(ops.result, ops.offered, ops.keys, ops.staged, present)
 
     def find(self, name: str) -> Tensor | None:

@@ -43,37 +43,6 @@ class LayerKeys:
 
 
 @dataclass(frozen=True)
-class Past:
-    """Rows that every row of a call may look at: a cache, differentiable like all else.
-
-    positions: int64 [1 or b, p]. layers: keys and values [b, p, kv_heads * head_dim] by layer.
-    """
-
-    positions: Tensor
-    layers: Mapping[int, tuple[Tensor, Tensor]]
-
-    def __len__(self) -> int:
-        return int(self.positions.shape[-1])
-
-    def join(self, later: Past) -> Past:
-        """The rows of this one and then those of `later`, which must have the same layers."""
-        return Past(
-            _side_by_side(self.positions, later.positions),
-            {
-                layer: (torch.cat([key, more[0]], -2), torch.cat([value, more[1]], -2))
-                for (layer, (key, value)), more in zip(
-                    self.layers.items(), map(later.layers.__getitem__, self.layers), strict=True
-                )
-            },
-        )
-
-    def detach(self) -> Past:
-        """The same values, through which no gradient goes."""
-        layers = {layer: (k.detach(), v.detach()) for layer, (k, v) in self.layers.items()}
-        return Past(self.positions, layers)
-
-
-@dataclass(frozen=True)
 class TorchMemory:
     """What an encoder makes of sources, differentiable like all else.
 
@@ -89,12 +58,50 @@ class TorchMemory:
         """From what an encoder staged, see `TorchOutput.staged`."""
         return cls({layer: (each.key, each.value) for layer, each in staged.items()}, filled)
 
+    def detach(self) -> TorchMemory:
+        """The same values, through which no gradient goes."""
+        layers = {layer: (k.detach(), v.detach()) for layer, (k, v) in self.layers.items()}
+        return TorchMemory(layers, self.filled)
+
+
+@dataclass(frozen=True)
+class Past:
+    """Rows that every row of a call may look at: a cache, differentiable like all else.
+
+    positions: int64 [1 or b, p]. layers: keys and values [b, p, kv_heads * head_dim] by layer.
+    memory: of the sources that these rows attended to, in the target of an encoder.
+    """
+
+    positions: Tensor
+    layers: Mapping[int, tuple[Tensor, Tensor]]
+    memory: TorchMemory | None = None
+
+    def __len__(self) -> int:
+        return int(self.positions.shape[-1])
+
+    def join(self, later: Past) -> Past:
+        """The rows of this one and then those of `later`, which must have the same layers."""
+        return Past(
+            _side_by_side(self.positions, later.positions),
+            {
+                layer: (torch.cat([key, more[0]], -2), torch.cat([value, more[1]], -2))
+                for (layer, (key, value)), more in zip(
+                    self.layers.items(), map(later.layers.__getitem__, self.layers), strict=True
+                )
+            },
+            self.memory,
+        )
+
+    def detach(self) -> Past:
+        """The same values, through which no gradient goes."""
+        layers = {layer: (k.detach(), v.detach()) for layer, (k, v) in self.layers.items()}
+        return Past(self.positions, layers, self.memory and self.memory.detach())
+
 
 @dataclass(frozen=True)
 class Step:
-    """The inputs of a call in one form. tokens: [b, s] or None. positions: [1 or b, s]. mask, rows
-    and memory: as `TorchModel.forward` gets them. plain: whether positions are those of the
-    rows."""
+    """The inputs of a call in one form. tokens: [b, s] or None. positions: [1 or b, s]. mask and
+    rows: as `TorchModel.forward` gets them. plain: whether positions are those of the rows."""
 
     tokens: Tensor | None
     positions: Tensor

@@ -75,7 +75,7 @@ def test_like_the_reference(name: str, tmp_path: Path) -> None:
             for mine, other in zip(parts, expected.layer(layer), strict=True):
                 np.testing.assert_allclose(mine[0].reshape(other.shape), other, atol=1e-4)
         cache, text = theirs.new_cache(expected), np.random.default_rng(1).integers(4, 96, 13)
-        first = target(torch.tensor(text)[None], memory=memory)
+        first = target(torch.tensor(text)[None], past=memory)
         assert first.logits is not None
         found = theirs.step(Tree.chain(text), cache).logits
         np.testing.assert_allclose(first.logits[0], found, atol=1e-4)
@@ -85,7 +85,6 @@ def test_like_the_reference(name: str, tmp_path: Path) -> None:
             positions=torch.tensor(len(text) + TREE.depth),
             mask=torch.tensor(TREE.mask),
             past=first.present,
-            memory=memory,
         )
         assert tree.logits is not None
         found = theirs.step(TREE, cache).logits
@@ -102,10 +101,10 @@ def test_sources_of_a_batch_do_not_see_what_fills_them_up(name: str, tmp_path: P
     with torch.no_grad():
         seen = filled[:, None].expand(-1, 12, -1)
         memory = TorchMemory.of(encoder(**batch(*sources), mask=seen).staged, filled)
-        together = target(text, memory=memory).logits
+        together = target(text, past=memory).logits
         for row, source in enumerate(sources):
             alone = TorchMemory.of(encoder(**batch(source)).staged)
-            found = target(text[row : row + 1], memory=alone).logits
+            found = target(text[row : row + 1], past=alone).logits
             torch.testing.assert_close(together[row : row + 1], found, atol=1e-5, rtol=1e-4)
 
 
@@ -115,7 +114,7 @@ def test_gradients_reach_every_weight(name: str, tmp_path: Path) -> None:
     asked = family_request(name, "fp32", tmp_path)
     target, encoder = modules(asked, ".")
     memory = TorchMemory.of(encoder(**batch(given(asked, 9))).staged)
-    output = target(torch.tensor([[7, 8, 9, 11]]), memory=memory)
+    output = target(torch.tensor([[7, 8, 9, 11]]), past=memory)
     assert output.logits is not None
     output.logits.square().mean().backward()
     for model in (target, encoder):
