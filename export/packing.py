@@ -49,7 +49,8 @@ def _suits(data: Blocked, layout: Layout) -> bool:
         return False
     # Codes of 8 bits without a minimum may be moved to the zero of the format.
     if layout.bits == 8 and not layout.has_minimum:
-        return data.bits == 8 and int(data.codes.max(initial=0)) + layout.zero - data.zero < 256
+        shift = layout.zero - data.zero
+        return data.bits == 8 and shift >= 0 and int(data.codes.max(initial=0)) + shift < 256
     return data.zero == layout.zero and int(data.codes.max(initial=0)) < layout.codes
 
 

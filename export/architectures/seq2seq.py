@@ -208,7 +208,8 @@ def build_encoder(ops: Ops[V], spec: Seq2SeqSpec, weights: Seq2SeqWeights) -> No
     for index, layer in enumerate(stack.layers):
         attention = _attention(spec, spec.encoder, index, stack.relative)
         attend = partial(ops.encode_attend, attention=attention)
-        x = _self_attend(ops, spec, layer.attention, x, positions, attention, attend)
+        value = _pair(layer.attention.value)
+        x = _self_attend(ops, spec, layer.attention, x, positions, attention, attend, value)
         x = _mlp(ops, spec, layer.mlp, x)
         ops.hidden_state(x, index + 1)
     if stack.final_norm is not None:
@@ -237,7 +238,8 @@ def build_target(ops: Ops[V], spec: Seq2SeqSpec, weights: Seq2SeqWeights) -> Non
     for index, layer in enumerate(stack.layers):
         attention = _attention(spec, spec.decoder, index, stack.relative)
         attend = partial(ops.attend, attention=attention)
-        x = _self_attend(ops, spec, layer.attention, x, positions, attention, attend)
+        value = _sensitive(layer.attention.value)
+        x = _self_attend(ops, spec, layer.attention, x, positions, attention, attend, value)
         x = _cross_attend(ops, spec, layer.cross, x, replace(attention, relative=None))
         x = _mlp(ops, spec, layer.mlp, x)
         ops.hidden_state(x, index + 1)
@@ -282,9 +284,10 @@ def _self_attend(
     positions: V,
     attention: Attention,
     attend: Callable[[V, V, V], V],
+    value: tuple[Weight, Weight | None],
 ) -> V:
     read = x if spec.norm_after else _norm(ops, spec, x, weights.norm)
-    pairs = [_pair(weights.query), _pair(weights.key), _sensitive(weights.value)]
+    pairs = [_pair(weights.query), _pair(weights.key), value]
     q, k, v = ops.linears(read, pairs)
     if weights.query_norm is not None:
         q = _norm(ops, spec, q, weights.query_norm, attention.num_heads)

@@ -292,7 +292,8 @@ def emit_hotpath(request: EmitRequest) -> list[Variant]:
 
 def _build(part: Part, fmt: WeightFormat, data: DataFile) -> tuple[HotpathOps, Part]:
     graph = GraphBuilder(data)
-    ops = HotpathOps(graph, PackedStore(graph, fmt), part)
+    packed = PackedStore(graph, fmt, float_values=part.role == "encoder")
+    ops = HotpathOps(graph, packed, part)
     part.build(ops)
     return ops, part
 

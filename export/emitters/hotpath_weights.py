@@ -24,11 +24,18 @@ class Stored:
 
 
 class PackedStore:
-    """Puts matrices and vectors into the graph."""
+    """Puts matrices and vectors into the graph.
 
-    def __init__(self, graph: GraphBuilder, fmt: WeightFormat) -> None:
+    float_values: sensitive matrices stay in floats where the format promises quality: those whose
+    results every token of an answer reads, and which are computed once (decision 003).
+    """
+
+    def __init__(
+        self, graph: GraphBuilder, fmt: WeightFormat, *, float_values: bool = False
+    ) -> None:
         self._graph = graph
         self._format = fmt
+        self._float_values = float_values and fmt.float_values and not fmt.keep
         self._stored: dict[str, Stored] = {}
 
     def vector(self, weight: Weight | None) -> ir.Value | None:
@@ -47,7 +54,8 @@ class PackedStore:
         """A matrix in the weight format, or as float32."""
         name = f"{weight.name}.float" if keep_float else weight.name
         if name not in self._stored:
-            data = Dense(weight.dense()) if keep_float else store(weight, self._format)
+            floats = keep_float or self._in_floats(weight)
+            data = Dense(weight.dense()) if floats else store(weight, self._format)
             self._stored[name] = self._add(name, pack(data))
         return self._stored[name]
 
@@ -65,4 +73,9 @@ class PackedStore:
 
     def form(self, weight: Weight) -> str:
         """What two matrices of the same input must share to be stored as one."""
-        return weight.stored_as if self._format.keep else ""
+        if self._format.keep:
+            return weight.stored_as
+        return "floats" if self._in_floats(weight) else ""
+
+    def _in_floats(self, weight: Weight) -> bool:
+        return self._float_values and weight.sensitive

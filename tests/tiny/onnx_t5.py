@@ -15,7 +15,7 @@ _ZERO = 130
 
 
 def quantise(values: NDArray[np.float32], zero: int) -> tuple[NDArray[np.integer], np.float32]:
-    scale = np.float32(np.abs(values).max() / 120)
+    scale = np.float32(np.float16(np.abs(values).max() / 120))  # what blocks hold as it is
     kind = np.int8 if zero == 0 else np.uint8
     return (np.round(values / scale) + zero).clip(-128 if zero == 0 else 0, 255).astype(kind), scale
 

@@ -14,6 +14,7 @@ from tiny import onnx_t5 as tiny
 
 from quickdraft.errors import CheckpointError, UnsupportedModel
 from quickdraft.export.checkpoints.onnx_tensors import read_graph
+from quickdraft.export.packing import kernel_format
 from quickdraft.export.pipeline import read_checkpoint
 from quickdraft.export.quantize import weight_format
 from quickdraft.export.weights import Blocked
@@ -27,6 +28,23 @@ def test_every_value_is_found_again(tmp_path: Path) -> None:
         np.testing.assert_array_equal(checkpoint.weights[name].dense(), values, err_msg=name)
     assert isinstance(checkpoint.weights["lm_head.weight"].load(), Blocked)
     assert weight_format("auto", checkpoint.source.kind).keep
+
+
+@pytest.mark.parametrize("scale", [0.00721, 6e-6, 1e6])
+def test_scales_are_rounded_where_blocks_can_hold_them(tmp_path: Path, scale: float) -> None:
+    expected = tiny.write_folder(tmp_path)
+    path = tmp_path / "decoder.onnx"
+    model = onnx.load(path)
+    (node,) = (node for node in model.graph.node if "/lm_head/" in node.name)
+    name = node.input[1].removesuffix("_quantized") + "_scale"
+    (tensor,) = (tensor for tensor in model.graph.initializer if tensor.name == name)
+    factor = np.float32(scale) / onnx.numpy_helper.to_array(tensor)
+    tensor.CopyFrom(onnx.numpy_helper.from_array(np.array(scale, np.float32), name))
+    onnx.save(model, path)
+    weight = read_checkpoint(tmp_path).weights["lm_head.weight"]
+    wanted = expected["lm_head.weight"] * factor
+    np.testing.assert_allclose(weight.dense(), wanted, rtol=5e-4)
+    assert kernel_format(weight.load()) == ("w8" if scale == 0.00721 else "f32")
 
 
 def test_config_follows_from_shapes(tmp_path: Path) -> None:

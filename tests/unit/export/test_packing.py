@@ -254,3 +254,13 @@ def test_kernels_read_the_same_values(name: str, isa: str) -> None:
 def test_quantising_zero_gives_zero_records() -> None:
     packed = pack(quantize(np.zeros((16, 32), np.float32), 8))
     assert not unpack(packed.data, packed.format, 16, 32).any()
+
+
+@pytest.mark.parametrize(("zero", "name"), [(128, "w8"), (100, "f32"), (138, "f32")])
+def test_codes_are_moved_only_where_they_fit(zero: int, name: str) -> None:
+    codes = np.arange(256, dtype=np.uint8).reshape(2, 128)
+    blocked = Blocked(codes, np.full((2, 4), 0.5, np.float32), None, 8, 32, zero)
+    packed = pack(blocked)
+    assert packed.format == name
+    found = unpack(packed.data, packed.format, packed.n, packed.k)
+    np.testing.assert_array_equal(found, blocked.to_dense())
