@@ -1,12 +1,15 @@
 """How well and how fast is speech written down?
 
-    python bench/speech.py CLIPS [--peer PYTHON --peer-model FOLDER] [--rounds N] [--threads N]
+    python bench/speech.py CLIPS [--peer PYTHON] [--rounds N] [--threads N] [--out NAME]
 
-CLIPS: a folder with transcripts.jsonl ({"file", "text"}) and sound files. Prints, as JSON, the word
-error rate over all clips and the real-time factor (seconds of work per second of sound, the best
-of the rounds summed over clips) of whisper-tiny.en: plain, and with every drafter of `auto`.
-PYTHON: an interpreter that has ctranslate2 and tokenizers; it runs FOLDER's model on the same
-features in the same rounds, float32 and int8, greedily with the same opening.
+CLIPS: a folder with transcripts.jsonl ({"file", "text"}) and sound files. Prints the word error
+rate over all clips and the real-time factor (seconds of work per second of sound) of
+whisper-tiny.en: plain, and with every drafter of `auto`. PYTHON: an interpreter that has
+ctranslate2, numpy and tokenizers; it answers about the same features with the same file of
+weights, greedily with the same opening, in float32 and int8. All take turns round by round, and
+the least disturbed time of each clip counts; features are computed once, for everybody, and
+their time is told apart. Our models are opened anew every round, so that nothing is drafted from
+what the same clip gave before. --out writes bench/results/NAME.json.
 """
 
 from __future__ import annotations
@@ -14,132 +17,195 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from harness import start_peer, write_result
 
-if TYPE_CHECKING:
-    from quickdraft.runtime.model import Model
+import quickdraft
+from quickdraft.kvcache.memory import Memories, Source
+from quickdraft.models.resolve import find_checkpoint
+from quickdraft.runtime.audio.mel import log_mel
+from quickdraft.runtime.audio.sound import open_sound
+from quickdraft.runtime.engine_process import EngineProcess
+from quickdraft.runtime.model import Model
 
+MODEL = "whisper-tiny.en"
+COMPUTE = ("float32", "int8")
+MOST_TOKENS = 224
+REST = 0.3
+"""Seconds between engines: threads of the one before may wait for more work actively."""
 _WORDS = re.compile(r"[^a-z0-9' ]+")
 
-PEER = """
-import json, sys, time
-import ctranslate2, numpy as np
-from tokenizers import Tokenizer
-folder, data, rounds, threads = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-tokenizer = Tokenizer.from_file(folder + "/tokenizer.json")
-clips, found = np.load(data), {}
-for kind in ("float32", "int8"):
-    model = ctranslate2.models.Whisper(folder, compute_type=kind, intra_threads=threads)
-    texts, seconds = {}, {}
-    for _ in range(rounds + 1):
-        for name in clips.files:
-            started = time.perf_counter()
-            view = ctranslate2.StorageView.from_array(np.ascontiguousarray(clips[name].T[None]))
-            ids = model.generate(view, [[50257, 50362]], beam_size=1)[0].sequences_ids[0]
-            took = time.perf_counter() - started
-            texts[name] = tokenizer.decode(ids)
-            seconds[name] = min(took, seconds.get(name, took))
-    found[kind] = {"texts": texts, "seconds": seconds}
-print(json.dumps(found))
-"""
+Answer = Callable[[str], tuple[list[int], float]]
+"""Ids and seconds of the clip of a name."""
+Engine = Callable[[], AbstractContextManager[Answer]]
+"""What answers in one round."""
+
+
+@dataclass
+class Clips:
+    """features: float32 [1, bins, frames] by file, in files named after them under `folder`."""
+
+    folder: Path
+    words: dict[str, str] = field(default_factory=dict)
+    features: dict[str, np.ndarray[Any, Any]] = field(default_factory=dict)
+    seconds: float = 0.0
+    feature_seconds: float = 0.0
+
+
+@dataclass
+class Run:
+    """What an engine answered, and its best seconds."""
+
+    ids: dict[str, list[int]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
 
 
 def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, add_help=True)
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("clips", type=Path)
     parser.add_argument("--peer")
-    parser.add_argument("--peer-model", type=Path)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out")
     options = parser.parse_args()
-    lines = (options.clips / "transcripts.jsonl").read_text(encoding="utf-8").splitlines()
-    clips = [json.loads(line) for line in lines]
-    runs = ours(options.clips, clips, options.rounds, options.threads)
-    length = runs.pop("length")
-    if options.peer:
-        runs |= peer(options, runs.pop("features"))
-    runs.pop("features", None)
-    words = {clip["file"]: clip["text"] for clip in clips}
-    report = {
-        name: {
-            "word_error_rate": round(word_error_rate(words, run["texts"]), 4),
-            "real_time_factor": round(sum(run["seconds"].values()) / length, 5),
-            "texts": run["texts"],
+    with ExitStack() as stack:
+        clips = read_clips(options.clips, Path(stack.enter_context(tempfile.TemporaryDirectory())))
+        engines: dict[str, Engine] = {
+            "quickdraft plain": partial(ours, "none", clips, options.threads),
+            "quickdraft drafting": partial(ours, "auto", clips, options.threads),
         }
-        for name, run in runs.items()
-    }
-    drafted, plain = (runs[name]["texts"] for name in ("quickdraft auto", "quickdraft plain"))
-    json.dump(
-        {"seconds_of_sound": length, "drafted_equals_plain": drafted == plain} | report,
-        sys.stdout,
-        indent=1,
-    )
+        versions = {"quickdraft": quickdraft.__version__}
+        model = stack.enter_context(quickdraft.load(MODEL, drafter="none"))
+        if options.peer:
+            weights = str(find_checkpoint(MODEL))
+            engine = start_peer("ctranslate2_peer.py", options.peer, weights, options.threads)
+            stack.enter_context(engine)
+            versions |= engine.facts["versions"]
+            for compute in COMPUTE:
+                answer = peer(engine, compute, opening(model), clips)
+                engines[f"ctranslate2 {compute}"] = partial(staying, answer)
+        runs = measure(engines, list(clips.features), options.rounds)
+        figures = report(clips, runs, model) | {"threads": options.threads, "versions": versions}
+    print(json.dumps(figures, indent=1))
+    if options.out:
+        write_result(options.out, figures)
 
 
-def ours(
-    folder: Path, clips: Sequence[dict[str, Any]], rounds: int, threads: int
-) -> dict[str, Any]:
-    """Texts and best seconds by clip, plain and drafted, and the features that were read."""
-    import quickdraft
-    from quickdraft.kvcache.memory import Memories, Source
-    from quickdraft.runtime.audio.mel import log_mel
-    from quickdraft.runtime.audio.sound import open_sound
-
-    found: dict[str, Any] = {"features": {}, "length": 0.0}
-    for clip in clips:
+def read_clips(folder: Path, copies: Path) -> Clips:
+    """Sound to features, once for all engines."""
+    clips = Clips(copies)
+    lines = (folder / "transcripts.jsonl").read_text(encoding="utf-8").splitlines()
+    for clip in map(json.loads, lines):
         with open_sound(folder / clip["file"]) as sound:
-            found["features"][clip["file"]] = log_mel(sound.read(0, 480_000), 3000)
-            found["length"] += sound.seconds
-    for drafter in ("none", "auto"):
-        with quickdraft.load("whisper-tiny.en", drafter=drafter, threads=threads) as model:
-            start = model.manifest.generation["decoder_start_token_id"]
-            silent = model.manifest.generation["no_timestamps_token_id"]
-
-            def answer(
-                features: np.ndarray[Any, Any],
-                model: Model = model,
-                opening: Sequence[int] = (start, silent),
-            ) -> str:
-                model.memories = Memories(0)  # every round encodes anew
-                text = model.generate(Source(features=features), opening=opening).text
-                return text.strip()
-
-            name = "quickdraft plain" if drafter == "none" else "quickdraft auto"
-            found[name] = timed(answer, found["features"], rounds)
-    return found
-
-
-def timed(
-    answer: Callable[[Any], str], features: dict[str, Any], rounds: int
-) -> dict[str, dict[str, Any]]:
-    """Texts and best seconds by clip; the first round counts as well, as it is never the best."""
-    texts, seconds = {}, {}
-    for _ in range(rounds + 1):
-        for name, values in features.items():
+            clips.seconds += sound.seconds
             started = time.perf_counter()
-            texts[name] = answer(values)
-            took = time.perf_counter() - started
-            seconds[name] = min(took, seconds.get(name, took))
-    return {"texts": texts, "seconds": seconds}
+            values = log_mel(sound.read(0, 480_000), 3000)
+            clips.feature_seconds += time.perf_counter() - started
+        clips.words[clip["file"]] = clip["text"]
+        clips.features[clip["file"]] = values
+        np.save(copies / f"{clip['file']}.npy", np.ascontiguousarray(values.T[None]))
+    return clips
 
 
-def peer(options: argparse.Namespace, features: dict[str, Any]) -> dict[str, Any]:
-    """The same of CTranslate2, in its own environment."""
-    with tempfile.TemporaryDirectory() as folder:
-        np.savez(f"{folder}/features.npz", **features)
-        arguments = [f"{folder}/features.npz", str(options.rounds), str(options.threads)]
-        command = [options.peer, "-c", PEER, str(options.peer_model), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return {f"ctranslate2 {kind}": run for kind, run in json.loads(done.stdout).items()}
+def opening(model: Model) -> list[int]:
+    """Answers begin with these: no times are wanted."""
+    said = model.manifest.generation
+    return [said["decoder_start_token_id"], said["no_timestamps_token_id"]]
+
+
+@contextmanager
+def ours(drafter: str, clips: Clips, threads: int) -> Iterator[Answer]:
+    """A model that has just been loaded, and warmed up on silence."""
+    with quickdraft.load(MODEL, drafter=drafter, threads=threads, store=False) as model:
+        model.memories = Memories(0)  # a clip is encoded whenever it is asked about
+        begins = opening(model)
+
+        def ask(features: np.ndarray[Any, Any]) -> list[int]:
+            source = Source(features=features)
+            result = model.generate(source, opening=begins, max_new_tokens=MOST_TOKENS)
+            return list(result.token_ids)
+
+        def answer(name: str) -> tuple[list[int], float]:
+            started = time.perf_counter()
+            ids = ask(clips.features[name])
+            return ids, time.perf_counter() - started
+
+        ask(log_mel(np.zeros(1, np.float32), 3000))
+        yield answer
+
+
+def peer(engine: EngineProcess, compute: str, begins: Sequence[int], clips: Clips) -> Answer:
+    """CTranslate2, which stays loaded."""
+
+    def answer(name: str) -> tuple[list[int], float]:
+        features = str(clips.folder / f"{name}.npy")
+        found = engine.ask(
+            op="write_down",
+            compute=compute,
+            features=features,
+            opening=list(begins),
+            tokens=MOST_TOKENS,
+        )
+        return found["ids"], found["seconds"]
+
+    return answer
+
+
+def staying(answer: Answer) -> AbstractContextManager[Answer]:
+    """An engine that stays open."""
+    return nullcontext(answer)
+
+
+def measure(engines: dict[str, Engine], names: Sequence[str], rounds: int) -> dict[str, Run]:
+    """All engines in turns; the first round warms them up and counts as well."""
+    runs = {engine: Run() for engine in engines}
+    for _ in range(rounds + 1):
+        for engine, opened in engines.items():
+            run = runs[engine]
+            with opened() as answer:
+                time.sleep(REST)
+                for name in names:
+                    run.ids[name], took = answer(name)
+                    run.seconds[name] = min(took, run.seconds.get(name, took))
+    return runs
+
+
+def report(clips: Clips, runs: dict[str, Run], model: Model) -> dict[str, Any]:
+    """Rates and factors of all engines, and how they compare."""
+    found: dict[str, Any] = {}
+    for name, run in runs.items():
+        texts = {file: model.detokenize(ids).strip() for file, ids in run.ids.items()}
+        found[name] = {
+            "word_error_rate": round(word_error_rate(clips.words, texts), 4),
+            "real_time_factor": round(sum(run.seconds.values()) / clips.seconds, 5),
+            "texts": texts,
+        }
+    speed = {
+        f"{name} over {other}": round(
+            found[other]["real_time_factor"] / each["real_time_factor"], 3
+        )
+        for name, each in found.items()
+        for other in found
+        if name.startswith("quickdraft") and name != other
+    }
+    return {
+        "clips": len(clips.words),
+        "seconds_of_sound": round(clips.seconds, 2),
+        "seconds_of_features": round(clips.feature_seconds, 4),
+        "drafting_equals_plain": runs["quickdraft drafting"].ids == runs["quickdraft plain"].ids,
+        "times_as_fast": speed,
+        "engines": found,
+    }
 
 
 def word_error_rate(expected: dict[str, str], found: dict[str, str]) -> float:
