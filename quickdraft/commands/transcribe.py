@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from quickdraft.commands.options import common_options, loading_options
-from quickdraft.commands.output import print_json, write
+from quickdraft.commands.output import is_terminal, print_json, write
 from quickdraft.errors import OptionError
 
 if TYPE_CHECKING:
     from quickdraft.runtime.audio.transcribe import Segment, Transcriber
     from quickdraft.runtime.backends.base import CancelToken
 
-FORMATS = ("text", "srt", "vtt", "json")
+FORMS = ("text", "srt", "vtt", "json")
 
 
 @click.command(epilog="WAV files need nothing else; FLAC, OGG and MP3 need the extra `audio`.")
@@ -24,7 +26,7 @@ FORMATS = ("text", "srt", "vtt", "json")
 @click.option(
     "--format",
     "form",
-    type=click.Choice(FORMATS),
+    type=click.Choice(FORMS),
     default="text",
     show_default=True,
     help="How to write it.",
@@ -60,9 +62,13 @@ def transcribe(
     loading: dict[str, Any],
     as_json: bool,
 ) -> None:
-    """Write down what is said in sound files."""
+    """Write down what is said in sound files.
+
+    Segments are printed as they are found; files of --output-dir are written whole.
+    """
     from quickdraft.commands.interrupt import stop_on_interrupt
     from quickdraft.commands.progress import open_model
+    from quickdraft.runtime.audio.captions import FORMATS
     from quickdraft.runtime.audio.sound import open_sound
     from quickdraft.runtime.audio.transcribe import Transcriber
 
@@ -77,10 +83,16 @@ def transcribe(
     with open_model(model, **loading) as loaded, stop_on_interrupt() as cancel:
         transcriber = Transcriber(loaded, language=language, task=task, timestamps=timestamps)
         for file in files:
-            segments = _segments(transcriber, file, cancel)
-            found.append({"file": str(file), "segments": [each.to_dict() for each in segments]})
-            if not as_json:
-                _write(file, segments, form, output_dir, titled=len(files) > 1)
+            said = _segments(transcriber, file, cancel, silent=as_json or output_dir is not None)
+            if as_json:
+                found.append({"file": str(file), "segments": [each.to_dict() for each in said]})
+            elif output_dir is not None:
+                _save(file, "".join(FORMATS[form](said)), form, output_dir)
+            else:
+                if form == "text" and len(files) > 1:
+                    write(f"{file}:\n")
+                for piece in FORMATS[form](said):
+                    write(piece)
     if as_json:
         print_json({"model": model, "files": found})
 
@@ -93,26 +105,23 @@ def _check_names(files: tuple[Path, ...], output_dir: Path | None) -> None:
         )
 
 
-def _segments(transcriber: Transcriber, file: Path, cancel: CancelToken) -> list[Segment]:
+def _segments(
+    transcriber: Transcriber, file: Path, cancel: CancelToken, *, silent: bool
+) -> Iterator[Segment]:
+    """Segments as they are found. silent: nothing is printed meanwhile, so that a terminal has room
+    for a bar."""
     from quickdraft.commands.progress import Bars
     from quickdraft.runtime.audio.sound import open_sound
 
-    with open_sound(file) as sound, Bars(transient=True) as bars:
-        return list(transcriber.segments(sound, cancel, bars))
+    alone = silent or not is_terminal(sys.stdout)
+    with open_sound(file) as sound, Bars(quiet=not alone, transient=True) as bars:
+        yield from transcriber.segments(sound, cancel, bars)
 
 
-def _write(
-    file: Path, segments: list[Segment], form: str, output_dir: Path | None, *, titled: bool
-) -> None:
-    """To standard output, or to a file of the folder; titled: several texts need their names."""
+def _save(file: Path, text: str, form: str, output_dir: Path) -> None:
     from quickdraft.hashes import storage_error
-    from quickdraft.runtime.audio.captions import EXTENSIONS, FORMATS
+    from quickdraft.runtime.audio.captions import EXTENSIONS
 
-    text = FORMATS[form](segments)
-    if output_dir is None:
-        title = f"{file}:\n" if titled and form == "text" else ""
-        write(title + text)
-        return
     path = output_dir / f"{file.stem}{EXTENSIONS[form]}"
     try:
         output_dir.mkdir(parents=True, exist_ok=True)

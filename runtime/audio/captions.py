@@ -1,43 +1,44 @@
-"""Segments as text, SubRip (.srt), WebVTT (.vtt) or JSON."""
+"""Segments as text, SubRip (.srt), WebVTT (.vtt) or JSON, piece by piece as they are found."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from quickdraft.runtime.audio.transcribe import Segment
 
 
-def to_text(segments: Sequence[Segment]) -> str:
+def to_text(segments: Iterable[Segment]) -> Iterator[str]:
     """A line for each segment."""
-    return "".join(f"{segment.text}\n" for segment in segments)
+    for segment in segments:
+        yield f"{segment.text}\n"
 
 
-def to_srt(segments: Sequence[Segment]) -> str:
+def to_srt(segments: Iterable[Segment]) -> Iterator[str]:
     """SubRip: numbered, times with a comma."""
-    return "\n".join(
-        f"{number}\n{_time(each.start, ',')} --> {_time(each.end, ',')}\n{_cue(each.text)}\n"
-        for number, each in enumerate(segments, start=1)
-    )
+    for number, each in enumerate(segments, start=1):
+        gap = "" if number == 1 else "\n"
+        times = f"{_time(each.start, ',')} --> {_time(each.end, ',')}"
+        yield f"{gap}{number}\n{times}\n{_cue(each.text)}\n"
 
 
-def to_vtt(segments: Sequence[Segment]) -> str:
+def to_vtt(segments: Iterable[Segment]) -> Iterator[str]:
     """WebVTT (W3C), its markup escaped."""
-    cues = "".join(
-        f"\n{_time(each.start, '.')} --> {_time(each.end, '.')}\n{_escaped(each.text)}\n"
-        for each in segments
-    )
-    return f"WEBVTT\n{cues}"
+    yield "WEBVTT\n"
+    for each in segments:
+        times = f"{_time(each.start, '.')} --> {_time(each.end, '.')}"
+        yield f"\n{times}\n{_escaped(each.text)}\n"
 
 
-def to_json(segments: Sequence[Segment]) -> str:
-    """An object with the whole text and the segments."""
-    found = [segment.to_dict() for segment in segments]
-    text = " ".join(segment.text for segment in segments)
-    return json.dumps({"text": text, "segments": found}, ensure_ascii=False, indent=1) + "\n"
+def to_json(segments: Iterable[Segment]) -> Iterator[str]:
+    """An object with the whole text and the segments, in one piece."""
+    known = list(segments)
+    text = " ".join(segment.text for segment in known)
+    found = {"text": text, "segments": [segment.to_dict() for segment in known]}
+    yield json.dumps(found, ensure_ascii=False, indent=1) + "\n"
 
 
-FORMATS: Mapping[str, Callable[[Sequence[Segment]], str]] = {
+FORMATS: Mapping[str, Callable[[Iterable[Segment]], Iterator[str]]] = {
     "text": to_text,
     "srt": to_srt,
     "vtt": to_vtt,

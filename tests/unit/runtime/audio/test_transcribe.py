@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -90,15 +91,32 @@ def test_no_word_before_the_cut_is_lost(tokens: list[int]) -> None:
 SEGMENTS = [Segment(0.0, 2.5, "He & I <b>", (1,)), Segment(3661.0004, 3662.25, "a --> b", (2,))]
 
 
+def written(form: str, segments: list[Segment]) -> str:
+    return "".join(FORMATS[form](segments))
+
+
+@pytest.mark.parametrize("form", ["text", "srt", "vtt"])
+def test_captions_are_written_while_segments_are_found(form: str) -> None:
+    asked: list[int] = []
+
+    def segments() -> Iterator[Segment]:
+        for number, segment in enumerate(SEGMENTS):
+            asked.append(number)
+            yield segment
+
+    for piece in FORMATS[form](segments()):
+        assert asked == ([] if piece == "WEBVTT\n" else [0] if "He" in piece else [0, 1])
+
+
 def test_captions() -> None:
-    assert FORMATS["text"](SEGMENTS) == "He & I <b>\na --> b\n"
-    assert FORMATS["srt"](SEGMENTS) == (
+    assert written("text", SEGMENTS) == "He & I <b>\na --> b\n"
+    assert written("srt", SEGMENTS) == (
         "1\n00:00:00,000 --> 00:00:02,500\nHe & I <b>\n\n2\n01:01:01,000 --> 01:01:02,250\na -> b\n"
     )
-    assert FORMATS["vtt"](SEGMENTS) == (
+    assert written("vtt", SEGMENTS) == (
         "WEBVTT\n\n00:00:00.000 --> 00:00:02.500\nHe &amp; I &lt;b&gt;\n"
         "\n01:01:01.000 --> 01:01:02.250\na -&gt; b\n"
     )
-    found = json.loads(FORMATS["json"](SEGMENTS))
+    found = json.loads(written("json", SEGMENTS))
     assert found["segments"][1]["start"] == 3661.0004
-    assert FORMATS["vtt"]([]) == "WEBVTT\n"
+    assert written("vtt", []) == "WEBVTT\n"
