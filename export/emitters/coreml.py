@@ -27,6 +27,8 @@ SPECIFICATION = 9
 VERIFY_ROWS = (1, 4, 8, 16)
 PREFILL_ROWS = 64
 MOVE_ROWS = 16
+WIDE_FAMILIES = ("t5",)
+"""Trained in bfloat16: what their layers compute does not fit float16."""
 CACHE_LENGTH = 4096
 """Rows of a conversation, where the model's context is longer: every step attends over all slots,
 so a longer cache costs even those who do not fill it."""
@@ -40,8 +42,8 @@ _FILES = (
 def emit_coreml(request: EmitRequest) -> list[Variant]:
     """Write `coreml/NAME.mlpackage` for every part.
 
-    int4, int8 and GGUF blocks stay blocks, and what is computed is float16; `fp32` computes in
-    float32, which runs on the CPU and GPU.
+    int4, int8 and GGUF blocks stay blocks, and what is computed is float16; with `fp32`, and for
+    WIDE_FAMILIES always, float32, which runs on the CPU and GPU.
 
     Raises:
         UnsupportedModel: a part is a predictor, or an encoder of any number of frames.
@@ -91,7 +93,7 @@ def _emit(part: Part, request: EmitRequest) -> Variant:
     from quickdraft.export.emitters.coreml_source import MEMORY_LAYOUT
 
     fmt = part.fmt or request.fmt
-    dtype = _dtype(fmt)
+    dtype = _dtype(part, fmt)
     layout = layout_of(part, dtype)
     package = f"coreml/{part.name}.mlpackage"
     program = coreml_program.build(part, fmt, dtype, layout)
@@ -131,7 +133,7 @@ def _emit_encoder(part: Part, request: EmitRequest) -> Variant:
     fmt = part.fmt or request.fmt
     functions = readings(part.target.source, part.spec.family)
     package = f"coreml/{part.name}.mlpackage"
-    program = coreml_program.build_encoder(part, fmt, _dtype(fmt), functions)
+    program = coreml_program.build_encoder(part, fmt, _dtype(part, fmt), functions)
     coreml_program.write(program, request.folder / package, SPECIFICATION)
     facts = {
         "family": part.spec.family,
@@ -164,8 +166,10 @@ def _emit_encoder(part: Part, request: EmitRequest) -> Variant:
     )
 
 
-def _dtype(fmt: WeightFormat) -> type[np.floating]:
-    return np.float32 if fmt.name == "fp32" else np.float16
+def _dtype(part: Part, fmt: WeightFormat) -> type[np.floating]:
+    """What a part computes in."""
+    wide = fmt.name == "fp32" or part.spec.family in WIDE_FAMILIES
+    return np.float32 if wide else np.float16
 
 
 def _names(part: Part) -> StepNames:

@@ -121,21 +121,22 @@ class CoreMlBackend:
             BackendError: Core ML is not here or cannot load the package.
             BundleError: the package is damaged, or not what the manifest says.
         """
-        _refuse_options(threads, kv_cache, variant)
         layout = variant.cache
         if not isinstance(layout, FixedStateLayout):
             raise BundleError(
                 f"{variant.model} takes a cache of {layout.kind!r}, and Core ML packages have one "
                 "of 'fixed_state'; use the backend of its flavour"
             )
+        # What float16 rounds away has states of its own where float32 is computed.
+        self.kv_type = "f32" if len(layout.keys) > 1 else "f16"
+        self._real = np.float32 if self.kv_type == "f32" else np.float16
+        _refuse_options(threads, kv_cache, self.kv_type)
         self.spec = _offered(spec, layout, encoder)
         self.flavour = variant.flavour
         self.guarantee: Guarantee = "same_distribution"
-        self.kv_type = "f32" if len(layout.keys) > 1 else "f16"
         self._vocab_size = vocab_size
         self._variant = variant
         self._layout = layout
-        self._real = np.float32 if variant.weight_format == "fp32" else np.float16
         # Narrowest first, and of one width the one with most logits.
         self._steps = sorted(layout.steps, key=lambda step: (step.rows, -step.output_rows))
         functions = (*(step.name for step in layout.steps), layout.move)
@@ -285,11 +286,11 @@ def _asked(wanted: NDArray[np.int64], first: int, end: int) -> int:
     return int(((wanted >= first) & (wanted < end)).sum())
 
 
-def _refuse_options(threads: int | None, kv_cache: str | None, variant: Variant) -> None:
+def _refuse_options(threads: int | None, kv_cache: str | None, kv_type: str) -> None:
     if threads is not None:
         raise OptionError(
             f"Core ML chooses its threads itself and cannot be told to use {threads}; leave the "
             "option out"
         )
-    if kv_cache not in (None, "f32" if variant.weight_format == "fp32" else "f16"):
+    if kv_cache not in (None, kv_type):
         refuse_kv_types("coreml", kv_cache)

@@ -27,6 +27,7 @@ from quickdraft.export.emitters.base import EmitRequest
 from quickdraft.export.emitters.coreml import emit_coreml
 from quickdraft.export.emitters.numpy import emit_reference
 from quickdraft.export.pipeline import export_model
+from quickdraft.kvcache.by_head import ByHeadMemory
 from quickdraft.kvcache.memory import RowMemory, Source
 from quickdraft.runtime.backends.base import CancelToken
 from quickdraft.runtime.backends.coreml import CoreMlBackend
@@ -102,6 +103,19 @@ def test_float32(name: str) -> None:
 @pytest.mark.parametrize("name", FAMILIES.values())
 def test_float16(name: str) -> None:
     three_turns(family(name, "fp16"), 23, "fp16")
+
+
+def test_t5_computes_in_float32_whatever_its_weights() -> None:
+    """flan-t5-small gives no numbers in float16."""
+    for name, kv_type in (("t5-v1.1", "f32"), ("bart", "f16")):
+        asked = family(name, "fp16")
+        target, encoder = emit_coreml(asked)
+        spec = asked.parts[0].spec
+        model = CoreMlBackend(asked.folder, spec, target, device="evaluator", encoder=encoder)
+        assert model.kv_type == kv_type
+        memory = model.encode(Source(tokens=np.arange(5)))
+        assert isinstance(memory, ByHeadMemory)
+        assert memory.layers[0][0].dtype == {"f32": np.float32, "f16": np.float16}[kv_type]
 
 
 @pytest.mark.parametrize("form", ["int8", "int4"])
