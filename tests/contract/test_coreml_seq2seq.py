@@ -105,10 +105,11 @@ def test_float16(name: str) -> None:
     three_turns(family(name, "fp16"), 23, "fp16")
 
 
-def test_t5_computes_in_float32_whatever_its_weights() -> None:
+def test_t5_computes_in_float32_whatever_its_weights(tmp_path: Path) -> None:
     """flan-t5-small gives no numbers in float16."""
     for name, kv_type in (("t5-v1.1", "f32"), ("bart", "f16")):
-        asked = family(name, "fp16")
+        (tmp_path / name).mkdir()
+        asked = family_request(name, "fp16", tmp_path / name)
         target, encoder = emit_coreml(asked)
         spec = asked.parts[0].spec
         model = CoreMlBackend(asked.folder, spec, target, device="evaluator", encoder=encoder)
