@@ -1,7 +1,8 @@
-"""`quickdraft run`: one prompt, one answer."""
+"""`quickdraft run`: one prompt, one answer; or one for each of several files."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from quickdraft.commands.options import (
     read_file,
     read_input,
 )
-from quickdraft.commands.output import dim, print_json, write
+from quickdraft.commands.output import dim, is_terminal, print_json, write
 from quickdraft.errors import InputError, OptionError
 
 if TYPE_CHECKING:
@@ -31,9 +32,10 @@ if TYPE_CHECKING:
 @click.argument("prompt", nargs=-1)
 @click.option(
     "--input",
-    "file",
+    "files",
     type=click.Path(path_type=Path),
-    help="Read the prompt from FILE, not from standard input.",
+    multiple=True,
+    help="Read the prompt from FILE, not from standard input; again for one answer each.",
     metavar="FILE",
 )
 @click.option("--system", help="System message.")
@@ -47,7 +49,7 @@ if TYPE_CHECKING:
 def run(
     model: str,
     prompt: tuple[str, ...],
-    file: Path | None,
+    files: tuple[Path, ...],
     system: str | None,
     raw: bool,
     verbose: bool,
@@ -61,9 +63,10 @@ def run(
 
     Text is printed as it comes, that of a search at its end. The prompt is the arguments, standard
     input, or both: arguments first, then an empty line, then standard input. An encoder-decoder
-    model (T5, BART, Marian) answers about it.
+    model (T5, BART, Marian) answers about it. With several files each has an answer of its own,
+    under its name or, with --json, on a line of its own.
     """
-    from quickdraft.commands.progress import open_model
+    from quickdraft.commands.progress import Bars, open_model
     from quickdraft.runtime.generation import GenerationConfig
 
     if raw and system is not None:
@@ -71,19 +74,40 @@ def run(
     if generation.get("logprobs") and not as_json:
         raise OptionError("--logprobs is reported in JSON only; add --json")
     GenerationConfig.from_dict(generation)  # bad values fail before anything is fetched
-    text = _prompt_text(prompt, file)
-    messages = _messages(system, text)
+    prompts = [_prompt_text(prompt, file) for file in files or (None,)]
     with open_model(model, **loading) as loaded:
         if loaded.chat_template is None and system is not None:
             raise OptionError(f"--system: {loaded.name} has no chat template to put it in")
         plain = raw or loaded.chat_template is None
-        asked = text if plain else messages
-        if searches(generation, constraint):
-            result = search(loaded, asked, generation, constraint, quiet=as_json)
-        else:
-            result = _answer(loaded, asked, generation, quiet=as_json)
+        several = len(prompts) > 1
+        shown = several and (as_json or not is_terminal(sys.stdout))
+        with Bars(quiet=not shown, transient=True) as bars:
+            for index, text in enumerate(prompts):
+                bars("files", index, len(prompts))
+                name = {"file": str(files[index])} if several else {}
+                if several and not as_json:
+                    write(f"{files[index]}:\n")
+                asked = text if plain else _messages(system, text)
+                if searches(generation, constraint):
+                    result = search(loaded, asked, generation, constraint, quiet=as_json)
+                else:
+                    result = _answer(loaded, asked, generation, quiet=as_json)
+                _report(loaded, result, name, as_json=as_json, explain=explain, verbose=verbose)
+            bars("files", len(prompts), len(prompts))
+
+
+def _report(
+    loaded: Model,
+    result: Result,
+    name: dict[str, str],
+    *,
+    as_json: bool,
+    explain: bool,
+    verbose: bool,
+) -> None:
+    """What is said of an answer once it is there; one that was cancelled ends the program."""
     if as_json:
-        print_json(as_object(result, explain))
+        print_json({**name, **as_object(result, explain)})
     elif explain:
         click.echo(dim(steps_table(result)), err=True)
     if verbose:
@@ -98,6 +122,8 @@ def _prompt_text(words: tuple[str, ...], file: Path | None) -> str:
     argument = check_text("prompt", " ".join(words))
     given = read_input() if file is None else read_file(file)
     text = "\n\n".join(part for part in (argument, given) if part)
+    if not text and file is not None:
+        raise InputError(f"{file} holds no text; put the prompt into it, or leave it out")
     if not text:
         raise InputError("there is no prompt; give it as an argument or on standard input")
     return text

@@ -365,3 +365,29 @@ def test_without_the_engine_the_extra_is_named(tiny_bundle: Path) -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=60)
     assert done.returncode == 2
     assert b"pip install 'quickdraft[onnx]'" in done.stderr
+
+
+def test_several_files_have_an_answer_each(tiny_bundle: Path, tmp_path: Path) -> None:
+    files = [tmp_path / "first.txt", tmp_path / "second.txt"]
+    for file, text in zip(files, ("a b c", "d e f"), strict=True):
+        file.write_text(text)
+    asked = ["run", tiny_bundle, "--raw", "-n", "5", "--drafter", "none", "before"]
+    alone = [json.loads(call(*asked, "--json", "--input", file).stdout) for file in files]
+    batch = call(*asked, "--json", "--input", files[0], "--input", files[1])
+    assert batch.returncode == 0, batch.stderr
+    lines = [json.loads(line) for line in batch.stdout.splitlines()]
+    assert [line["file"] for line in lines] == list(map(str, files))
+    assert [line["token_ids"] for line in lines] == [each["token_ids"] for each in alone]
+    assert "file" not in alone[0]
+    plain = call(*asked, "--input", files[0], "--input", files[1]).stdout
+    titled = [f"{file}:\n{each['text']}" for file, each in zip(files, alone, strict=True)]
+    assert plain == "".join(text if text.endswith("\n") else text + "\n" for text in titled)
+
+
+def test_a_file_without_text_is_named(tiny_bundle: Path, tmp_path: Path) -> None:
+    good, empty = tmp_path / "good.txt", tmp_path / "empty.txt"
+    good.write_text("words")
+    empty.write_text("\n")
+    done = call("run", tiny_bundle, "--input", good, "--input", empty)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"{empty} holds no text" in done.stderr
