@@ -5,7 +5,8 @@
 
 TEXTS: JSON lines, gzipped or not, with `input`; the first --length tokens of each are the source.
 The naive run is what the package's files offer by themselves: the encoder once, then the decoder
-over the whole answer for every token, greedily, in onnxruntime with as many threads. PYTHON, an
+over the whole answer for every token, greedily, in onnxruntime with as many threads. "in floats" is
+the same with its activations left unrounded, which tells what the weights say. PYTHON, an
 interpreter with ctranslate2, runs FOLDER (bench/peers/ctranslate2_t5.py makes it) in float32 and
 int8. Everybody gets the same ids and takes turns; the best time of each input counts. --out writes
 bench/results/NAME.json.
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 from harness import start_peer, write_result
 
@@ -36,6 +38,12 @@ MODEL = "flan-t5-small-titles"
 START, END = 0, 1
 REST = 0.2
 """Seconds between engines: threads of the one before may wait for more work actively."""
+
+OURS = (
+    ("quickdraft plain", "none", None),
+    ("quickdraft source_lookup", "source_lookup", None),
+    ("quickdraft plain, float32", "none", "fp32"),
+)
 
 Answer = Callable[[list[int]], tuple[list[int], float]]
 """Ids, without the end, and seconds of a source."""
@@ -55,15 +63,19 @@ def main() -> None:
     tokens, threads = options.tokens, options.threads
     with ExitStack() as stack:
         engines: dict[str, Answer] = {}
-        for drafter in ("none", "source_lookup"):
-            model = quickdraft.load(MODEL, drafter=drafter, threads=threads, store=False)
+        for name, drafter, weights in OURS:
+            model = quickdraft.load(
+                MODEL, drafter=drafter, threads=threads, store=False, weights=weights
+            )
             stack.enter_context(model)
-            engines[f"quickdraft {drafter}"] = ours(model, tokens)
-        engines["own graphs"] = own_graphs(find_checkpoint(MODEL), tokens, threads)
+            engines[name] = ours(model, tokens)
+        folder = find_checkpoint(MODEL)
+        engines["own graphs"] = own_graphs(folder, tokens, threads)
+        engines["own graphs in floats"] = own_graphs(folder, tokens, threads, floats=True)
         versions = {"onnxruntime": onnxruntime.__version__}
         if options.peer:
-            weights = str(options.peer_model)
-            engine = start_peer("ctranslate2_peer.py", options.peer, weights, threads)
+            made = str(options.peer_model)
+            engine = start_peer("ctranslate2_peer.py", options.peer, made, threads)
             stack.enter_context(engine)
             versions |= engine.facts["versions"]
             for compute in ("float32", "int8"):
@@ -98,16 +110,20 @@ def ours(model: Model, tokens: int) -> Answer:
     return answer
 
 
-def own_graphs(folder: Path | None, tokens: int, threads: int) -> Answer:
-    """The graphs of the package, without anything of ours."""
+def own_graphs(folder: Path | None, tokens: int, threads: int, *, floats: bool = False) -> Answer:
+    """The graphs of the package, without anything of ours. floats: activations are not rounded."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    encoder, decoder = (
-        onnxruntime.InferenceSession(
-            f"{folder}/{name}.onnx", options, providers=["CPUExecutionProvider"]
-        )
-        for name in ("encoder", "decoder")
-    )
+    options.log_severity_level = 3
+
+    def opened(name: str) -> onnxruntime.InferenceSession:
+        model = onnx.load(f"{folder}/{name}.onnx")
+        if floats:
+            keep_floats(model.graph)
+        data = model.SerializeToString()
+        return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+
+    encoder, decoder = opened("encoder"), opened("decoder")
 
     def answer(source: list[int]) -> tuple[list[int], float]:
         started = time.perf_counter()
@@ -124,6 +140,33 @@ def own_graphs(folder: Path | None, tokens: int, threads: int) -> Answer:
         return [token for token in said[1:] if token != END], time.perf_counter() - started
 
     return answer
+
+
+def keep_floats(graph: onnx.GraphProto) -> None:
+    """Multiply the same 8-bit weights by activations as they are.
+
+    DynamicQuantizeLinear takes one scale for a whole tensor, so what it rounds off a row depends on
+    the rows beside it.
+    """
+    tensors = {each.name: each for each in graph.initializer}
+    kept = []
+    for node in graph.node:
+        if node.op_type == "DynamicQuantizeLinear":
+            values, scale, zero = node.output
+            kept.append(onnx.helper.make_node("Identity", node.input, [values]))
+            for name, value in ((scale, 1.0), (zero, 0.0)):
+                constant = onnx.numpy_helper.from_array(np.float32(value), name)
+                kept.append(onnx.helper.make_node("Constant", [], [name], value=constant))
+        elif node.op_type == "MatMulInteger":
+            weights, zero = (onnx.numpy_helper.to_array(tensors[node.input[i]]) for i in (1, 3))
+            values = weights.astype(np.float32) - zero.astype(np.float32)
+            name = f"{node.input[1]}.{node.output[0]}"
+            graph.initializer.append(onnx.numpy_helper.from_array(values, name))
+            kept.append(onnx.helper.make_node("MatMul", [node.input[0], name], node.output))
+        else:
+            kept.append(node)
+    del graph.node[:]
+    graph.node.extend(kept)
 
 
 def peer(engine: EngineProcess, compute: str, tokens: int) -> Answer:
@@ -149,21 +192,25 @@ def compare(
             ids[name] = [answered for answered, _ in found]
             times = [took for _, took in found]
             seconds[name] = list(map(min, seconds.get(name, times), times))
-    plain = sum(seconds["quickdraft none"])
+    plain = sum(seconds["quickdraft plain"])
     return {
         "inputs": len(sources),
         "source_tokens": sum(map(len, sources)),
-        "answer_tokens": sum(map(len, ids["quickdraft none"])),
+        "answer_tokens": sum(map(len, ids["quickdraft plain"])),
         "engines": {
             name: {
                 "seconds": round(sum(times), 4),
                 "ours_plain_times_as_fast": round(sum(times) / plain, 3),
-                "answers_as_own_graphs": sum(map(list.__eq__, ids[name], ids["own graphs"])),
-                "answers_as_plain": sum(map(list.__eq__, ids[name], ids["quickdraft none"])),
+                "answers_as": {other: alike(ids[name], ids[other]) for other in ids},
             }
             for name, times in seconds.items()
         },
     }
+
+
+def alike(some: Sequence[list[int]], others: Sequence[list[int]]) -> int:
+    """How many answers are the same."""
+    return sum(one == other for one, other in zip(some, others, strict=True))
 
 
 if __name__ == "__main__":
