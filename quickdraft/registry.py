@@ -24,6 +24,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "marian": "quickdraft.export.architectures.marian:FAMILY",
     "mbart": "quickdraft.export.architectures.mbart:FAMILY",
     "mistral": "quickdraft.export.architectures.mistral:FAMILY",
+    "mu": "quickdraft.export.architectures.mu:FAMILY",
     "olmo2": "quickdraft.export.architectures.olmo2:FAMILY",
     "openelm": "quickdraft.export.architectures.openelm:FAMILY",
     "opt": "quickdraft.export.architectures.opt:FAMILY",

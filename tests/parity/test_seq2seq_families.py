@@ -22,6 +22,7 @@ from quickdraft.runtime.backends.opening import open_backend
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+from tiny.mu import Mu  # noqa: E402
 from tiny.seq2seq_families import SEQ2SEQ_CONFIGS, Seq2SeqOracle, save_seq2seq  # noqa: E402
 
 pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
@@ -128,6 +129,9 @@ def test_the_encoder_ends_in_the_states_of_the_published_one(name: str) -> None:
 
 def _cross_projections(model: Any) -> list[tuple[Any, Any]]:
     """Key and value projections of cross-attention, by layer."""
+    if isinstance(model, Mu):
+        blocks = [block.cross_attn for block in model.transformer["h"]]
+        return [(each.k_linear, each.v_linear) for each in blocks]
     decoder = model.get_decoder()
     if hasattr(decoder, "block"):
         blocks = [block.layer[1].EncDecAttention for block in decoder.block]

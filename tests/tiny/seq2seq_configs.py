@@ -49,6 +49,18 @@ _WHISPER = {
     "suppress_tokens": None,
     "begin_suppress_tokens": None,
 }
+_MU = {
+    "vocab_size": 320,
+    "n_embd": 32,
+    "qkv_embd": 32,
+    "hidden_dim": 48,
+    "n_encoder_layer": 2,
+    "n_decoder_layer": 1,
+    "n_head": 4,
+    "n_kv_head": 2,
+    "block_size": 96,
+    "decoder_start_token_id": 0,
+}
 SEQ2SEQ_CONFIGS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "t5-plain": ("t5", {**_T5, "feed_forward_proj": "relu"}),
     "t5-v1.1": ("t5", {**_T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}),
@@ -69,6 +81,10 @@ SEQ2SEQ_CONFIGS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "marian": ("marian", {**_BART, "scale_embedding": True, "activation_function": "swish"}),
     "marian-deep": ("marian", {**_BART, "encoder_layers": 3}),
     "marian-wide": ("marian", {**_BART, "d_model": 48, "encoder_ffn_dim": 96}),
+    "mu-plain": ("mu", _MU),
+    "mu-deep": ("mu", {**_MU, "n_encoder_layer": 4, "n_decoder_layer": 2, "n_kv_head": 4}),
+    "mu-narrow": ("mu", {**_MU, "qkv_embd": 48, "n_head": 6, "n_kv_head": 1, "rope_theta": 500}),
+    "mu-strided": ("mu", {**_MU, "qkv_embd": 96, "n_head": 6, "n_kv_head": 3}),
     "whisper": ("whisper", _WHISPER),
     "whisper-deep": ("whisper", {**_WHISPER, "decoder_layers": 1, "num_mel_bins": 20}),
     "whisper-suppressed": (

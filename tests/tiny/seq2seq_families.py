@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from tiny.families import randomise, save_tokenizer
+from tiny.mu import Mu, save_mu
 from tiny.seq2seq_configs import SEQ2SEQ_CONFIGS
 from transformers import (
     AutoConfig,
@@ -40,6 +41,8 @@ class Seq2SeqOracle:
 
     def states(self, source: NDArray[Any]) -> NDArray[np.float32]:
         """What the encoder ends in: source, tokens [n] or frames [n, width], to [rows, hidden]."""
+        if isinstance(self.model, Mu):
+            return self.model.encode(torch.from_numpy(source)).detach().numpy()
         encoder = self.model.get_encoder()
         with torch.no_grad():
             result: NDArray[np.float32] = encoder(**self._given(source))[0][0].numpy()
@@ -49,6 +52,8 @@ class Seq2SeqOracle:
         """A greedy answer of at most `count` tokens after its opening, which it begins with."""
         given = source.tokens if source.features is None else source.features
         assert given is not None  # one of them is there
+        if isinstance(self.model, Mu):
+            return self.model.generate(torch.from_numpy(given), list(opening), count)
         # Whisper has a generate of its own, which reads whole files.
         generate = GenerationMixin.generate if self.reads_features else type(self.model).generate
         with torch.no_grad():
@@ -67,6 +72,9 @@ class Seq2SeqOracle:
 
     def logits(self, source: NDArray[Any], tokens: NDArray[np.int64]) -> NDArray[np.float32]:
         """Tokens [n] of the decoder to logits [n, vocabulary]."""
+        if isinstance(self.model, Mu):
+            memory = self.model.encode(torch.from_numpy(source))
+            return self.model.decode(torch.from_numpy(tokens), memory).detach().numpy()
         ids = torch.from_numpy(tokens)[None]
         with torch.no_grad():
             given = self._given(source)
@@ -79,6 +87,8 @@ def save_seq2seq(name: str, folder: Path) -> Seq2SeqOracle:
     """Build SEQ2SEQ_CONFIGS[name], save it as a checkpoint folder, and return it as an oracle."""
     family, config = SEQ2SEQ_CONFIGS[name]
     torch.manual_seed(len(name))
+    if family == "mu":
+        return Seq2SeqOracle(save_mu(config, folder))
     settings = AutoConfig.for_model(family, **config)
     settings._attn_implementation = "eager"
     if family == "whisper":
