@@ -20,7 +20,7 @@ from quickdraft.export.emitters.base import Part, check_staged
 from quickdraft.export.emitters.composed import ComposedOps
 from quickdraft.export.emitters.openvino_weights import Node, WeightStore, constant
 from quickdraft.export.ops import Activation, Attention, Rope
-from quickdraft.export.weights import Weight
+from quickdraft.export.weights import Weight, concat_rows, join_biases
 from quickdraft.manifest import RowsLayout, StepNames
 
 ALIGNMENT = 64
@@ -172,6 +172,21 @@ class OpenVinoOps(ComposedOps[Node]):
         """Matrix product plus bias."""
         y = opset.matmul(x, self._store.matrix(weight), False, True)
         return y if bias is None else opset.add(y, self._store.vector(bias))
+
+    def linears(self, x: Node, pairs: Sequence[tuple[Weight, Weight | None]]) -> list[Node]:
+        """Products of the same x, joined where the weights are stored alike, and split again."""
+        alike: dict[str, list[int]] = {}
+        for index, (weight, _) in enumerate(pairs):
+            alike.setdefault(self._store.form(weight), []).append(index)
+        results: dict[int, Node] = {}
+        for indices in alike.values():
+            chosen = [pairs[index] for index in indices]
+            joined = concat_rows([weight for weight, _ in chosen]), join_biases(chosen)
+            y = self.linear(x, *(joined if len(chosen) > 1 else chosen[0]))
+            sizes = integers([weight.shape[0] for weight, _ in chosen])
+            parts = opset.variadic_split(y, scalar(-1), sizes).outputs() if len(chosen) > 1 else [y]
+            results.update(zip(indices, parts, strict=True))
+        return [results[index] for index in range(len(pairs))]
 
     # Norms
 

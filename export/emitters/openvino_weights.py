@@ -33,6 +33,10 @@ class WeightStore:
         self._matrices: dict[str, Node] = {}
         self._vectors: dict[str, Node] = {}
 
+    def form(self, weight: Weight) -> str:
+        """How a matrix will be stored; what is stored alike can be joined without a change."""
+        return weight.stored_as if self._format.keep else ""
+
     def vector(self, weight: Weight) -> Node:
         """A norm scale or bias, float32, flat."""
         if weight.name not in self._vectors:
