@@ -32,6 +32,8 @@ WIDE_FAMILIES = ("t5",)
 CACHE_LENGTH = 4096
 """Rows of a conversation, where the model's context is longer: every step attends over all slots,
 so a longer cache costs even those who do not fill it."""
+ANSWER_LENGTH = 1024
+"""The same of an encoder-decoder model, whose cache holds no prompt."""
 _FILES = (
     "Manifest.json",
     "Data/com.apple.CoreML/model.mlmodel",
@@ -68,9 +70,10 @@ def emit_coreml(request: EmitRequest) -> list[Variant]:
 
 
 def layout_of(part: Part, dtype: type[np.floating]) -> FixedStateLayout:
-    """The states of a part: as long as its context, up to CACHE_LENGTH, and behind it room for a
-    tree and for the rows that fill a step up."""
-    length = min(part.spec.context_length, CACHE_LENGTH)
+    """The states of a part: as long as its context, up to CACHE_LENGTH or ANSWER_LENGTH, and behind
+    it room for a tree and for the rows that fill a step up."""
+    longest = CACHE_LENGTH if part.spec.source is None else ANSWER_LENGTH
+    length = min(part.spec.context_length, longest)
     both = ("", "_rest") if dtype is np.float32 else ("",)
     steps = [StaticStep(f"verify_{rows}", rows, rows) for rows in VERIFY_ROWS]
     steps.append(StaticStep(f"prefill_{PREFILL_ROWS}", PREFILL_ROWS, 1))

@@ -46,6 +46,8 @@ SPARE = 32
 """Slots beyond the context, for the nodes of a tree."""
 LONGEST = 4096
 """Most slots of a static cache: a step reads them all, however few are taken."""
+LONGEST_ANSWER = 1024
+"""The same of an encoder-decoder model, whose cache holds no prompt."""
 
 
 def emit_openvino(request: EmitRequest) -> list[Variant]:
@@ -112,7 +114,8 @@ def _static_sizes(part: Part) -> tuple[dict[int, Sizes], int]:
     if part.role == "encoder":
         return read, max(read)
     wanted = part.spec.context_length + SPARE
-    capacity = min(-(-wanted // ALIGNMENT) * ALIGNMENT, LONGEST)
+    longest = LONGEST if part.spec.source is None else LONGEST_ANSWER
+    capacity = min(-(-wanted // ALIGNMENT) * ALIGNMENT, longest)
     memory = max(read, default=None)
     sizes = {rows: Sizes(rows, rows, capacity, memory) for rows in WIDTHS}
     # The prefill wants the logits of one row at most, and those of many are most of its time.
