@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny.checkpoint import tiny_checkpoint
+from tiny.seq2seq_checkpoint import tiny_t5
 from tiny.seq2seq_models import SPECS, emitted, request, source
 
 from quickdraft.drafters.tree import Tree
 from quickdraft.errors import BackendError, BundleError, Cancelled, InputError, UnsupportedModel
 from quickdraft.export.emitters.numpy import emit_reference
 from quickdraft.export.emitters.openvino import emit_openvino, emit_openvino_static
+from quickdraft.export.pipeline import export_checkpoint
 from quickdraft.kvcache.memory import RowMemory
+from quickdraft.manifest import parse_manifest
 from quickdraft.runtime.backends.base import CancelToken
 from quickdraft.runtime.backends.openvino import OpenVinoBackend
 from quickdraft.runtime.backends.reference import ReferenceBackend
@@ -124,3 +129,31 @@ def test_a_manifest_that_names_another_memory(form: str) -> None:
     without = OpenVinoBackend(asked.folder, asked.parts[0].spec, target, 1)
     with pytest.raises(BackendError, match="opened without the encoder"):
         without.encode(source("tokens", 5))
+
+
+@pytest.mark.parametrize(
+    ("role", "name", "value", "says"),
+    [
+        ("target", "source", "source_bias", "step has 'source'"),
+        ("encoder", "source", "source_bias", "step has 'source'"),
+        ("encoder", "distances", "distances", "step has 'distances'"),
+        ("encoder", "positions", None, "step lacks 'positions'"),
+    ],
+)
+def test_manifests_say_what_a_dynamic_step_has(
+    tmp_path: Path, role: str, name: str, value: str | None, says: str
+) -> None:
+    """Only fixed numbers of rows are masked, and only a target is given distances."""
+    export_checkpoint(tiny_t5(), tmp_path / "bundle", weights="fp32", formats=["openvino"])
+    text = json.loads((tmp_path / "bundle" / "manifest.json").read_text())
+    text["roles"][role][0]["step"][name] = value
+    with pytest.raises(BundleError, match=says):
+        parse_manifest(json.dumps(text).encode(), "manifest.json")
+
+
+def test_manifests_of_decoders_have_no_distances(tmp_path: Path) -> None:
+    export_checkpoint(tiny_checkpoint("llama"), tmp_path / "bundle", formats=["openvino"])
+    text = json.loads((tmp_path / "bundle" / "manifest.json").read_text())
+    text["roles"]["target"][0]["step"]["distances"] = "distances"
+    with pytest.raises(BundleError, match="a step over a memory, and slots or rows, reads"):
+        parse_manifest(json.dumps(text).encode(), "manifest.json")
