@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--format",
+    "--to",
     "formats",
     default="auto",
     show_default=True,

@@ -14,6 +14,7 @@ from quickdraft.commands.output import facts, human_count, human_size, print_jso
 from quickdraft.errors import BundleError, ModelNotFound
 from quickdraft.manifest import Manifest, Variant
 from quickdraft.models import store
+from quickdraft.models.adapters import adapt, recognise
 from quickdraft.models.aliases import ALIASES, Alias
 from quickdraft.types import ModelSpec
 
@@ -24,8 +25,8 @@ from quickdraft.types import ModelSpec
 def show(model: str, as_json: bool) -> None:
     """Print the facts of a model.
 
-    MODEL is a bundle folder, a model of the cache, or an alias. Nothing is fetched, and no file
-    but the manifest is read.
+    MODEL is a bundle folder, a folder that another tool exported, a model of the cache, or an
+    alias. Nothing is fetched, and of a bundle no file but the manifest is read.
     """
     manifests = _manifests(_bundles(model))
     alias = ALIASES.get(model)
@@ -58,7 +59,7 @@ def _manifests(folders: list[Path]) -> dict[Path, Manifest]:
     errors: list[BundleError] = []
     for folder in folders:
         try:
-            manifests[folder] = read_manifest(folder)
+            manifests[folder] = _manifest(folder)
         except BundleError as error:
             errors.append(error)
     if errors and not manifests:
@@ -68,14 +69,21 @@ def _manifests(folders: list[Path]) -> dict[Path, Manifest]:
     return manifests
 
 
+def _manifest(folder: Path) -> Manifest:
+    """That of a bundle, or what it would be for a folder of another tool."""
+    if is_bundle(folder) or recognise(folder) is None:
+        return read_manifest(folder)
+    return adapt(folder).manifest
+
+
 def _bundles(model: str) -> list[Path]:
-    """Bundle folders of a model; none for an alias that was never used.
+    """Folders of a model: bundles, or another tool's; none for an alias that was never used.
 
     Raises:
         ModelNotFound: the name leads to no bundle.
     """
     try:
-        if is_bundle(Path(model)):
+        if is_bundle(Path(model)) or recognise(Path(model)) is not None:
             return [Path(model)]
     except (OSError, ValueError):  # too long for a path, or a NUL in it
         pass
@@ -85,8 +93,8 @@ def _bundles(model: str) -> list[Path]:
         if model in ALIASES:
             return []
         raise ModelNotFound(
-            f"{model!r} is neither a bundle folder, nor an alias ({', '.join(ALIASES)}), and "
-            f"{error}"
+            f"{model!r} is neither a bundle folder, nor another tool's export, nor an alias "
+            f"({', '.join(ALIASES)}), and {error}"
         ) from None
 
 
@@ -108,7 +116,7 @@ def _facts(manifest: Manifest) -> dict[str, object]:
     windows = [w for w in spec.distinct_windows if w is not None]
     words: dict[str, object] = {
         "architecture": spec.family,
-        "parameters": human_count(spec.num_parameters),
+        "parameters": human_count(spec.num_parameters) if spec.num_parameters else "not stated",
         "context": f"{spec.context_length} tokens",
         "layers": f"{spec.num_layers} of width {spec.hidden_size}, {heads}",
         "vocabulary": f"{spec.vocab_size} tokens",

@@ -15,6 +15,7 @@ from tiny.checkpoint import tiny_checkpoint
 from quickdraft.bundle import Bundle
 from quickdraft.drafters.tree import Tree
 from quickdraft.errors import AdapterError, BackendError, BundleError, OptionError
+from quickdraft.export.emitters import onnx_weights
 from quickdraft.export.pipeline import export_checkpoint
 from quickdraft.manifest import parse_manifest
 from quickdraft.models.adapters import adapt, recognise
@@ -151,6 +152,23 @@ def test_a_genai_bundle_has_the_logits_of_the_reference(genai: Path) -> None:
             cache.commit(range(len(part)))
     for ours, theirs in zip(results[:4], results[4:], strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_only_rounding_of_activations_parts_genai_from_the_reference(
+    weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_weights, "ACCURACY_LEVEL", 0)
+    folder, checkpoint = tmp_path / "bundle", tiny_checkpoint("llama")
+    export_checkpoint(checkpoint, folder, weights=weights, formats=("genai", "reference"))
+    bundle, found = resolve(str(folder)), []
+    for name in ("onnxruntime_adapted", "reference"):
+        backend = open_backend(bundle.folder, bundle.manifest, name, None).backend
+        cache = backend.new_cache()
+        for part in np.split(TOKENS[:40], [37, 38]):
+            found.append(backend.step(Tree.chain(part), cache).logits.copy())
+            cache.commit(range(len(part)))
+    np.testing.assert_allclose(np.vstack(found[:3]), np.vstack(found[3:]), rtol=0, atol=1e-3)
 
 
 def test_a_genai_folder_opens_without_our_manifest(genai: Path, tmp_path: Path) -> None:

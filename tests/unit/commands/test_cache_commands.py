@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from tiny import exports
 from tiny.process import call, quickdraft
 
 from quickdraft.models import store
@@ -121,6 +122,22 @@ def test_show_of_an_alias_that_was_never_used_fetches_nothing() -> None:
     assert shown["bundles"] == []
     assert shown["alias"]["licence"] == "Apache-2.0"
     assert not store.entries()
+
+
+def test_show_of_what_another_tool_exported(tmp_path: Path) -> None:
+    folder = exports.write_optimum(tmp_path / "export", model=exports.graph())
+    done = call("show", folder)
+    assert done.returncode == 0, done.stderr
+    facts = dict(line.split("  ", 1) for line in done.stdout.splitlines() if line.strip())
+    assert "onnx, adapted, fp32 weights, same_distribution" in facts["target 1"]
+    assert facts["parameters"].strip() == "not stated"
+    assert facts["source"].strip().startswith("optimum, ")
+    shown = json.loads(call("show", folder, "--json").stdout)
+    assert shown["bundles"][0]["manifest"]["roles"]["target"][0]["flavour"] == "adapted"
+    (folder / "config.json").unlink()
+    done = call("show", folder)
+    assert done.returncode == 2
+    assert "config.json" in done.stderr
 
 
 @pytest.mark.parametrize("name", ["nope", "", "../..", "x" * 5000, "a\nb"])

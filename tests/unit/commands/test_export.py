@@ -46,6 +46,14 @@ def test_options_reach_the_bundle(tiny_gguf: Path, tmp_path: Path) -> None:
     assert all(set(v.step.hidden_states) == {0, 1} for v in manifest.roles["target"])
 
 
+@pytest.mark.parametrize("spelling", ["--format", "--to"])
+def test_the_target_format_has_two_spellings(
+    spelling: str, tiny_gguf: Path, tmp_path: Path
+) -> None:
+    done = call("export", tiny_gguf, "-o", tmp_path / "bundle", spelling, "reference", "--json")
+    assert json.loads(done.stdout)["formats"] == ["reference"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -53,6 +61,7 @@ def test_options_reach_the_bundle(tiny_gguf: Path, tmp_path: Path) -> None:
         (["--hidden-states", "one"], "--hidden-states"),
         (["--hidden-states", "99"], "99"),
         (["--hidden-states", "-1"], "-1"),
+        (["--to", "onyx"], "did you mean 'onnx'"),
         (["--format", "onyx"], "did you mean 'onnx'"),
         (["--format", ""], "format"),
     ],
