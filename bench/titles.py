@@ -7,10 +7,10 @@ TEXTS: JSON lines, gzipped or not, with `input`; the first --length tokens of ea
 The naive run is what the package's files offer by themselves: the encoder once, then the decoder
 over the whole answer for every token, greedily, in onnxruntime with as many threads. "in floats" is
 the same with its activations left unrounded, which tells what the weights say. PYTHON, an
-interpreter with ctranslate2, runs FOLDER (bench/peers/ctranslate2_t5.py makes it) in float32 and
-int8. Everybody gets the same ids and takes turns; the best time of each input counts, in seconds of the processor, which hardly depend
-on what else the machine does. --out writes
-bench/results/NAME.json.
+interpreter with ctranslate2, runs FOLDER, the same weights in CTranslate2's form with the
+tokenizer.json, in float32 and int8. Everybody gets the same ids and takes turns; the best time of
+each input counts, in seconds of the processor, which hardly depend on what else the machine does.
+--out writes bench/results/NAME.json.
 """
 
 from __future__ import annotations
