@@ -50,6 +50,7 @@ EMITTERS: Mapping[str, str] = {
     "reference": "quickdraft.export.emitters.numpy:emit_reference",
     "onnx": "quickdraft.export.emitters.onnx:emit_onnx",
     "openvino": "quickdraft.export.emitters.openvino:emit_openvino",
+    "openvino-genai": "quickdraft.export.emitters.openvino_genai:emit_openvino_genai",
     "openvino-static": "quickdraft.export.emitters.openvino:emit_openvino_static",
 }
 BACKENDS: Mapping[str, str] = {
