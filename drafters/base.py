@@ -65,7 +65,8 @@ class DraftSettings:
     law: how the answer draws its tokens; None if it is greedy. seed: for what a drafter draws.
     lookup_tokens, max_ngram: prompt_lookup_num_tokens and max_matching_ngram_size of the answer,
     None where it leaves them to the drafter. source: token ids that the encoder of the target read,
-    empty where it has none or reads something else.
+    empty where it has none or reads something else. memory: what the target attends to of it
+    (kvcache.memory.Memory), None where it has no encoder.
     """
 
     law: Law | None = None
@@ -73,6 +74,7 @@ class DraftSettings:
     lookup_tokens: int | None = None
     max_ngram: int | None = None
     source: Sequence[int] = ()
+    memory: Any = None
 
 
 @dataclass(frozen=True)
@@ -160,6 +162,13 @@ class HeadModel(DraftModel, Protocol):
     @property
     def features(self) -> int:
         """Width of the vectors that come with its tokens."""
+
+    @property
+    def reads_memory(self) -> bool:
+        """Whether its caches have to be over a memory of the target."""
+
+    def new_cache_over(self, memory: Any) -> Any:
+        """An empty cache over a memory of the target."""
 
     def step(
         self, tree: Tree, cache: Any, features: NDArray[np.float32], rows: Sequence[int]

@@ -16,7 +16,14 @@ from quickdraft.export.architectures.decoder import build_decoder
 from quickdraft.export.architectures.seq2seq import Seq2SeqFamily, build_encoder, build_target
 from quickdraft.export.checkpoints.base import Checkpoint
 from quickdraft.export.emitters.base import Part
-from quickdraft.export.trained import Attach, Target, check_target, read_trained
+from quickdraft.export.trained import (
+    Attach,
+    AttachWithEncoder,
+    Target,
+    TargetWithEncoder,
+    check_target,
+    read_trained,
+)
 from quickdraft.manifest import PART_NAME
 from quickdraft.types import ModelSpec
 
@@ -62,13 +69,8 @@ def _seq2seq_parts(
     checkpoint: Checkpoint,
     hidden_states: Sequence[int],
     trained: Sequence[Path],
-) -> tuple[Part, Part]:
+) -> tuple[Part, ...]:
     spec = family.read(checkpoint.config)
-    if trained:
-        raise OptionError(
-            f"{trained[0].name} cannot be added to {spec.family}: nothing is trained for "
-            "encoder-decoder models yet"
-        )
     weights = family.collect(spec, checkpoint.weights)
     facts = _counted(spec.model_spec(), checkpoint)
     _check_hidden_states(hidden_states, facts)
@@ -87,7 +89,11 @@ def _seq2seq_parts(
         features=spec.source.width,
         target=facts,
     )
-    return target, encoder
+    whole = TargetWithEncoder(spec, weights, facts)
+    others = [part for path in trained for part in _attach(path, checkpoint, whole)]
+    parts = (target, encoder, *others)
+    _check_names(parts)
+    return parts
 
 
 def generation_of(checkpoint: Checkpoint) -> Mapping[str, Any]:
@@ -116,10 +122,18 @@ def _check_hidden_states(layers: Sequence[int], spec: ModelSpec) -> None:
             )
 
 
-def _attach(path: Path, checkpoint: Checkpoint, target: Target) -> Sequence[Part]:
+def _attach(
+    path: Path, checkpoint: Checkpoint, target: Target | TargetWithEncoder
+) -> Sequence[Part]:
     """The graphs that a file of a trained part adds."""
     trained = read_trained(path)
     check_target(trained, checkpoint, path.name)
+    if isinstance(target, TargetWithEncoder):
+        kind = "kind of trained part of encoder-decoder models"
+        with_encoder: AttachWithEncoder = registry.lookup(
+            kind, registry.TRAINED_WITH_ENCODER, trained.kind
+        )
+        return with_encoder(trained, target)
     attach: Attach = registry.lookup("kind of trained part", registry.TRAINED, trained.kind)
     return attach(trained, target)
 

@@ -13,7 +13,7 @@ from quickdraft.bundle import BundleWriter
 from quickdraft.checkpoint_folders import folder_kind
 from quickdraft.errors import CheckpointError, OptionError
 from quickdraft.export.checkpoints.base import Checkpoint
-from quickdraft.export.emitters.base import Emit, EmitRequest
+from quickdraft.export.emitters.base import Emit, EmitRequest, refuse_readers
 from quickdraft.export.parts import generation_of, parts_of
 from quickdraft.export.quantize import weight_format
 from quickdraft.manifest import (
@@ -108,6 +108,7 @@ def export_checkpoint(
     fmt = weight_format(weights, checkpoint.source.kind)
     checkpoint.weights.used.clear()
     parts = parts_of(checkpoint, hidden_states, trained)
+    refuse_readers(parts, formats)
     spec = parts[0].spec
     with BundleWriter(out, overwrite=overwrite) as writer:
         request = EmitRequest(writer.root, fmt, parts, checkpoint.tokenizer)

@@ -19,12 +19,14 @@ from quickdraft import strict_json
 from quickdraft.errors import CheckpointError
 from quickdraft.export.architectures.base import find_family
 from quickdraft.export.architectures.decoder import DecoderSpec, DecoderWeights
+from quickdraft.export.architectures.seq2seq import Seq2SeqSpec, Seq2SeqWeights
 from quickdraft.export.checkpoints.base import Checkpoint, WeightMap
 from quickdraft.export.checkpoints.safetensors_file import read_metadata, read_safetensors
 from quickdraft.export.emitters.base import Part
 from quickdraft.export.quantize import GROUP, quantize
 from quickdraft.export.weights import Blocked, Dense, Weight
 from quickdraft.hashes import write_atomically
+from quickdraft.types import ModelSpec
 
 METADATA = "quickdraft"
 VERSION = 1
@@ -53,6 +55,15 @@ class Target:
 
 
 @dataclass(frozen=True)
+class TargetWithEncoder:
+    """The encoder-decoder model that a part is for. facts: of its decoder, and its source."""
+
+    spec: Seq2SeqSpec
+    weights: Seq2SeqWeights
+    facts: ModelSpec
+
+
+@dataclass(frozen=True)
 class Trained:
     """A trained part.
 
@@ -74,6 +85,10 @@ Attach = Callable[[Trained, Target], Sequence[Part]]
 Raises:
     CheckpointError: its weights or settings do not fit the target.
 """
+
+
+AttachWithEncoder = Callable[[Trained, TargetWithEncoder], Sequence[Part]]
+"""The same, of registry.TRAINED_WITH_ENCODER."""
 
 
 def read_trained(path: Path) -> Trained:

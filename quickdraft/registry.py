@@ -78,6 +78,7 @@ DRAFTERS: Mapping[str, str] = {
     "small_model": "quickdraft.drafters.small_model:open_small_model",
     "auxiliary": "quickdraft.drafters.auxiliary:open_auxiliary",
     "compact": "quickdraft.drafters.compact:open_compact",
+    "shallow": "quickdraft.drafters.shallow:open_shallow",
     "eagle": "quickdraft.drafters.eagle:open_eagle",
     "medusa": "quickdraft.drafters.medusa:open_medusa",
     "hydra": "quickdraft.drafters.hydra:open_hydra",
@@ -90,6 +91,10 @@ TRAINED: Mapping[str, str] = {
     "hydra": "quickdraft.export.heads.hydra:attach_hydra",
 }
 """Kinds of trained parts: functions of export.trained.Attach."""
+TRAINED_WITH_ENCODER: Mapping[str, str] = {
+    "shallow": "quickdraft.export.heads.shallow:attach_shallow",
+}
+"""The same for encoder-decoder models: functions of export.trained.AttachWithEncoder."""
 
 
 def lookup(kind: str, table: Mapping[str, str], name: str) -> Any:

@@ -124,7 +124,8 @@ class Decoder:
         lookup, ngram = config.prompt_lookup_num_tokens, config.max_matching_ngram_size
         read = self._session.source
         source = [] if read is None or read.tokens is None else read.tokens.tolist()
-        return DraftSettings(law, seed, lookup, ngram, source)
+        memory = self._session.memory
+        return DraftSettings(law, seed, lookup, ngram, source, memory)
 
     def _law(self) -> Law:
         """How this answer draws a token after any tokens that begin with its prompt."""

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from quickdraft.drafters.base import HeadOutput
 from quickdraft.drafters.tree import Tree
 from quickdraft.errors import InputError
+from quickdraft.kvcache.memory import Memory
 from quickdraft.manifest import Manifest, Role, Variant
-from quickdraft.runtime.backends.base import Backend, HeadBackend, TopTokens
+from quickdraft.runtime.backends.base import Backend, HeadBackend, Seq2SeqBackend, TopTokens
 from quickdraft.runtime.backends.opening import (
     find_part,
     open_part,
@@ -41,6 +42,7 @@ class BackendHead:
         where they are the same. vocab_size: of the target, whose tokens it reads."""
         self.details: Mapping[str, Any] = variant.details
         self.features = variant.features
+        self.reads_memory = variant.memory is not None
         self.vocab_size = vocab_size
         self.context_length = backend.spec.context_length
         self._backend = backend
@@ -51,6 +53,11 @@ class BackendHead:
     def new_cache(self) -> Any:
         """An empty cache."""
         return self._backend.new_cache()
+
+    def new_cache_over(self, memory: Memory) -> Any:
+        """An empty cache over a memory of the target, which this backend must have made."""
+        assert isinstance(self._backend, Seq2SeqBackend)  # as `reads_memory`  # noqa: S101
+        return self._backend.new_cache(memory)
 
     def step(
         self, tree: Tree, cache: Any, features: NDArray[np.float32], rows: Sequence[int]

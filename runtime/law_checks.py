@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from quickdraft.drafters.base import DrafterContext
-from quickdraft.registry import DRAFTERS, TRAINED, lookup
+from quickdraft.registry import DRAFTERS, TRAINED, TRAINED_WITH_ENCODER, lookup
 from quickdraft.runtime.draft_model import BackendDraftModel
 from quickdraft.runtime.drafting import AUTO, Drafting
 from quickdraft.runtime.engine import Decoder
@@ -58,7 +58,8 @@ def cases_of(contestant: str) -> list[Case]:
     """What is drawn from the tiny model for a drafter, or for `auto`."""
     if contestant == AUTO_NAME:
         return [Case("tiny model", AUTO)]
-    if contestant in (*TRAINED, AUXILIARY_DRAFTER):  # for one model, which the tiny one is not
+    # For one model, which the tiny one is not.
+    if contestant in (*TRAINED, *TRAINED_WITH_ENCODER, AUXILIARY_DRAFTER):
         return []
     if contestant != MODEL_DRAFTER:
         return [Case("tiny model", (contestant,))]

@@ -47,7 +47,7 @@ class Session:
         self.refreshed: KvCache | None = None
         self.tokens: list[int] = []
         self.source: Source | None = None
-        self._memory: Memory | None = None
+        self.memory: Memory | None = None
         self._memories = memories or Memories()
         self._lock = threading.Lock()
 
@@ -79,8 +79,8 @@ class Session:
         if not isinstance(backend, Seq2SeqBackend):
             raise InputError("the model has no encoder for a source; give it a prompt")
         memory, known = self._memories.get(source, lambda new: backend.encode(new, cancel))
-        if self.source is None or self._memory is not memory:
-            self.cache, self._memory = backend.new_cache(memory), memory
+        if self.source is None or self.memory is not memory:
+            self.cache, self.memory = backend.new_cache(memory), memory
             self.tokens, self.refreshed = [], None
         self.source = source
         return known

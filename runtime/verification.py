@@ -18,7 +18,7 @@ from typing import Any
 
 from quickdraft.errors import OptionError
 from quickdraft.manifest import Variant
-from quickdraft.registry import DRAFTERS, TRAINED
+from quickdraft.registry import DRAFTERS, TRAINED, TRAINED_WITH_ENCODER
 from quickdraft.runtime.backends.opening import parts
 from quickdraft.runtime.drafting import DraftingSetup
 from quickdraft.runtime.generation import GenerationConfig
@@ -122,7 +122,7 @@ def _untested(model: Model, plan: VerificationPlan) -> dict[str, str]:
     for name in DRAFTERS:
         if name == MODEL_DRAFTER and plan.draft_model is None:
             untested[name] = "it needs a draft model"
-        elif name in TRAINED and name not in held:
+        elif name in {**TRAINED, **TRAINED_WITH_ENCODER} and name not in held:
             untested[name] = "the bundle has no such draft"
         elif name == AUXILIARY_DRAFTER and not _auxiliaries(model):
             untested[name] = "the bundle has no auxiliary model"

@@ -7,7 +7,7 @@ gates and positions there are is said by the weights that are there; everything 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, TypeVar
@@ -228,8 +228,11 @@ def _stage(ops: Ops[V], spec: Seq2SeqSpec, index: int, layer: LayerWeights, x: V
     ops.stage(k, v, attention)
 
 
-def build_target(ops: Ops[V], spec: Seq2SeqSpec, weights: Seq2SeqWeights) -> None:
-    """Write the decoder: token ids to logits, with a hidden state after every layer."""
+def build_target(
+    ops: Ops[V], spec: Seq2SeqSpec, weights: Seq2SeqWeights, memory: Sequence[int] | None = None
+) -> None:
+    """Write the decoder: token ids to logits, with a hidden state after every layer. memory: which
+    layer of it each layer reads, None for its own."""
     stack = weights.decoder
     assert stack.embedding is not None  # a decoder reads tokens  # noqa: S101
     positions = ops.positions()
@@ -240,7 +243,8 @@ def build_target(ops: Ops[V], spec: Seq2SeqSpec, weights: Seq2SeqWeights) -> Non
         attend = partial(ops.attend, attention=attention)
         value = _sensitive(layer.attention.value)
         x = _self_attend(ops, spec, layer.attention, x, positions, attention, attend, value)
-        x = _cross_attend(ops, spec, layer.cross, x, replace(attention, relative=None))
+        read = replace(attention, relative=None, layer=index if memory is None else memory[index])
+        x = _cross_attend(ops, spec, layer.cross, x, read)
         x = _mlp(ops, spec, layer.mlp, x)
         ops.hidden_state(x, index + 1)
     x = ops.take_rows(x, ops.output_rows())

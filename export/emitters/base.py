@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,8 @@ class Part:
     writes, None for other roles. fmt: the weight format, None for that of the request. top: how
     many of a row's largest logits the hotpath flavour puts out, 0 for a part without logits.
     token_map: int32 [vocabulary of this part] as a Weight of one axis, the target's token for each
-    of its own; None where they are the same. details: for who opens it, plain JSON values.
+    of its own; None where they are the same. memory: facts of the target whose memory a draft
+    reads, None where it reads none, or is the target. details: for who opens it, plain JSON values.
     """
 
     role: Role
@@ -41,6 +42,7 @@ class Part:
     fmt: WeightFormat | None = None
     top: int = 64
     token_map: Weight | None = None
+    memory: ModelSpec | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -61,6 +63,9 @@ class EmitRequest:
     parts: tuple[Part, ...]
     tokenizer: TokenizerFiles | None = None
 
+
+SHARE_MEMORIES = ("hotpath", "reference")
+"""Formats in which drafts can read the memory of their target."""
 
 Emit = Callable[[EmitRequest], list[Variant]]
 
@@ -95,6 +100,21 @@ def check_staged(part: Part, staged: Collection[int]) -> None:
     missing = [layer for layer in layers if layer not in staged]
     if missing:
         raise BackendError(f"{part.name} predicts nothing for layer {missing[0]}")
+
+
+def refuse_readers(parts: Sequence[Part], formats: Sequence[str]) -> None:
+    """Refuse a draft that reads the memory of its target where a format has no place for one.
+
+    Raises:
+        UnsupportedModel: there is one.
+    """
+    for part in parts:
+        others = [form for form in formats if form not in SHARE_MEMORIES]
+        if part.memory is not None and others:
+            raise UnsupportedModel(
+                f"the format {others[0]!r} cannot hold {part.name!r}, a draft that reads the "
+                f"memory of its target; export it with --format {','.join(SHARE_MEMORIES)}"
+            )
 
 
 def refuse_sources(request: EmitRequest, form: str) -> None:

@@ -114,7 +114,7 @@ class AttentionOps:
             source = self._graph.input("source", ir.DataType.INT64, [3])
             self._memory = source, self._buffer(MEMORY_LAYOUT)
         inputs, attributes = self._columns(q=q)
-        attributes |= _place(a, self._part.spec.num_kv_heads)
+        attributes |= _place(a, (self._part.memory or self._part.spec).num_kv_heads)
         attributes |= {"heads": a.num_heads, "scale": float(a.scale)}
         return self._writer.ops("CrossAttention", [*inputs, *self._memory], attributes)[0]
 

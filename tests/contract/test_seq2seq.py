@@ -16,6 +16,7 @@ from quickdraft.export.emitters.base import EmitRequest, refuse_sources
 from quickdraft.export.parts import generation_of, parts_of
 from quickdraft.export.pipeline import export_checkpoint
 from quickdraft.export.quantize import FORMATS
+from quickdraft.export.trained import write_trained
 from quickdraft.kvcache.memory import Memories, RowMemory, Source
 from quickdraft.manifest import parse_manifest
 from quickdraft.runtime.model import CancelToken, Model
@@ -120,8 +121,16 @@ def test_what_config_json_says_of_answers_is_kept() -> None:
 
 
 def test_trained_parts_and_other_formats_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="nothing is trained for encoder-decoder models"):
-        parts_of(tiny_t5(), (), (tmp_path / "draft.safetensors",))
+    draft = tmp_path / "draft.safetensors"
+    facts = {
+        "kind": "compact",
+        "settings": {},
+        "tensors": {"a": np.ones(2, np.float32)},
+        "card": {},
+    }
+    write_trained(draft, target="0" * 64, **facts)
+    with pytest.raises(OptionError, match="of encoder-decoder models 'compact'"):
+        parts_of(tiny_t5(), (), (draft,))
     request = EmitRequest(tmp_path, FORMATS["fp32"], parts_of(tiny_t5(), (), ()))
     with pytest.raises(UnsupportedModel, match="'elsewhere' cannot hold t5"):
         refuse_sources(request, "elsewhere")

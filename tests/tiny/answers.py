@@ -38,8 +38,8 @@ from quickdraft.runtime.heads import BackendHead
 from quickdraft.runtime.plan import Emission, Plan
 from quickdraft.runtime.session import Session
 
-ALL = {**DRAFTERS, **DOCUMENTED}
-"""All drafters of the registry, and the one of the documentation."""
+ALL = {name: path for name, path in {**DRAFTERS, **DOCUMENTED}.items() if name != "shallow"}
+"""All drafters of the registry that need no memory, and the one of the documentation."""
 
 VOCAB = 16
 CONTEXT = 96
@@ -86,7 +86,7 @@ def _auxiliary(logits: LogitsOf, vocab: int) -> BackendHead:
     """A part that says something similar."""
     noise = hashed(vocab, markov=0.0, scale=1.5)
     backend = ToyBackend(lambda tokens: logits(tokens) + noise(tokens), toy_spec(vocab, CONTEXT))
-    variant: Any = SimpleNamespace(details={}, features=0)
+    variant: Any = SimpleNamespace(details={}, features=0, memory=None)
     return BackendHead(backend, variant, None, vocab)
 
 
@@ -95,7 +95,7 @@ def _compact(logits: LogitsOf, vocab: int) -> BackendHead:
     noise, known = hashed(vocab, markov=0.0, scale=1.5), np.delete(np.arange(vocab), 2)
     spec = toy_spec(len(known), CONTEXT)
     backend = ToyBackend(lambda tokens: (logits(tokens) + noise(tokens))[known], spec)
-    variant: Any = SimpleNamespace(details={"kind": "compact"}, features=0)
+    variant: Any = SimpleNamespace(details={"kind": "compact"}, features=0, memory=None)
     return BackendHead(backend, variant, known, vocab)
 
 

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from tiny.process import call
 
-from quickdraft.registry import DRAFTERS, TRAINED
+from quickdraft.registry import DRAFTERS, TRAINED, TRAINED_WITH_ENCODER
 from quickdraft.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from quickdraft.runtime.verification_prompts import PROMPTS
 
 SMALL = ("--prompts", "3", "--tokens", "8", "--draws", "100", "--threads", "1")
-FREE = [n for n in DRAFTERS if n not in ("small_model", "auxiliary", *TRAINED)]
+PARTS = ("small_model", "auxiliary", *TRAINED, *TRAINED_WITH_ENCODER)
+FREE = [n for n in DRAFTERS if n not in PARTS]
 
 
 def verify(*arguments: object) -> tuple[int, dict[str, Any]]:

@@ -24,7 +24,7 @@ from quickdraft.drafters.distribution import Distribution
 from quickdraft.drafters.tree import Tree
 from quickdraft.errors import InputError, OptionError
 from quickdraft.kvcache.growing import GrowingCache
-from quickdraft.registry import DRAFTERS, TRAINED
+from quickdraft.registry import DRAFTERS, TRAINED, TRAINED_WITH_ENCODER
 from quickdraft.runtime import law_checks
 from quickdraft.runtime.accept import Accepted
 from quickdraft.runtime.backends.base import StepOutput
@@ -47,7 +47,8 @@ from quickdraft.runtime.verification import (
 )
 
 WORDS = 12
-FREE = [n for n in DRAFTERS if n not in ("small_model", "auxiliary", *TRAINED)]
+PARTS = ("small_model", "auxiliary", *TRAINED, *TRAINED_WITH_ENCODER)
+FREE = [n for n in DRAFTERS if n not in PARTS]
 PROMPTS = [
     Prompt("first", [0, 1, 2, 3, 0, 1, 2, 3, 0, 1]),
     Prompt("second", [5, 6, 5, 6, 5]),
