@@ -61,7 +61,10 @@ def _source_of(prompt: Prompt, spec: ModelSpec, reads: SourceSpec, tokenizer: To
     if isinstance(prompt, Source):
         source = prompt
     elif reads.width:
-        raise InputError(f"{spec.family} reads sound; give it a Source of features, not tokens")
+        raise InputError(
+            f"{spec.family} reads sound, not text: use `quickdraft transcribe`, or give a Source "
+            "of features"
+        )
     elif isinstance(prompt, str):
         tokenizer.check_length(prompt, reads.length)
         source = Source(tokens=np.asarray(tokenizer.encode_source(prompt), np.int64))

@@ -127,5 +127,5 @@ def refuse_sources(request: EmitRequest, form: str) -> None:
         if part.spec.source is not None or part.role == "encoder":
             raise UnsupportedModel(
                 f"the format {form!r} cannot hold {part.spec.family}, which is an encoder-decoder "
-                "model; export it with --format hotpath, onnx or reference"
+                "model; export it with --format hotpath, onnx, openvino or coreml"
             )

@@ -206,7 +206,7 @@ def _made(
 ) -> Bundle:
     """The bundle of an origin: from the cache, or exported into it by one process only."""
     folder = store.bundle_folder(origin.model, origin.fingerprint, weights, formats)
-    bundle = _cached(folder, progress)
+    bundle = _cached(folder, progress, tell=False)
     if bundle is not None:
         return bundle
     checkpoint = origin.fetch()
@@ -231,7 +231,9 @@ def _made(
         return open_bundle(folder, progress=progress)
 
 
-def _cached(folder: Path, progress: Progress | None) -> Bundle | None:
+def _cached(folder: Path, progress: Progress | None, *, tell: bool = True) -> Bundle | None:
+    """What the cache holds, if it can be used. tell: say why not."""
+    level = logging.WARNING if tell else logging.DEBUG
     if not folder.exists():
         return None
     try:
@@ -239,11 +241,11 @@ def _cached(folder: Path, progress: Progress | None) -> Bundle | None:
         revision = bundle.manifest.written_by.get("export")
         if revision == EXPORT_REVISION:
             return bundle
-        _log.warning("a bundle in the cache is of export revision %s; it is made again", revision)
+        _log.log(level, "a bundle in the cache is of export revision %s; made again", revision)
         return None
     except BundleError as error:
         # It is ours and can be made again, also after an upgrade that changed the format.
-        _log.warning("a bundle in the cache cannot be used and is made again: %s", error)
+        _log.log(level, "a bundle in the cache cannot be used and is made again: %s", error)
         return None
 
 
