@@ -18,24 +18,24 @@ struct W {
   int8x16_t v[4];
 };
 
-inline I whole(int32_t x) {
+QD_INLINE I whole(int32_t x) {
   const int32x4_t four = vdupq_n_s32(x);
   return {{four, four, four, four}};
 }
-inline V to_float(I s) {
+QD_INLINE V to_float(I s) {
   V result;
   for (int i = 0; i < 4; ++i) result.v[i] = vcvtq_f32_s32(s.v[i]);
   return result;
 }
 
-inline void codes4(const uint8_t* p, W& low, W& high) {
+QD_INLINE void codes4(const uint8_t* p, W& low, W& high) {
   for (int i = 0; i < 4; ++i) {
     const uint8x16_t bytes = vld1q_u8(p + 16 * i);
     low.v[i] = vreinterpretq_s8_u8(vandq_u8(bytes, vdupq_n_u8(15)));
     high.v[i] = vreinterpretq_s8_u8(vshrq_n_u8(bytes, 4));
   }
 }
-inline void codes6(const uint8_t* p, W quads[4]) {
+QD_INLINE void codes6(const uint8_t* p, W quads[4]) {
   codes4(p, quads[0], quads[1]);
   codes4(p + 64, quads[2], quads[3]);
   const uint8x16_t mask = vdupq_n_u8(0x30);
@@ -47,19 +47,19 @@ inline void codes6(const uint8_t* p, W quads[4]) {
       quads[j].v[i] = vorrq_s8(quads[j].v[i], vreinterpretq_s8_u8(vandq_u8(high[j], mask)));
   }
 }
-inline W codes_small(const uint8_t* p) {
+QD_INLINE W codes_small(const uint8_t* p) {
   W result;
   for (int i = 0; i < 4; ++i) result.v[i] = vreinterpretq_s8_u8(vld1q_u8(p + 16 * i));
   return result;
 }
-inline W codes8(const uint8_t* p) {
+QD_INLINE W codes8(const uint8_t* p) {
   W result;
   for (int i = 0; i < 4; ++i)
     result.v[i] = vreinterpretq_s8_u8(veorq_u8(vld1q_u8(p + 16 * i), vdupq_n_u8(0x80)));
   return result;
 }
 
-inline I dot(I s, W w, const int8_t* a) {
+QD_INLINE I dot(I s, W w, const int8_t* a) {
   int32_t four;
   std::memcpy(&four, a, 4);
   const int8x16_t columns = vreinterpretq_s8_s32(vdupq_n_s32(four));
@@ -67,14 +67,14 @@ inline I dot(I s, W w, const int8_t* a) {
   return s;
 }
 constexpr int32_t kZero8 = 0;
-inline I dot8(I s, W w, const int8_t* a) { return dot(s, w, a); }
+QD_INLINE I dot8(I s, W w, const int8_t* a) { return dot(s, w, a); }
 
 #if defined(QD_I8MM)
 
 // The matrix product takes 2 outputs and 2 rows by 8 columns at once. Meanwhile the sums of rows r
 // and r + 1 (r even) lie together: register i holds outputs 2 i and 2 i + 1, each of both rows.
 template <int R>
-inline void to_row_pairs(I (&s)[R]) {
+QD_INLINE void to_row_pairs(I (&s)[R]) {
   for (int r = 0; r + 1 < R; r += 2) {
     const I a = s[r], b = s[r + 1];
     for (int i = 0; i < 4; ++i) {
@@ -86,7 +86,7 @@ inline void to_row_pairs(I (&s)[R]) {
 }
 
 template <int R>
-inline void from_row_pairs(I (&s)[R]) {
+QD_INLINE void from_row_pairs(I (&s)[R]) {
   for (int r = 0; r + 1 < R; r += 2) {
     const I pairs[2] = {s[r], s[r + 1]};
     for (int i = 0; i < 4; ++i) {
@@ -99,7 +99,7 @@ inline void from_row_pairs(I (&s)[R]) {
 
 // Eight columns of every pair of rows; rows lie 32 bytes apart.
 template <int R>
-inline void add_row_pairs(const W& low, const W& high, const int8_t* a, I (&s)[R]) {
+QD_INLINE void add_row_pairs(const W& low, const W& high, const int8_t* a, I (&s)[R]) {
   for (int i = 0; i < 4; ++i) {
     const int32x4_t l = vreinterpretq_s32_s8(low.v[i]), h = vreinterpretq_s32_s8(high.v[i]);
     const int8x16_t first = vreinterpretq_s8_s32(vzip1q_s32(l, h));

@@ -72,7 +72,7 @@ inline void prepare_tile(const LinearArgs& args, const int64_t* row_ids, const P
     }
     coarse[at].terms = reinterpret_cast<RoundedGroup*>(work.coarse + at * coarse_row_bytes(groups));
     coarse[at].groups = reinterpret_cast<int32_t*>(coarse[at].terms + coarse_limit(groups));
-    round_row(x, groups, zero_of(args.format), tile.all, at, height, work.largest, coarse[at]);
+    round_row(x, groups, zero_of(args.format), tile.all, at, work.largest, coarse[at]);
   }
   if (!to.dense) merge_coarse(coarse, height, tile);
 }
@@ -200,6 +200,7 @@ inline void finish_pair(const LinearArgs& args, int64_t pair, int64_t row, int64
 inline void linear_pairs(const LinearArgs& args, const Prepared& x, int64_t first, int64_t last) {
   constexpr int64_t kPartBytes = 600 << 10;  // about half of it is read
   const size_t record = record_bytes(args.format, args.k);
+  const int64_t groups = (args.k + 31) / 32;
   const int64_t blocks = args.gated ? 2 * ((args.n + 15) / 16) : (args.n + 15) / 16;
   const int64_t tiles = x.tiles;
   int64_t part = kPartBytes / x.tile_bytes;
@@ -215,9 +216,11 @@ inline void linear_pairs(const LinearArgs& args, const Prepared& x, int64_t firs
         // The last few tiles ask for the next pair; earlier ones would do so too soon.
         const int64_t asking = end - start < 4 ? end - start : 4;
         Ahead ahead;
-        ahead.bytes = end - tile <= asking ? 2 * record : 0;
-        ahead.tile = end - tile - 1;
-        ahead.tiles = asking;
+        if (end - tile <= asking) {
+          const int64_t lines = (2 * static_cast<int64_t>(record) / 64 + asking - 1) / asking;
+          ahead.lines = (lines + groups - 1) / groups;
+          ahead.next = records + 2 * record + (asking - (end - tile)) * lines * 64;
+        }
         pair_function(args.format, height)(records, single ? records : records + record, ahead,
                                            args.k, x.tile(tile), values);
         finish_pair(args, pair, x.first_row(tile), height, values);

@@ -13,22 +13,33 @@
 
 namespace qd::QD_ISA {
 
-// Groups of the rows of one tile. Everything a group needs lies together: group, then row.
-struct RoundedGroups {
-  int8_t* codes;      // [group][row][32]
-  float* scale;       // [group][row]
-  float* scaled_sum;  // [group][row]: scale * sum of the 32 codes
-  int32_t* starts;    // [group][row][2]: where sums of products start, see Zero
+// What is known of the 32 codes of one group of one row.
+struct GroupFacts {
+  float scale;
+  float scaled_sum;   // scale * sum of the codes
+  int32_t starts[2];  // where sums of products start, see Zero
 };
 
 // One group of one row.
 struct RoundedGroup {
   int8_t codes[32];
-  float scale;
-  float scaled_sum;
-  int32_t starts[2];
+  GroupFacts facts;
 };
 static_assert(sizeof(RoundedGroup) == 48);
+
+// Groups of the rows of one tile, one after the other: of each the codes [rows][32] of all rows,
+// then their facts [rows]. So everything that a group needs is found from one address.
+struct RoundedGroups {
+  uint8_t* memory;
+  int64_t rows;
+
+  int8_t* codes(int64_t group, int64_t row) const {
+    return reinterpret_cast<int8_t*>(memory + 48 * rows * group + 32 * row);
+  }
+  GroupFacts& facts(int64_t group, int64_t row) const {
+    return *reinterpret_cast<GroupFacts*>(memory + 48 * rows * group + 32 * rows + 16 * row);
+  }
+};
 
 // The rows of one tile. coarse: the second terms of `coarse_count` groups, those that are coarse in
 // any row, ascending; rows in which a group is not coarse hold zeros there, which add nothing.
@@ -44,26 +55,15 @@ inline int64_t rounded_tile_bytes(int64_t height, int64_t groups) {
          64 * 64;
 }
 
-inline RoundedGroups rounded_groups(uint8_t* memory, int64_t height, int64_t groups) {
-  const int64_t cells = height * groups;
-  return {reinterpret_cast<int8_t*>(memory), reinterpret_cast<float*>(memory + 32 * cells),
-          reinterpret_cast<float*>(memory + 36 * cells),
-          reinterpret_cast<int32_t*>(memory + 40 * cells)};
-}
-
 inline RoundedTile rounded_tile(uint8_t* memory, int64_t height, int64_t groups) {
   const int64_t bytes = height * groups * static_cast<int64_t>(sizeof(RoundedGroup));
   int32_t* const list = reinterpret_cast<int32_t*>(memory + 2 * bytes);
-  return {rounded_groups(memory, height, groups), rounded_groups(memory + bytes, height, groups),
-          list + 1, list};
+  return {{memory, height}, {memory + bytes, height}, list + 1, list};
 }
 
-inline void put(const RoundedGroup& group, const RoundedGroups& to, int64_t cell) {
-  std::memcpy(to.codes + 32 * cell, group.codes, 32);
-  to.scale[cell] = group.scale;
-  to.scaled_sum[cell] = group.scaled_sum;
-  to.starts[2 * cell] = group.starts[0];
-  to.starts[2 * cell + 1] = group.starts[1];
+inline void put(const RoundedGroup& from, const RoundedGroups& to, int64_t group, int64_t row) {
+  std::memcpy(to.codes(group, row), from.codes, 32);
+  to.facts(group, row) = from.facts;
 }
 
 constexpr float kSmallest = 1e-30f;  // a group with nothing larger is rounded to zeros
@@ -101,11 +101,11 @@ inline RoundedGroup round_group(const float* x, float largest, float scale, Zero
   store_i8(group.codes, p);
   store_i8(group.codes + 16, q);
   const float first = sum(p), second = sum(q);
-  group.scale = scale;
-  group.scaled_sum = scale * (first + second);
+  group.facts.scale = scale;
+  group.facts.scaled_sum = scale * (first + second);
   const float before = zero_code.halves ? first : first + second;
-  group.starts[0] = -zero_code.value * static_cast<int32_t>(before);
-  group.starts[1] = -zero_code.value * static_cast<int32_t>(second);
+  group.facts.starts[0] = -zero_code.value * static_cast<int32_t>(before);
+  group.facts.starts[1] = -zero_code.value * static_cast<int32_t>(second);
   if (rest) {
     store(rest, fma(p, set1(-scale), a));
     store(rest + 16, fma(q, set1(-scale), b));
@@ -140,7 +140,7 @@ inline void mark_broken(const float* x, int64_t groups, float* largest) {
 
 // Rounds one row into its places of a tile; largest: [groups], overwritten.
 inline void round_row(const float* x, int64_t groups, Zero zero_code, const RoundedGroups& to,
-                      int64_t row, int64_t height, float* largest, CoarseRow& coarse) {
+                      int64_t row, float* largest, CoarseRow& coarse) {
   V broken = zero();
   for (int64_t g = 0; g < groups; ++g) largest[g] = largest_of_group(x + 32 * g, broken);
   const bool whole = sum(broken) == 0.0f;
@@ -154,8 +154,8 @@ inline void round_row(const float* x, int64_t groups, Zero zero_code, const Roun
     const float scale = number ? scale_of(largest[g]) : largest[g];
     const bool is_coarse = whole && scale * scale > limit;
     float rest[32];
-    put(round_group(x + 32 * g, largest[g], scale, zero_code, is_coarse ? rest : nullptr), to,
-        g * height + row);
+    put(round_group(x + 32 * g, largest[g], scale, zero_code, is_coarse ? rest : nullptr), to, g,
+        row);
     if (!is_coarse) continue;
     const float left = largest_of_group(rest, broken);
     coarse.groups[coarse.count] = static_cast<int32_t>(g);
@@ -174,7 +174,7 @@ inline void merge_coarse(const CoarseRow* rows, int64_t height, const RoundedTil
     if (next == INT32_MAX) break;
     for (int64_t r = 0; r < height; ++r) {
       const bool has = at[r] < rows[r].count && rows[r].groups[at[r]] == next;
-      put(has ? rows[r].terms[at[r]++] : RoundedGroup{}, tile.coarse, count * height + r);
+      put(has ? rows[r].terms[at[r]++] : RoundedGroup{}, tile.coarse, count, r);
     }
     tile.coarse_groups[count++] = next;
   }

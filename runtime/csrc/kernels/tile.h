@@ -8,21 +8,18 @@
 
 #include <cstdint>
 
+#include "kernels/inline.h"
 #include "kernels/kernels.h"
 #include "kernels/prefetch.h"
 #include "kernels/rounded.h"
 
 namespace qd::QD_ISA {
 
-// Which part of the next records a tile asks for while it works: those `bytes` further on, one
-// group in `tiles`, so that all tiles of a pair of blocks together ask for everything, evenly. The
+// What a tile asks for while it works: `lines` cache lines from `next` on with every group. The
 // hardware's own prefetching leaves half of the memory bandwidth idle when a group takes long.
 struct Ahead {
-  size_t bytes = 0;  // 0: nothing
-  int64_t tile = 0;
-  int64_t tiles = 1;
-
-  bool wants(int64_t group) const { return bytes && group % tiles == tile; }
+  const uint8_t* next = nullptr;
+  int64_t lines = 0;
 };
 
 inline V load_halves(const uint8_t* p) { return load_half(reinterpret_cast<const uint16_t*>(p)); }
@@ -39,61 +36,42 @@ struct Format {
   static constexpr bool kMinimum = F == WeightFormat::kW4M || F == WeightFormat::kW4K ||
                                    F == WeightFormat::kW8M || F == WeightFormat::kW8K;
   static constexpr int kWidth = kSixBits ? 16 : 32;
+  static constexpr int kParts = 32 / kWidth;  // groups per group of activations
   static constexpr int kCodeBytes = kSixBits ? 192 : kFourBits ? 256 : 512;
   static constexpr bool kHasZero = kSixBits || F == WeightFormat::kW4 || F == WeightFormat::kW8;
   static constexpr bool kSigned = F == WeightFormat::kW8;
 
-  const uint8_t* codes = nullptr;
-  const uint8_t* scales = nullptr;
-  const uint8_t* minimums = nullptr;
-  const uint8_t* super_scales = nullptr;
-  const uint8_t* super_minimums = nullptr;
+  // Where sections begin after the codes; the same in every record.
+  int64_t scales;
+  int64_t minimums;
+  int64_t super_scales;
+  int64_t super_minimums;
 
-  Format() = default;
-  Format(const uint8_t* record, int64_t k) {
+  explicit Format(int64_t k) {
     const int64_t groups = k / kWidth;
-    codes = record;
-    scales = codes + groups * kCodeBytes;
+    scales = groups * kCodeBytes;
     minimums = scales + groups * (kTwoLevel ? 16 : 32);
     super_scales = kMinimum ? minimums + groups * 16 : minimums;
     super_minimums = super_scales + k / 256 * 32;
   }
 
-  // The record `bytes` further on.
-  Format moved(size_t bytes) const {
-    Format other = *this;
-    other.codes += bytes;
-    other.scales += bytes;
-    other.minimums += bytes;
-    other.super_scales += bytes;
-    other.super_minimums += bytes;
-    return other;
-  }
-  const uint8_t* group(int64_t g) const { return codes + g * kCodeBytes; }
-  // Asks for the codes and scales of group g.
-  void prefetch(int64_t g) const {
-    for (int line = 0; line < kCodeBytes; line += 64) QD_PREFETCH(group(g) + line);
-    constexpr int kScaleBytes = kTwoLevel ? 16 : 32;
-    if (g % (64 / kScaleBytes)) return;
-    QD_PREFETCH(scales + kScaleBytes * g);
-    if constexpr (kMinimum) QD_PREFETCH(minimums + kScaleBytes * g);
-  }
-
-  V scale(int64_t g) const {
+  V scale(const uint8_t* record, int64_t g) const {
+    const uint8_t* const level = record + super_scales + (kSixBits ? g / 16 : g / 8) * 32;
     if constexpr (kSixBits)
-      return mul(load_halves(super_scales + g / 16 * 32),
-                 load_i8(reinterpret_cast<const int8_t*>(scales) + 16 * g));
+      return mul(load_halves(level),
+                 load_i8(reinterpret_cast<const int8_t*>(record) + scales + 16 * g));
     else if constexpr (kTwoLevel)
-      return mul(load_halves(super_scales + g / 8 * 32), load_u8(scales + 16 * g));
+      return mul(load_halves(level), load_u8(record + scales + 16 * g));
     else
-      return load_halves(scales + 32 * g);
+      return load_halves(record + scales + 32 * g);
   }
   // What is added per unit of activation.
-  V minimum(int64_t g) const {
+  V minimum(const uint8_t* record, int64_t g) const {
     if constexpr (kTwoLevel)
-      return sub(zero(), mul(load_halves(super_minimums + g / 8 * 32), load_u8(minimums + 16 * g)));
+      return sub(zero(), mul(load_halves(record + super_minimums + g / 8 * 32),
+                             load_u8(record + minimums + 16 * g)));
     else
-      return load_halves(minimums + 32 * g);
+      return load_halves(record + minimums + 32 * g);
   }
 };
 
@@ -117,7 +95,7 @@ inline void add_quads(const W (&low)[NB], const W (&high)[NB], const int8_t* a, 
 // The integer sums of one group of 16 or 32 columns: R rows by NB blocks.
 // a: codes of the first row's group; rows lie 32 bytes apart.
 template <WeightFormat F, int R, int NB>
-inline void sum_group(const uint8_t* const codes[NB], const int8_t* a, I (&s)[NB][R]) {
+QD_INLINE void sum_group(const uint8_t* const codes[NB], const int8_t* a, I (&s)[NB][R]) {
   using Fmt = Format<F>;
   constexpr int kSteps = Fmt::kWidth / 8;
   W quads[NB][4];
@@ -158,51 +136,32 @@ inline Zero zero_of(WeightFormat format) {
   }
 }
 
-// Where the integer sums of one group start.
+// One group of 32 columns: x points at its codes and facts of R rows (RoundedGroups).
 template <WeightFormat F, int R, int NB>
-inline void start_sums(const int32_t* starts, int part, I (&s)[NB][R]) {
+QD_INLINE void add_group(const uint8_t* const records[NB], const Format<F>& format,
+                         const uint8_t* x, int64_t g, V (&acc)[NB][R]) {
   using Fmt = Format<F>;
-  for (int r = 0; r < R; ++r) {
-    const I start = whole(Fmt::kHasZero ? starts[2 * r + part] : 0);
-    for (int b = 0; b < NB; ++b) s[b][r] = start;
-  }
-}
-
-// Adds the groups of `x`: its group i, of weight group groups[i] (null: i), in ascending order.
-template <WeightFormat F, int R, int NB>
-inline void add_groups(const Format<F> (&records)[NB], const Ahead& ahead, const RoundedGroups& x,
-                       const int32_t* groups, int64_t count, V (&sums)[NB][R]) {
-  using Fmt = Format<F>;
-  constexpr int kParts = 32 / Fmt::kWidth;  // weight groups per activation group
-  V acc[NB][R];  // not `sums`, which might overlap with x for all that the compiler knows
-  for (int b = 0; b < NB; ++b)
-    for (int r = 0; r < R; ++r) acc[b][r] = sums[b][r];
-  for (int64_t i = 0; i < count; ++i) {
-    const int64_t cell = i * R, g = groups ? groups[i] : i;
-    for (int part = 0; part < kParts; ++part) {
-      const int64_t group = g * kParts + part;
-      I s[NB][R];
-      start_sums<F, R, NB>(x.starts + 2 * cell, part, s);
-      const uint8_t* codes[NB];
-      for (int b = 0; b < NB; ++b) {
-        codes[b] = records[b].group(group);
-        if (ahead.wants(i)) records[b].moved(ahead.bytes).prefetch(group);
-      }
-      sum_group<F, R, NB>(codes, x.codes + 32 * cell + 16 * part, s);
-      for (int b = 0; b < NB; ++b) {
-        const V scale = records[b].scale(group);
-        for (int r = 0; r < R; ++r)
-          acc[b][r] = fma(to_float(s[b][r]), mul(scale, set1(x.scale[cell + r])), acc[b][r]);
-        if constexpr (Fmt::kMinimum) {
-          const V minimum = records[b].minimum(group);
-          for (int r = 0; r < R; ++r)
-            acc[b][r] = fma(minimum, set1(x.scaled_sum[cell + r]), acc[b][r]);
-        }
+  const GroupFacts* const facts = reinterpret_cast<const GroupFacts*>(x + 32 * R);
+  for (int part = 0; part < Fmt::kParts; ++part) {
+    const int64_t group = g * Fmt::kParts + part;
+    I s[NB][R];
+    for (int r = 0; r < R; ++r) {
+      const I start = whole(Fmt::kHasZero ? facts[r].starts[part] : 0);
+      for (int b = 0; b < NB; ++b) s[b][r] = start;
+    }
+    const uint8_t* codes[NB];
+    for (int b = 0; b < NB; ++b) codes[b] = records[b] + group * Fmt::kCodeBytes;
+    sum_group<F, R, NB>(codes, reinterpret_cast<const int8_t*>(x) + 16 * part, s);
+    for (int b = 0; b < NB; ++b) {
+      const V scale = format.scale(records[b], group);
+      for (int r = 0; r < R; ++r)
+        acc[b][r] = fma(to_float(s[b][r]), mul(scale, set1(facts[r].scale)), acc[b][r]);
+      if constexpr (Fmt::kMinimum) {
+        const V minimum = format.minimum(records[b], group);
+        for (int r = 0; r < R; ++r) acc[b][r] = fma(minimum, set1(facts[r].scaled_sum), acc[b][r]);
       }
     }
   }
-  for (int b = 0; b < NB; ++b)
-    for (int r = 0; r < R; ++r) sums[b][r] = acc[b][r];
 }
 
 // A tile of R rows (its height) against NB records. out[b][r]: 16 outputs. Second terms come first:
@@ -210,14 +169,20 @@ inline void add_groups(const Format<F> (&records)[NB], const Ahead& ahead, const
 template <WeightFormat F, int R, int NB>
 inline void tile_rounded(const uint8_t* const records[NB], const Ahead& ahead, int64_t k,
                          const RoundedTile& tile, V (&out)[NB][R]) {
-  Format<F> formats[NB];
-  V acc[NB][R];
-  for (int b = 0; b < NB; ++b) {
-    formats[b] = Format<F>(records[b], k);
+  constexpr int64_t kStride = 48 * R;
+  const Format<F> format(k);
+  V acc[NB][R];  // not `out`, which might overlap with x for all that the compiler knows
+  for (int b = 0; b < NB; ++b)
     for (int r = 0; r < R; ++r) acc[b][r] = zero();
+  const uint8_t* x = tile.coarse.memory;
+  for (int32_t i = 0; i < *tile.coarse_count; ++i, x += kStride)
+    add_group<F, R, NB>(records, format, x, tile.coarse_groups[i], acc);
+  x = tile.all.memory;
+  const uint8_t* next = ahead.next;
+  for (int64_t g = 0; g < k / 32; ++g, x += kStride) {
+    for (int64_t line = 0; line < ahead.lines; ++line, next += 64) QD_PREFETCH(next);
+    add_group<F, R, NB>(records, format, x, g, acc);
   }
-  add_groups<F, R, NB>(formats, Ahead{}, tile.coarse, tile.coarse_groups, *tile.coarse_count, acc);
-  add_groups<F, R, NB>(formats, ahead, tile.all, nullptr, k / 32, acc);
   for (int b = 0; b < NB; ++b)
     for (int r = 0; r < R; ++r) out[b][r] = acc[b][r];
 }
@@ -231,14 +196,17 @@ inline void tile_dense(const uint8_t* const records[NB], const Ahead& ahead, int
   V acc[NB][R];
   for (int b = 0; b < NB; ++b)
     for (int r = 0; r < R; ++r) acc[b][r] = zero();
-  for (int64_t c = 0; c < k; ++c)
+  const uint8_t* next = ahead.next;
+  for (int64_t c = 0; c < k; ++c) {
+    if (c % 32 == 0)
+      for (int64_t line = 0; line < ahead.lines; ++line, next += 64) QD_PREFETCH(next);
     for (int b = 0; b < NB; ++b) {
       const uint8_t* p = records[b] + c * kBytes;
-      if ((kBytes == 64 || c % 2 == 0) && ahead.wants(c / 2)) QD_PREFETCH(p + ahead.bytes);
       const V w =
           F == WeightFormat::kF32 ? load(reinterpret_cast<const float*>(p)) : load_halves(p);
       for (int r = 0; r < R; ++r) acc[b][r] = fma(w, set1(x[c * R + r]), acc[b][r]);
     }
+  }
   for (int b = 0; b < NB; ++b)
     for (int r = 0; r < R; ++r) out[b][r] = acc[b][r];
 }

@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "kernels/inline.h"
+
 namespace qd::QD_ISA {
 
 struct V {
@@ -18,37 +20,37 @@ struct V {
   for (int i = 0; i < 16; ++i) result.v[i] = (expression); \
   return result
 
-inline V set1(float x) { QD_LANES(x); }
-inline V zero() { return set1(0.0f); }
-inline V load(const float* p) { QD_LANES(p[i]); }
-inline void store(float* p, V a) { std::memcpy(p, a.v, sizeof(a.v)); }
+QD_INLINE V set1(float x) { QD_LANES(x); }
+QD_INLINE V zero() { return set1(0.0f); }
+QD_INLINE V load(const float* p) { QD_LANES(p[i]); }
+QD_INLINE void store(float* p, V a) { std::memcpy(p, a.v, sizeof(a.v)); }
 // The first n lanes (0 <= n <= 16); the others read as 0 and are not written.
-inline V load_n(const float* p, int n) { QD_LANES(i < n ? p[i] : 0.0f); }
-inline void store_n(float* p, V a, int n) {
+QD_INLINE V load_n(const float* p, int n) { QD_LANES(i < n ? p[i] : 0.0f); }
+QD_INLINE void store_n(float* p, V a, int n) {
   for (int i = 0; i < n; ++i) p[i] = a.v[i];
 }
-inline V add(V a, V b) { QD_LANES(a.v[i] + b.v[i]); }
-inline V sub(V a, V b) { QD_LANES(a.v[i] - b.v[i]); }
-inline V mul(V a, V b) { QD_LANES(a.v[i] * b.v[i]); }
-inline V div(V a, V b) { QD_LANES(a.v[i] / b.v[i]); }
+QD_INLINE V add(V a, V b) { QD_LANES(a.v[i] + b.v[i]); }
+QD_INLINE V sub(V a, V b) { QD_LANES(a.v[i] - b.v[i]); }
+QD_INLINE V mul(V a, V b) { QD_LANES(a.v[i] * b.v[i]); }
+QD_INLINE V div(V a, V b) { QD_LANES(a.v[i] / b.v[i]); }
 // a * b + c, rounded once.
-inline V fma(V a, V b, V c) { QD_LANES(std::fma(a.v[i], b.v[i], c.v[i])); }
+QD_INLINE V fma(V a, V b, V c) { QD_LANES(std::fma(a.v[i], b.v[i], c.v[i])); }
 // As x86: the second operand where one is NaN.
-inline V max(V a, V b) { QD_LANES(a.v[i] > b.v[i] ? a.v[i] : b.v[i]); }
-inline V min(V a, V b) { QD_LANES(a.v[i] < b.v[i] ? a.v[i] : b.v[i]); }
-inline V abs(V a) { QD_LANES(std::fabs(a.v[i])); }
-inline V sqrt(V a) { QD_LANES(std::sqrt(a.v[i])); }
-inline V round_even(V a) { QD_LANES(std::nearbyint(a.v[i])); }
+QD_INLINE V max(V a, V b) { QD_LANES(a.v[i] > b.v[i] ? a.v[i] : b.v[i]); }
+QD_INLINE V min(V a, V b) { QD_LANES(a.v[i] < b.v[i] ? a.v[i] : b.v[i]); }
+QD_INLINE V abs(V a) { QD_LANES(std::fabs(a.v[i])); }
+QD_INLINE V sqrt(V a) { QD_LANES(std::sqrt(a.v[i])); }
+QD_INLINE V round_even(V a) { QD_LANES(std::nearbyint(a.v[i])); }
 // a > b ? x : y, lane by lane; y where one is NaN.
-inline V select_gt(V a, V b, V x, V y) { QD_LANES(a.v[i] > b.v[i] ? x.v[i] : y.v[i]); }
+QD_INLINE V select_gt(V a, V b, V x, V y) { QD_LANES(a.v[i] > b.v[i] ? x.v[i] : y.v[i]); }
 // One bit per lane, set where a > b.
-inline uint32_t mask_gt(V a, V b) {
+QD_INLINE uint32_t mask_gt(V a, V b) {
   uint32_t mask = 0;
   for (int i = 0; i < 16; ++i) mask |= static_cast<uint32_t>(a.v[i] > b.v[i]) << i;
   return mask;
 }
 // 2 to the power of n, for whole n in [-126, 127].
-inline V power_of_two(V n) {
+QD_INLINE V power_of_two(V n) {
   V result;
   for (int i = 0; i < 16; ++i) {
     const int32_t bits = (static_cast<int32_t>(n.v[i]) + 127) * (1 << 23);
@@ -56,15 +58,15 @@ inline V power_of_two(V n) {
   }
   return result;
 }
-inline V load_i8(const int8_t* p) { QD_LANES(static_cast<float>(p[i])); }
-inline V load_u8(const uint8_t* p) { QD_LANES(static_cast<float>(p[i])); }
-inline V load_i32(const int32_t* p) { QD_LANES(static_cast<float>(p[i])); }
+QD_INLINE V load_i8(const int8_t* p) { QD_LANES(static_cast<float>(p[i])); }
+QD_INLINE V load_u8(const uint8_t* p) { QD_LANES(static_cast<float>(p[i])); }
+QD_INLINE V load_i32(const int32_t* p) { QD_LANES(static_cast<float>(p[i])); }
 // Whole values in [-128, 127].
-inline void store_i8(int8_t* p, V a) {
+QD_INLINE void store_i8(int8_t* p, V a) {
   for (int i = 0; i < 16; ++i) p[i] = static_cast<int8_t>(a.v[i]);
 }
 
-inline float half_to_float(uint16_t half) {
+QD_INLINE float half_to_float(uint16_t half) {
   const uint32_t sign = static_cast<uint32_t>(half & 0x8000) << 16;
   const uint32_t exponent = (half >> 10) & 31, mantissa = half & 1023;
   float result;
@@ -79,7 +81,7 @@ inline float half_to_float(uint16_t half) {
   return result;
 }
 // To nearest, ties to even, as the hardware instructions.
-inline uint16_t float_to_half(float value) {
+QD_INLINE uint16_t float_to_half(float value) {
   uint32_t bits;
   std::memcpy(&bits, &value, 4);
   const uint16_t sign = static_cast<uint16_t>((bits >> 16) & 0x8000);
@@ -95,25 +97,25 @@ inline uint16_t float_to_half(float value) {
   const uint32_t rounded = bits - 0x38000000 + 0xfff + ((bits >> 13) & 1);
   return static_cast<uint16_t>(sign | (rounded >> 13));
 }
-inline V load_half(const uint16_t* p) { QD_LANES(half_to_float(p[i])); }
-inline void store_half(uint16_t* p, V a) {
+QD_INLINE V load_half(const uint16_t* p) { QD_LANES(half_to_float(p[i])); }
+QD_INLINE void store_half(uint16_t* p, V a) {
   for (int i = 0; i < 16; ++i) p[i] = float_to_half(a.v[i]);
 }
 
 // Sum and maximum of all lanes, halves folded on each other: 8 apart, then 4, 2, 1.
-inline float sum(V a) {
+QD_INLINE float sum(V a) {
   float* v = a.v;
   for (int half = 8; half; half /= 2)
     for (int i = 0; i < half; ++i) v[i] = v[i] + v[i + half];
   return v[0];
 }
-inline float max_of(V a) {
+QD_INLINE float max_of(V a) {
   float* v = a.v;
   for (int half = 8; half; half /= 2)
     for (int i = 0; i < half; ++i) v[i] = v[i] > v[i + half] ? v[i] : v[i + half];
   return v[0];
 }
-inline float fma(float a, float b, float c) { return std::fma(a, b, c); }
+QD_INLINE float fma(float a, float b, float c) { return std::fma(a, b, c); }
 
 #undef QD_LANES
 
