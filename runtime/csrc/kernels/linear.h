@@ -198,7 +198,7 @@ inline void finish_pair(const LinearArgs& args, int64_t pair, int64_t row, int64
 // The pairs of blocks from `first` to `last` for all rows. Rows go in parts that stay in the second
 // cache level, so that a pair's weights are read from memory once per part.
 inline void linear_pairs(const LinearArgs& args, const Prepared& x, int64_t first, int64_t last) {
-  constexpr int64_t kPartBytes = 600 << 10;  // about half of it is read
+  constexpr int64_t kPartBytes = 1800 << 10;  // half of it is read
   const size_t record = record_bytes(args.format, args.k);
   const int64_t groups = (args.k + 31) / 32;
   const int64_t blocks = args.gated ? 2 * ((args.n + 15) / 16) : (args.n + 15) / 16;
@@ -229,22 +229,15 @@ inline void linear_pairs(const LinearArgs& args, const Prepared& x, int64_t firs
   }
 }
 
-// Runs work(first, last) over ranges of pairs. A task reads about 32 KB at least, so that handing
-// it out costs little beside.
+// Runs work(first, last) over ranges of pairs that read about 32 KB, so that handing them out costs
+// little beside.
 template <class Work>
 inline void over_pairs(const LinearArgs& args, const Parallel& parallel, Work work) {
   const int64_t blocks = (args.n + 15) / 16;
   const int64_t pairs = args.gated ? blocks : (blocks + 1) / 2;
-  const int64_t bytes = 2 * pairs * static_cast<int64_t>(record_bytes(args.format, args.k));
-  int64_t tasks = bytes / (32 << 10) / 2 * 2;
-  if (tasks > 64) tasks = 64;
-  if (tasks > pairs) tasks = pairs;
-  if (tasks < 1) tasks = 1;
-  auto body = [&](size_t task) {
-    const int64_t t = static_cast<int64_t>(task);
-    work(pairs * t / tasks, pairs * (t + 1) / tasks);
-  };
-  run_parallel(parallel, static_cast<size_t>(tasks), body);
+  const int64_t bytes = 2 * static_cast<int64_t>(record_bytes(args.format, args.k));
+  const int64_t count = (32 << 10) / bytes;
+  over_parts(parallel, pairs, count < 1 ? 1 : count, work);
 }
 
 inline void linear(const LinearArgs& args, const Parallel& parallel) {

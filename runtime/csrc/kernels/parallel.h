@@ -1,6 +1,7 @@
 // Runs a callable over independent pieces of work.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 
@@ -27,6 +28,74 @@ inline void run_in_lanes(const Parallel& parallel, int64_t lanes, int64_t tasks,
   };
   if (lanes == 1) return body(0);
   run_parallel(parallel, static_cast<size_t>(lanes < tasks ? lanes : tasks), body);
+}
+
+// What is left of 0 .. total - 1, as one contiguous part for each that works on it: who has nothing
+// left takes the upper half of the largest part. So each reads memory in order, whatever the number
+// of threads, and all end together.
+class Parts {
+ public:
+  static constexpr int kMost = 16;
+
+  explicit Parts(int64_t total) { parts_[0].at.store(pack(0, total)); }
+
+  // Takes up to `count` from part `mine` on, or from what is taken from another; false: all done.
+  bool take(int mine, int64_t count, int64_t& first, int64_t& last) {
+    do {
+      uint64_t seen = parts_[mine].at.load();
+      while (begin(seen) < end(seen)) {
+        first = begin(seen);
+        last = first + count < end(seen) ? first + count : end(seen);
+        if (parts_[mine].at.compare_exchange_weak(seen, pack(last, end(seen)))) return true;
+      }
+    } while (steal(mine));
+    return false;
+  }
+
+ private:
+  struct alignas(64) Part {  // a cache line each
+    std::atomic<uint64_t> at{0};
+  };
+
+  static uint64_t pack(int64_t first, int64_t last) {
+    return static_cast<uint64_t>(first) << 32 | static_cast<uint64_t>(last);
+  }
+  static int64_t begin(uint64_t part) { return static_cast<int64_t>(part >> 32); }
+  static int64_t end(uint64_t part) { return static_cast<int64_t>(part & 0xffffffffu); }
+
+  bool steal(int mine) {
+    for (;;) {
+      int from = -1;
+      uint64_t largest = 0;
+      for (int i = 0; i < kMost; ++i) {
+        const uint64_t seen = parts_[i].at.load();
+        if (end(seen) - begin(seen) <= end(largest) - begin(largest)) continue;
+        from = i;
+        largest = seen;
+      }
+      if (from < 0) return false;
+      const int64_t middle = begin(largest) + (end(largest) - begin(largest)) / 2;
+      if (!parts_[from].at.compare_exchange_strong(largest, pack(begin(largest), middle))) continue;
+      parts_[mine].at.store(pack(middle, end(largest)));
+      return true;
+    }
+  }
+
+  Part parts_[kMost];
+};
+
+// work(first, last) over 0 .. total - 1 in pieces of `count`, a thread's pieces one after the
+// other.
+template <class Work>
+inline void over_parts(const Parallel& parallel, int64_t total, int64_t count, Work work) {
+  if (total <= count) return work(0, total);
+  Parts parts(total);
+  auto body = [&](size_t mine) {
+    int64_t first, last;
+    while (parts.take(static_cast<int>(mine), count, first, last)) work(first, last);
+  };
+  const int64_t pieces = (total + count - 1) / count;
+  run_parallel(parallel, static_cast<size_t>(pieces < Parts::kMost ? pieces : Parts::kMost), body);
 }
 
 }  // namespace qd::QD_ISA

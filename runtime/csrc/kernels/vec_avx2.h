@@ -95,7 +95,9 @@ QD_INLINE void store_half(uint16_t* p, V a) {
   _mm_storeu_si128(q + 1, _mm256_cvtps_ph(a.hi, kNearest));
 }
 QD_INLINE float half_to_float(uint16_t half) { return _cvtsh_ss(half); }
-QD_INLINE uint16_t float_to_half(float value) { return _cvtss_sh(value, _MM_FROUND_TO_NEAREST_INT); }
+QD_INLINE uint16_t float_to_half(float value) {
+  return _cvtss_sh(value, _MM_FROUND_TO_NEAREST_INT);
+}
 
 QD_INLINE float sum(V a) {
   const __m256 eight = _mm256_add_ps(a.lo, a.hi);

@@ -62,7 +62,9 @@ QD_INLINE void store_half(uint16_t* p, V a) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), halves);
 }
 QD_INLINE float half_to_float(uint16_t half) { return _cvtsh_ss(half); }
-QD_INLINE uint16_t float_to_half(float value) { return _cvtss_sh(value, _MM_FROUND_TO_NEAREST_INT); }
+QD_INLINE uint16_t float_to_half(float value) {
+  return _cvtss_sh(value, _MM_FROUND_TO_NEAREST_INT);
+}
 
 QD_INLINE float sum(V a) {
   const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(a.v), _mm512_extractf32x8_ps(a.v, 1));
