@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from quickdraft.errors import OptionError
 from quickdraft.kvcache.growing import GrowingCache, Slots
+from quickdraft.kvcache.pages import Buffer, Pages
 from quickdraft.types import ModelSpec
 
 BLOCK = 16
@@ -23,11 +24,7 @@ BLOCK = 16
 KV_TYPES: Mapping[str, int] = {"f32": 0, "f16": 1, "int8": 2}
 """Names of KV types, and their numbers in the kernels."""
 
-BUFFER_ALIGNMENT = 64
-
 _DTYPES: Mapping[str, type[np.generic]] = {"f32": np.float32, "f16": np.float16, "int8": np.int8}
-
-Buffer = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -39,6 +36,12 @@ class _Layer:
     values: NDArray[Any]
     key_scales: NDArray[np.float32] | None = None
     value_scales: NDArray[np.float32] | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all parts."""
+        parts = (self.keys, self.values, self.key_scales, self.value_scales)
+        return sum(part.nbytes for part in parts if part is not None)
 
     def copy_rows(self, other: _Layer, rows: int) -> None:
         """Take the first `rows` slots of a layer of another capacity."""
@@ -74,14 +77,15 @@ class BlockedCache(GrowingCache):
         super().__init__(spec, capacity, BLOCK)
         self.kv_type = kv_type
         self._native_move = move
-        self.buffer = self._allocate(self._capacity)
+        self._pages = Pages(self._size(self._capacity))
 
-    def _allocate(self, capacity: int) -> Buffer:
-        """Zeros: a block is read whole, and what was never written must not be NaN."""
-        size = capacity * sum(self._spec.num_kv_heads) * self._head_bytes
-        memory = np.zeros(size + BUFFER_ALIGNMENT, np.uint8)
-        start = -memory.ctypes.data % BUFFER_ALIGNMENT
-        return memory[start : start + size]
+    @property
+    def buffer(self) -> Buffer:
+        """Zeros at first: a block is read whole, and what was never written must not be NaN."""
+        return self._pages.buffer
+
+    def _size(self, capacity: int) -> int:
+        return capacity * sum(self._spec.num_kv_heads) * self._head_bytes
 
     @property
     def _head_bytes(self) -> int:
@@ -125,9 +129,15 @@ class BlockedCache(GrowingCache):
         return found
 
     def _resize(self, capacity: int) -> None:
-        grown = self._allocate(capacity)
-        self._copy_to(grown, capacity)
-        self.buffer = grown
+        """Layer by layer, so that what is held never exceeds the larger size by more than one."""
+        pages, begin = Pages(self._size(capacity)), 0
+        layers = self._layers(self.buffer, self._capacity)
+        for mine, grown in zip(layers, self._layers(pages.buffer, capacity), strict=True):
+            grown.copy_rows(mine, self._length + self._staged)
+            end = begin + mine.nbytes
+            self._pages.release(begin, end)
+            begin = end
+        self._pages = pages
 
     def _copy_to(self, buffer: Buffer, capacity: int) -> None:
         ours = self._layers(self.buffer, self._capacity)
