@@ -17,8 +17,8 @@ Buffer = NDArray[np.uint8]
 ALIGNMENT = 64
 """Of every buffer, bytes."""
 
-MAPPED_FROM = 1 << 20
-"""Bytes from which a buffer has pages of its own."""
+MAPPED_FROM = 32 << 20
+"""Bytes from which a buffer has pages of its own: giving back takes a call a layer."""
 
 _RELEASE: int | None = getattr(mmap, "MADV_DONTNEED", None)  # not on Windows
 
