@@ -50,7 +50,8 @@ _LOG_LEAST = math.log(LEAST)
 
 @dataclass(frozen=True)
 class SmallModelOptions:
-    """model: name or path of the bundle that drafts. backend: what opens it, or `auto`.
+    """model: name or path of the bundle that drafts. backend: what opens it, `auto` or NAME or
+    NAME:DEVICE.
 
     method: of greedy answers `chain` is the likeliest path and anything else a tree of likely
     ones; of sampled answers `chain`, `rsd_c` and `rsd_s` are drawn and `tree` is chosen; `auto` is

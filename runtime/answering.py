@@ -21,7 +21,7 @@ from quickdraft import strict_json
 from quickdraft.answers import Answer, AnswersHeader, AnswersWriter
 from quickdraft.errors import InputError, OptionError
 from quickdraft.runtime.backends.base import CancelToken
-from quickdraft.runtime.backends.opening import variant_for
+from quickdraft.runtime.backends.opening import opened_variant
 from quickdraft.runtime.generation import GenerationConfig
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class AnswerOptions:
         return AnswersHeader(
             model=manifest.source.name,
             fingerprint=manifest.source.fingerprint,
-            weights=variant_for(manifest, model.backend.name).weight_format,
+            weights=opened_variant(manifest, model.backend).weight_format,
             tokenizer=manifest.files[manifest.tokenizer.file].sha256,
             vocab_size=manifest.model.vocab_size,
             seed=self.seed,

@@ -29,7 +29,7 @@ from quickdraft.kvcache.base import KvCache
 from quickdraft.manifest import Manifest
 from quickdraft.runtime import native
 from quickdraft.runtime.backends.base import Backend
-from quickdraft.runtime.backends.opening import variant_for
+from quickdraft.runtime.backends.opening import opened_variant
 from quickdraft.runtime.backends.simulated import SimulatedBackend
 from quickdraft.runtime.sources import trial_cache
 from quickdraft.types import Progress
@@ -186,7 +186,7 @@ def calibrate(
         raise OptionError(
             f"{backend.device} has the curve of its profile; there is none to measure"
         )
-    device, bundle = device_of(backend, threads), files_key(manifest, backend.name)
+    device, bundle = device_of(backend, threads), files_key(manifest, backend)
     measured = measure_curve_of(backend, plan, progress=progress)
     path = None
     if measured.steady:
@@ -219,7 +219,7 @@ def curve_for(
     """
     if isinstance(backend, SimulatedBackend):
         return backend.curve
-    stored = load_curve(device_of(backend, threads), files_key(manifest, backend.name))
+    stored = load_curve(device_of(backend, threads), files_key(manifest, backend))
     if stored is not None:
         return stored
     started = time.perf_counter()
@@ -228,9 +228,9 @@ def curve_for(
     return curve
 
 
-def files_key(manifest: Manifest, backend: str) -> str:
+def files_key(manifest: Manifest, backend: Backend) -> str:
     """Tells the model files that a backend opens from any others, whatever they are called."""
-    variant = variant_for(manifest, backend)
+    variant = opened_variant(manifest, backend)
     hashes = sorted(manifest.files[name].sha256 for name in variant.files)
     return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, get_args
 
+from quickdraft.device_names import split_device
 from quickdraft.device_profiles import machine
 from quickdraft.device_profiles.memory_plan import LEAST_CONTEXT, MemoryPlan, plan_memory
 from quickdraft.device_profiles.profile import Kind, Profile, matching, profile_named, profiles
@@ -16,7 +16,7 @@ from quickdraft.manifest import Manifest
 from quickdraft.registry import BACKENDS
 from quickdraft.runtime import native
 from quickdraft.runtime.backends import hotpath, ort_session, providers
-from quickdraft.runtime.backends.opening import split_device, weight_bytes
+from quickdraft.runtime.backends.opening import weight_bytes
 from quickdraft.runtime.backends.simulated import PREFIX
 
 if TYPE_CHECKING:
@@ -223,16 +223,13 @@ def backend_problem(name: str) -> str | None:
 
 
 def _openvino_problem(device: str) -> str | None:
-    if find_spec("openvino") is None:
-        raise MissingExtra("openvino", "openvino")
-    offered = list(importlib.import_module("openvino").Core().available_devices)
-    wanted = device or "CPU"
-    if wanted == "AUTO" or any(wanted == name or wanted == name.split(".")[0] for name in offered):
-        return None
-    return (
-        f"OpenVINO finds no {wanted} here, only {', '.join(offered) or 'nothing'}; install the "
-        f"driver of the {wanted}"
-    )
+    from quickdraft.runtime.backends import openvino_device  # imports OpenVINO, which is slow
+
+    try:
+        openvino_device.check_device(device or None)
+    except DeviceError as error:
+        return str(error)
+    return None
 
 
 def _coreml_problem() -> str | None:
@@ -257,7 +254,7 @@ def plan_for(model: Model, context: int) -> MemoryPlan:
         DeviceError: the context is not one of the model.
     """
     profile = model.placement.profile if model.placement is not None else None
-    weights = weight_bytes(model.manifest, model.backend.name)
+    weights = weight_bytes(model.manifest, model.backend)
     budget = memory_budget(profile)
     return plan_memory(model.spec, weights, model.backend.kv_type, context, budget)
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from quickdraft.device_names import split_device
 from quickdraft.drafters.tree import Tree
 from quickdraft.errors import InputError, OptionError
 from quickdraft.manifest import Manifest
@@ -65,8 +66,11 @@ def open_draft_model(
 ) -> BackendDraftModel:
     """Load the bundle `name` as a model that drafts for `target`, whose tokenizer is given.
 
+    backend: `auto`, or a name of the registry, after which `:` may name a device of its own: it
+    need not be the target's.
+
     Raises:
-        OptionError: there is no such backend.
+        OptionError: there is no such backend. DeviceError: its device is not here.
         InputError: it cannot be found or opened, or a token means something else to it.
     """
     if open_bundle is None:
@@ -75,7 +79,7 @@ def open_draft_model(
             "quickdraft.load"
         )
     if backend != "auto":
-        lookup("backend", BACKENDS, backend)  # before anything is fetched
+        lookup("backend", BACKENDS, split_device(backend)[0])  # before anything is fetched
     folder, manifest = open_bundle(name, backend)
     own = Tokenizer.from_entry(folder, manifest.tokenizer, manifest.model.vocab_size)
     problem = tokenizer.difference(own)

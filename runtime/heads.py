@@ -18,9 +18,9 @@ from quickdraft.runtime.backends.base import Backend, HeadBackend, Seq2SeqBacken
 from quickdraft.runtime.backends.opening import (
     find_part,
     open_part,
+    opened_variant,
     parts,
     read_token_map,
-    variant_for,
 )
 from quickdraft.runtime.sampling import largest
 
@@ -106,7 +106,7 @@ def open_head(
     auxiliaries = {variant.name for variant in parts(manifest, target.name, "auxiliary")}
     role: Role = "auxiliary" if name in auxiliaries else "drafter"
     variant = find_part(manifest, target.name, role, name)
-    offered = variant_for(manifest, target.name).step.hidden_states
+    offered = opened_variant(manifest, target).step.hidden_states
     missing = [k for k in variant.details.get("hidden_states", ()) if k not in offered]
     if missing:
         raise InputError(

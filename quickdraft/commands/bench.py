@@ -152,7 +152,7 @@ def _size(model: Model) -> int:
     """Bytes of the files that the backend loaded."""
     from quickdraft.runtime.backends.opening import weight_bytes
 
-    return weight_bytes(model.manifest, model.backend.name)
+    return weight_bytes(model.manifest, model.backend)
 
 
 def _render(rows: list[dict[str, Any]], output: str, repetitions: int) -> str:

@@ -172,7 +172,7 @@ def _report(
 ) -> dict[str, Any]:
     """Everything but starts, energy and memory, as plain JSON types."""
     from quickdraft.commands.device_report import KIND, SCHEMA_VERSION
-    from quickdraft.runtime.backends.opening import variant_for
+    from quickdraft.runtime.backends.opening import opened_variant
     from quickdraft.runtime.device_bench import DRAFTED, PLAIN, class_figures, overall, perplexity
     from quickdraft.runtime.device_prompts import LIBRARY, fingerprint
 
@@ -193,7 +193,7 @@ def _report(
             "why": placement.why,
         },
         "model": name_only(model.name),
-        "weights": variant_for(model.manifest, model.backend.name).weight_format,
+        "weights": opened_variant(model.manifest, model.backend).weight_format,
         "backend": model.backend.name,
         "flavour": model.backend.flavour,
         "isa": model.backend.isa,

@@ -29,7 +29,7 @@ def document(
     """The result as plain JSON types; docs/cli.md describes it. Times in ms, MB of 1e6 bytes."""
     from quickdraft.runtime.backends.opening import variant_for
 
-    variant = variant_for(bundle.manifest, facts[OURS]["backend"])
+    variant = variant_for(bundle.manifest, facts[OURS]["backend"], facts[OURS].get("device", ""))
     return {
         **circumstances(),
         "weights": variant.weight_format,

@@ -37,7 +37,7 @@ class Measured:
 
 def document(measured: Measured, plan: SpeculationPlan, samples: Samples) -> dict[str, Any]:
     """The result as plain JSON types; docs/cli.md describes it. Times in ms."""
-    from quickdraft.runtime.backends.opening import variant_for
+    from quickdraft.runtime.backends.opening import opened_variant
     from quickdraft.runtime.backends.simulated import simulated_device
 
     model = measured.model
@@ -46,7 +46,7 @@ def document(measured: Measured, plan: SpeculationPlan, samples: Samples) -> dic
     return {
         **circumstances(),
         "model": name_only(model.name),
-        "weights": variant_for(model.manifest, model.backend.name).weight_format,
+        "weights": opened_variant(model.manifest, model.backend).weight_format,
         "backend": model.backend.name,
         "simulated": simulated_device(model.backend),
         "isa": model.backend.isa,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from quickdraft.device_names import needs_static, split_device
+
 WITH_PARTS = ("hotpath", "onnx", "openvino", "openvino-static", "reference")
 """Emitters that write drafts and predictors beside the target."""
 _OPENED_BY = {
@@ -9,7 +11,6 @@ _OPENED_BY = {
     "hotpath": "hotpath",
     "onnxruntime": "onnx",
     "openvino": "openvino",
-    "openvino:NPU": "openvino-static",
     "reference": "reference",
 }
 
@@ -21,11 +22,14 @@ def default_formats(backend: str = "auto") -> tuple[str, ...]:
     Looks at the installation only, so that it keeps making the same bundles.
 
     Raises:
+        OptionError: it names a device that such a backend cannot have.
         BackendError: QUICKDRAFT_LIBRARY names no file.
     """
-    for name in (backend, backend.partition(":")[0]):  # what follows names a device
-        if name in _OPENED_BY:
-            return (_OPENED_BY[name],)
+    name, device = split_device(backend)
+    if needs_static(name, device):
+        return (f"{_OPENED_BY[name]}-static",)
+    if name in _OPENED_BY:
+        return (_OPENED_BY[name],)
     from quickdraft.runtime.native import library_path
 
     return ("hotpath",) if library_path() is not None else ("onnx",)

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from quickdraft.device_names import needs_static, split_device
 from quickdraft.device_profiles.profile import Profile, profile_named
-from quickdraft.errors import BackendError, BundleError, DeviceError, InputError, OptionError
+from quickdraft.errors import BackendError, BundleError, DeviceError, InputError
 from quickdraft.manifest import Flavour, Manifest, Role, TargetFormat, Variant
 from quickdraft.registry import BACKENDS, PREDICTORS, lookup
 from quickdraft.runtime.backends.base import Backend, HeadBackend, Predictor
@@ -32,8 +33,6 @@ OPENS: dict[str, tuple[TargetFormat, Flavour | None]] = {
 elsewhere is given the first variant, and refuses what it cannot open."""
 _ADAPTED = {"onnxruntime": "onnxruntime_adapted", "openvino": "openvino_adapted"}
 """Which backend stands in for another where the graphs are other exporters'."""
-DEVICELESS = ("hotpath", "reference")
-"""Backends that run on the processor, and on nothing else."""
 _TRAINED_BY: Mapping[Role, str] = {"auxiliary": "predictor", "predictor": "predictor"}
 """What of `quickdraft train` makes parts of a role, where it is not `draft`."""
 
@@ -75,7 +74,7 @@ def open_backend(
         if _find(manifest, name) is None and _find(manifest, _ADAPTED.get(name, name)) is not None:
             name = _ADAPTED[name]
         backend_class = lookup("backend", BACKENDS, name)
-        variant = variant_for(manifest, name)
+        variant = variant_for(manifest, name, device)
     options: dict[str, Any] = {} if kv_cache is None else {"kv_cache": kv_cache}
     if device:
         options["device"] = device
@@ -100,21 +99,6 @@ def find_encoder(manifest: Manifest, target: Variant) -> Variant:
     raise BundleError(f"the bundle has no {' '.join(form)} encoder; export it again")
 
 
-def split_device(name: str) -> tuple[str, str]:
-    """`backend:device` as its two parts; "" where no device is named.
-
-    Raises:
-        OptionError: the backend has none to choose from, or its name is there without one.
-    """
-    backend, colon, device = name.partition(":")
-    if colon and (not device or backend in ("auto", *DEVICELESS)):
-        raise OptionError(
-            f"backend is {name!r}; "
-            + ("name a device after the colon" if not device else f"{backend!r} has no devices")
-        )
-    return backend, device
-
-
 def _simulated(
     folder: Path, manifest: Manifest, profile: Profile, threads: int | None, kv_cache: str | None
 ) -> Opened:
@@ -125,16 +109,16 @@ def _simulated(
         )
     opened = open_backend(folder, manifest, "auto", threads, kv_cache)
     try:
-        weights = weight_bytes(manifest, opened.backend.name)
+        weights = weight_bytes(manifest, opened.backend)
         return Opened(SimulatedBackend(opened.backend, profile, weights), opened.degraded)
     except BaseException:
         opened.backend.close()
         raise
 
 
-def weight_bytes(manifest: Manifest, name: str) -> int:
-    """Bytes of the files of the target that the backend `name` opens."""
-    return sum(manifest.files[file].size for file in variant_for(manifest, name).files)
+def weight_bytes(manifest: Manifest, backend: Backend) -> int:
+    """Bytes of the files of the target that a backend was opened with."""
+    return sum(manifest.files[file].size for file in opened_variant(manifest, backend).files)
 
 
 def _choose(manifest: Manifest) -> tuple[str, Variant, str | None]:
@@ -171,19 +155,38 @@ def _problem(name: str) -> str | None:
     return hotpath.problem()
 
 
-def variant_for(manifest: Manifest, name: str) -> Variant:
-    """The variant of the target model that a backend opens.
+def variant_for(manifest: Manifest, name: str, device: str = "") -> Variant:
+    """The variant of the target model that a backend opens for a device of its own.
 
     Raises:
         BundleError: there is none.
     """
-    found = _find(manifest, name)
-    if found is None:
+    found = parts(manifest, name, "target")
+    if found and needs_static(name, device):
+        found = tuple(variant for variant in found if variant.flavour == "static")
+        if not found:
+            raise BundleError(
+                f"{name}:{device} takes graphs of fixed shapes only, and the bundle has none "
+                f"({_content(manifest)}); export it again with --format {name}-static"
+            )
+    if not found:
         raise BundleError(
             f"the bundle has no variant for the backend {name!r} ({_content(manifest)}); "
             "use another backend, or export it again"
         )
-    return found
+    return found[0]
+
+
+def opened_variant(manifest: Manifest, backend: Backend) -> Variant:
+    """The variant that a loaded backend was opened with.
+
+    Raises:
+        BundleError: there is none; it is another bundle's.
+    """
+    for variant in parts(manifest, backend.name, "target"):
+        if variant.flavour == backend.flavour:
+            return variant
+    return variant_for(manifest, backend.name)
 
 
 def _find(manifest: Manifest, name: str) -> Variant | None:

@@ -203,8 +203,9 @@ def test_no_drafter_changes_an_answer(folder: Path, plain: list[int], drafter: s
     assert answer(folder, drafter) == plain
 
 
-def test_a_draft_model_changes_no_answer(folder: Path, plain: list[int]) -> None:
-    options = {"small_model": {"model": str(folder), "backend": "openvino"}}
+@pytest.mark.parametrize("backend", ["openvino", "openvino:AUTO", "openvino:cpu"])
+def test_a_draft_model_changes_no_answer(folder: Path, plain: list[int], backend: str) -> None:
+    options = {"small_model": {"model": str(folder), "backend": backend}}
     assert answer(folder, "small_model", options) == plain
 
 

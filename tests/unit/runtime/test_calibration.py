@@ -145,5 +145,5 @@ def test_a_busy_machine_leaves_no_curve_behind(
         done = calibrate(backend, manifest, 1)
     assert done.path is None
     assert "busy" in caplog.text
-    assert load_curve(device_of(backend, 1), files_key(manifest, backend.name)) is None
+    assert load_curve(device_of(backend, 1), files_key(manifest, backend)) is None
     backend.close()

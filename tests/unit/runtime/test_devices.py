@@ -15,8 +15,8 @@ from quickdraft.bundle import open_bundle
 from quickdraft.device_profiles import machine
 from quickdraft.errors import BackendError, DeviceError, OptionError
 from quickdraft.runtime import devices
-from quickdraft.runtime.backends import ort_session, providers
-from quickdraft.runtime.backends.opening import open_backend, split_device
+from quickdraft.runtime.backends import openvino_device, ort_session, providers
+from quickdraft.runtime.backends.opening import open_backend
 from quickdraft.runtime.calibration import calibrate
 from quickdraft.runtime.devices import Here, place
 
@@ -90,12 +90,6 @@ def test_what_is_not_here_is_refused(
         place(device, backend)
 
 
-@pytest.mark.parametrize("name", ["hotpath:x", "auto:x", "reference:cpu", "onnxruntime:"])
-def test_backends_without_devices(name: str) -> None:
-    with pytest.raises(OptionError, match="backend is"):
-        split_device(name)
-
-
 def test_a_model_that_cannot_fit_is_refused(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "memory", lambda: (200_000, None))
     with pytest.raises(DeviceError, match=r"does not fit on .*: weights .* MiB \+ keys and values"):
@@ -138,6 +132,26 @@ def quickdraft_tree() -> Any:
     from quickdraft.drafters.tree import Tree
 
     return Tree.chain([1])
+
+
+@pytest.mark.parametrize(
+    ("device", "problem"),
+    [
+        ("", None),
+        ("gpu", None),
+        ("AUTO", None),
+        ("AUTO:GPU,CPU", None),
+        ("NPU", "finds no device 'NPU' here (it finds: CPU, GPU)"),
+        ("AUTO:NPU,CPU", "finds no device 'NPU' here"),
+    ],
+)
+def test_devices_of_openvino(
+    device: str, problem: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    core = SimpleNamespace(available_devices=["CPU", "GPU"])
+    monkeypatch.setattr(openvino_device, "core", lambda: core)
+    found = devices.backend_problem(f"openvino:{device}" if device else "openvino")
+    assert (found is None) if problem is None else (problem in str(found))
 
 
 @dataclass

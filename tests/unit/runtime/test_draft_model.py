@@ -12,7 +12,7 @@ from tiny.toy_model import byte_tokenizer, toy_manifest
 
 from quickdraft.bundle import open_bundle
 from quickdraft.drafters.tree import Tree
-from quickdraft.errors import InputError, ModelNotFound, OptionError
+from quickdraft.errors import DeviceError, InputError, ModelNotFound, OptionError
 from quickdraft.manifest import Manifest
 from quickdraft.runtime.draft_model import BackendDraftModel, open_draft_model
 from quickdraft.runtime.drafting import bundle_key
@@ -53,6 +53,25 @@ def test_a_bundle_drafts_for_another(tmp_path: Path) -> None:
     assert found.shape == (1, manifest.model.vocab_size)
     assert bundle_key(manifest) != bundle_key(other)
     model.close()
+
+
+def test_a_draft_model_on_a_device_of_its_own(tmp_path: Path) -> None:
+    """The name leads to the bundle with its device, and to the backend."""
+    manifest, tokenizer = target(tmp_path / "target")
+    write_tiny_model(tmp_path / "draft", formats=("onnx",), num_hidden_layers=1)
+
+    def find(name: str, backend: str) -> tuple[Path, Manifest]:
+        assert backend.startswith("onnxruntime:")
+        return tmp_path / "draft", open_bundle(tmp_path / "draft").manifest
+
+    model = open_draft_model("smaller", "onnxruntime:CPU", find, manifest, tokenizer)
+    found = model.logits(Tree.chain([5, 6]), model.new_cache(), [1])
+    assert found.shape == (1, manifest.model.vocab_size)
+    model.close()
+    with pytest.raises(DeviceError, match="no device 'Gadget'"):
+        open_draft_model("smaller", "onnxruntime:Gadget", find, manifest, tokenizer)
+    with pytest.raises(OptionError, match="unknown backend 'onnxrt'"):
+        open_draft_model("smaller", "onnxrt:CPU", find, manifest, tokenizer)
 
 
 def test_a_model_with_another_tokenizer_is_refused(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from tiny.toy_model import byte_tokenizer_json, toy_manifest
 from quickdraft.errors import BackendError, BundleError, OptionError
 from quickdraft.manifest import Manifest, SlotsLayout, StepNames, Variant
 from quickdraft.runtime.backends import hotpath, opening
-from quickdraft.runtime.backends.opening import open_backend
+from quickdraft.runtime.backends.opening import open_backend, variant_for
 from quickdraft.runtime.drafting import DraftingSetup
 from quickdraft.runtime.model import Model
 
@@ -65,6 +65,18 @@ def variant(target_format: str, flavour: str = "portable") -> Variant:
         cache=cache,
         guarantee="bit_identical",
     )
+
+
+def test_an_npu_gets_the_variant_of_fixed_shapes() -> None:
+    """Whatever the bundle names first, and however the device is written."""
+    dynamic, fixed = variant("openvino"), variant("openvino", "static")
+    both = manifest(dynamic, fixed)
+    for device in ("NPU", "npu", "NPU.0", "AUTO:NPU,CPU"):
+        assert variant_for(both, "openvino", device) is fixed
+        with pytest.raises(BundleError, match=f"{device} takes graphs of fixed.*openvino-static"):
+            variant_for(manifest(dynamic), "openvino", device)
+    for device in ("", "CPU", "GPU", "AUTO"):
+        assert variant_for(both, "openvino", device) is dynamic
 
 
 def manifest(*variants: Variant) -> Manifest:

@@ -1,0 +1,1 @@
+../../quickdraft/device_names.py
