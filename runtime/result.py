@@ -68,11 +68,12 @@ class Result:
     """An answer. token_ids hold an end-of-text token that ended it; text does not, and ends
     before a stop string. logprobs is None unless asked for. guarantee: how this answer relates
     to that of plain decoding. kv_cache: how keys and values are stored. isa: instruction set of our
-    kernels, None where others compute. degraded: why not the best variant of the bundle runs.
-    prefill: how the rows that the answer stands on came about, `exact` unless some were predicted,
-    in this answer or an earlier one of the session; prediction: what is known of these. sequences:
-    the best answers of a search, of which this is the first, and beams: how it went; empty and None
-    where there was none. simulated: the device whose time the timings are, None for real ones."""
+    kernels, None where others compute. degraded: why not the best variant of the bundle runs, or
+    what of it does not run on the device. prefill: how the rows that the answer stands on came
+    about, `exact` unless some were predicted, in this answer or an earlier one of the session;
+    prediction: what is known of these. sequences: the best answers of a search, of which this is
+    the first, and beams: how it went; empty and None where there was none. simulated: the device
+    whose time the timings are, None for real ones."""
 
     text: str
     token_ids: tuple[int, ...]

@@ -74,7 +74,10 @@ CPU = "CPU"
 
 
 class OnnxRuntimeBackend:
-    """A Backend over one InferenceSession, shared by all conversations."""
+    """A Backend over one InferenceSession, shared by all conversations.
+
+    degraded: what of it does not run on the device, None if all does.
+    """
 
     name = "onnxruntime"
     top = 0
@@ -99,7 +102,7 @@ class OnnxRuntimeBackend:
 
         Raises:
             OptionError: kv_cache is not f32. MissingExtra: onnxruntime is not installed.
-            DeviceError: the device is not there.
+            DeviceError: the device is not there, or takes nothing of the graph.
             BackendError: onnxruntime cannot load the model.
             BundleError: the graph's inputs or outputs are not those of the manifest.
         """
@@ -112,6 +115,7 @@ class OnnxRuntimeBackend:
                 "has one of 'slots'; use the backend of its flavour"
             )
         self.spec = spec
+        self.device = device
         self._vocab_size = vocab_size
         self.flavour = variant.flavour
         # That a row's bits do not depend on the others was tested on x86-64 kernels only.
@@ -121,10 +125,12 @@ class OnnxRuntimeBackend:
         self._layout = variant.cache
         self._session: Any = ort_session.open_session(folder / variant.model, options, named)
         check_names(self._session, spec, variant)
+        opened = [self._session]
         self._encoder: OnnxRuntimeEncoder | None = None
         if encoder is not None:
-            opened = ort_session.open_session(folder / encoder.model, options, named)
-            self._encoder = OnnxRuntimeEncoder(opened, spec, encoder)
+            opened.append(ort_session.open_session(folder / encoder.model, options, named))
+            self._encoder = OnnxRuntimeEncoder(opened[-1], spec, encoder)
+        self.degraded = providers.fallen_back(opened, device)
         self._states: weakref.WeakKeyDictionary[ContiguousCache, State] = (
             weakref.WeakKeyDictionary()
         )

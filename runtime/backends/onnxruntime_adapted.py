@@ -17,7 +17,7 @@ from quickdraft.kvcache.base import KvCache
 from quickdraft.kvcache.by_head import ByHeadCache
 from quickdraft.kvcache.tokens import TokenCache
 from quickdraft.manifest import AppendedLayout, RecomputedLayout, Variant
-from quickdraft.runtime.backends import ort_session
+from quickdraft.runtime.backends import ort_session, providers
 from quickdraft.runtime.backends.adapted import AdaptedBackend, Feeds, Piece, step_feeds
 from quickdraft.runtime.backends.base import CancelToken, refuse_kv_types
 from quickdraft.types import ModelSpec
@@ -48,11 +48,14 @@ class OnnxRuntimeAdapted(AdaptedBackend[ByHeadCache | TokenCache]):
         variant: Variant,
         threads: int | None = None,
         kv_cache: str | None = None,
+        device: str = "CPU",
     ) -> None:
-        """Load the variant. threads: of one step; None means one per physical core.
+        """Load the variant. threads: of one step; None means one per physical core. device: see
+        `providers`.
 
         Raises:
             OptionError: kv_cache is not f32. MissingExtra: onnxruntime is not installed.
+            DeviceError: the device is not there, or takes nothing of the graph.
             BackendError: onnxruntime cannot load or run the model.
             BundleError: the graph's inputs or outputs are not those of the manifest.
         """
@@ -61,11 +64,15 @@ class OnnxRuntimeAdapted(AdaptedBackend[ByHeadCache | TokenCache]):
         if not isinstance(variant.cache, AppendedLayout | RecomputedLayout):
             raise BundleError(f"{variant.model} has a cache of {variant.cache.kind!r}")
         self._layout = variant.cache
+        self.device = device
         options = ort_session.options(threads)
+        named = providers.use(options, device)
         self._sessions: list[Any] | None = []
         for model in (variant.details.get(FIRST_MODEL), variant.model):
             if model is not None:
-                self._sessions.append(ort_session.open_session(folder / str(model), options))
+                opened = ort_session.open_session(folder / str(model), options, named)
+                self._sessions.append(opened)
+        self.degraded = providers.fallen_back(self._sessions, device)
         self._check_names()
         values = [*self._sessions[-1].get_inputs(), *self._sessions[-1].get_outputs()]
         self.dtypes = {value.name: _DTYPES.get(value.type, np.float32) for value in values}

@@ -41,7 +41,8 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Opened:
-    """A loaded backend. degraded: why it is not the best one for the bundle, None if it is."""
+    """A loaded backend. degraded: why it is not the best one for the bundle, or what of it does not
+    run on its device; None if neither."""
 
     backend: Backend
     degraded: str | None = None
@@ -56,7 +57,8 @@ def open_backend(
     own kernels cannot run, the portable variant, with a warning. `name:device` runs on a device of
     the backend, and `simulated:profile` in the time of a device that is not here. A backend class
     is constructed as `Class(folder, model_spec, variant, threads=None, kv_cache=None)`, and given
-    `device` where one is named, and `encoder`, a variant, for an encoder-decoder model.
+    `device` where one is named, and `encoder`, a variant, for an encoder-decoder model. Its
+    `degraded`, where it has one, says what does not run on its device.
 
     Raises:
         OptionError: no such backend, or it refuses an option.
@@ -81,6 +83,7 @@ def open_backend(
     if manifest.model.source is not None:
         options["encoder"] = find_encoder(manifest, variant)
     backend = backend_class(folder, manifest.model, variant, threads=threads, **options)
+    degraded = degraded or getattr(backend, "degraded", None)
     if degraded is not None:
         _log.warning("slower than it could be, with the backend %r: %s", name, degraded)
     return Opened(backend, degraded)

@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quickdraft.errors import BackendError, BundleError, Cancelled, MissingExtra, OptionError
+from quickdraft.device_names import hardware
+from quickdraft.errors import BackendError, BundleError, DeviceError, OptionError
 from quickdraft.kvcache.base import KvCache
 from quickdraft.kvcache.growing import GrowingCache, Slots
 from quickdraft.manifest import StatesLayout, StepNames, Variant
+from quickdraft.runtime.backends import openvino_device
 from quickdraft.runtime.backends.adapted import AdaptedBackend, Piece, step_feeds
 from quickdraft.runtime.backends.base import CancelToken
 from quickdraft.types import ModelSpec
@@ -131,41 +133,43 @@ class OpenVinoAdapted(AdaptedBackend[StatesCache]):
         variant: Variant,
         threads: int | None = None,
         kv_cache: str | None = None,
-        device: str = "CPU",
+        device: str | None = None,
     ) -> None:
-        """Compile the variant for a device. threads: of one step; None leaves it to OpenVINO.
+        """Compile the variant for a device (see openvino_device.check_device). threads: of one
+        step, on the CPU; None leaves it to OpenVINO.
 
         Raises:
-            OptionError: no such kv_cache. MissingExtra: openvino is not installed.
-            BackendError: OpenVINO cannot load the model, or has no such device.
-            BundleError: the graph keeps no states.
+            DeviceError: no such device here, or it takes fixed shapes only. OptionError: no such
+                kv_cache, or the device does not take an option.
+            MissingExtra: OpenVINO is not installed.
+            BundleError: the files are damaged, or the graph keeps no states.
+            BackendError: the device cannot compile the graph.
         """
         super().__init__(spec, variant)
         if kv_cache is not None and kv_cache not in KV_PRECISIONS:
             raise OptionError(f"kv_cache is {kv_cache!r}; available: {', '.join(KV_PRECISIONS)}")
         if not isinstance(variant.cache, StatesLayout):
             raise BundleError(f"{variant.model} has a cache of {variant.cache.kind!r}")
-        try:
-            import openvino as ov
-        except ImportError:
-            raise MissingExtra("openvino", "openvino") from None
-        self.kv_type = kv_cache or "f32"
-        config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
-        if device == "CPU":
-            config["KV_CACHE_PRECISION"] = KV_PRECISIONS[self.kv_type]
-            config["INFERENCE_PRECISION_HINT"] = "f32"
-            # Activations in int8 moved logits by 1 between steps of different numbers of rows, so
-            # that drafted answers were not the plain ones; without, by 2e-4.
-            config["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = "0"
-        if threads is not None:
-            config["INFERENCE_NUM_THREADS"] = threads
-        try:
-            core = ov.Core()
-            self._model: Any = core.compile_model(folder / variant.model, device, config)
-        except RuntimeError as error:
-            raise BackendError(
-                f"OpenVINO cannot load {variant.model} on {device}: {error}"
-            ) from error
+        self._device = openvino_device.check_device(device)
+        if "npu" in hardware("openvino", self._device):
+            raise DeviceError(
+                f"{self._device} takes graphs of fixed shapes only, and {variant.model} has none; "
+                "export the checkpoint it was made of with --format openvino-static"
+            )
+        binaries = [name for name in variant.files if name.endswith(".bin")]
+        if len(binaries) != 1:
+            raise BundleError(f"{variant.model} has {len(binaries)} files of weights, not one")
+        how = openvino_device.properties(self._device, threads)
+        if self._device == openvino_device.DEFAULT_DEVICE:
+            how["KV_CACHE_PRECISION"] = KV_PRECISIONS[kv_cache or "f32"]
+        elif kv_cache is not None:
+            raise OptionError(
+                f"kv_cache is {kv_cache!r}, and only OpenVINO's CPU is told how to store keys and "
+                f"values; leave the option out for {self._device}"
+            )
+        model, weights = folder / variant.model, folder / binaries[0]
+        self._model: Any = openvino_device.compile_graph(model, weights, self._device, how)
+        self.kv_type = openvino_device.kv_type(self._model)
         self._lock = threading.Lock()
 
     def new_cache(self) -> StatesCache:
@@ -183,6 +187,11 @@ class OpenVinoAdapted(AdaptedBackend[StatesCache]):
         cache.settle()
         return _Run(self._variant.step, cache, cancel)
 
+    @property
+    def device(self) -> str:
+        """See Backend; of `AUTO`, also what it has chosen."""
+        return openvino_device.placed(self._device, self._model)
+
     def close(self) -> None:
         """Release the model."""
         self._model = None
@@ -199,16 +208,7 @@ class _Run:
         feeds = step_feeds(self._names, tokens, past)
         # Whatever becomes of the run, the states are not what they were.
         self._cache.wrote(past + len(tokens))
-        if cancel is not None:
-            cancel.attach(request.cancel)
-        try:
-            request.start_async(feeds, share_inputs=False)
-            request.wait()
-        except RuntimeError as error:
-            if cancel is not None and cancel.cancelled:
-                raise Cancelled("stopped on request") from None
-            raise BackendError(f"OpenVINO failed in a step: {error}") from error
-        finally:
-            if cancel is not None:
-                cancel.attach(None)
+        for name, array in feeds.items():
+            request.set_tensor(name, openvino_device.tensor(array))
+        openvino_device.run(request, cancel)
         return np.asarray(request.get_tensor(self._names.logits).data[0], np.float32)

@@ -125,6 +125,23 @@ def compile_graph(xml: Path, weights: Path, device: str, how: Mapping[str, Any])
         ) from error
 
 
+def placed(device: str, compiled: Any) -> str:
+    """A device as people read it: of `AUTO`, with what computes now in brackets. compiled: None
+    where nothing runs any more."""
+    if not device.startswith("AUTO") or compiled is None:
+        return device
+    return f"{device} ({', '.join(compiled.get_property('EXECUTION_DEVICES'))})"
+
+
+def kv_type(compiled: Any) -> str:
+    """How a compiled graph stores keys and values in states, in our words; what devices other than
+    the CPU compute in, where they do not tell."""
+    if "KV_CACHE_PRECISION" not in compiled.get_property("SUPPORTED_PROPERTIES"):
+        return "f16"
+    name = compiled.get_property("KV_CACHE_PRECISION").to_string()
+    return {"f32": "f32", "u8": "int8", "i8": "int8"}.get(name, "f16")
+
+
 def tensor(array: Any) -> Any:
     """The memory of an array as an openvino.Tensor, not copied."""
     return ov.Tensor(array, shared_memory=True)

@@ -46,18 +46,21 @@ def options(threads: int | None, beside: bool = False) -> Any:
 
 
 def open_session(
-    model: Path, session_options: Any, providers: Sequence[str] | None = ("CPUExecutionProvider",)
+    model: Path, session_options: Any, providers: Sequence[Any] | None = ("CPUExecutionProvider",)
 ) -> Any:
-    """An InferenceSession, on the CPU unless providers are named; None: the options hold them.
+    """An InferenceSession, on the CPU unless providers are named, with options or without; None:
+    the session's options hold them.
 
     Raises:
         BackendError: onnxruntime cannot load the model.
     """
     load: Callable[..., Any] = require().InferenceSession
     try:
-        if providers is None:
-            return load(str(model), session_options)
-        return load(str(model), session_options, providers=list(providers))
+        # Else it would try again on the CPU, and say so on standard output only.
+        how: dict[str, Any] = {"enable_fallback": False}
+        if providers is not None:
+            how["providers"] = list(providers)
+        return load(str(model), session_options, **how)
     except Exception as error:
         raise BackendError(
             f"onnxruntime {ort.__version__} cannot load {model.name}: {error}"

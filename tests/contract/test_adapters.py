@@ -6,6 +6,8 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,12 +16,13 @@ from tiny.checkpoint import tiny_checkpoint
 
 from quickdraft.bundle import Bundle
 from quickdraft.drafters.tree import Tree
-from quickdraft.errors import AdapterError, BackendError, BundleError, OptionError
+from quickdraft.errors import AdapterError, BackendError, BundleError, DeviceError, OptionError
 from quickdraft.export.emitters import onnx_weights
 from quickdraft.export.pipeline import export_checkpoint
 from quickdraft.manifest import parse_manifest
 from quickdraft.models.adapters import adapt, recognise
 from quickdraft.models.resolve import resolve
+from quickdraft.runtime.backends import openvino_device
 from quickdraft.runtime.backends.adapted import AdaptedBackend
 from quickdraft.runtime.backends.opening import open_backend
 
@@ -128,6 +131,82 @@ def test_trees_and_options_are_refused(tmp_path: Path) -> None:
         backend.step(Tree.chain([5]), backend.new_cache())
     with pytest.raises(OptionError, match="kv_cache"):
         open_backend(bundle.folder, bundle.manifest, "onnxruntime", None, "int8")
+
+
+@pytest.mark.parametrize("write", [with_past, pair, plain])
+def test_providers_are_chosen_by_name(write: Callable[[Path], Path], tmp_path: Path) -> None:
+    """As for graphs of our own."""
+    bundle = adapt(write(tmp_path / "export"))
+    backend = open_backend(bundle.folder, bundle.manifest, "onnxruntime:CPU", None).backend
+    assert backend.device == "CPU"
+    found = backend.step(Tree.chain(TOKENS), backend.new_cache()).logits
+    np.testing.assert_allclose(found, exports.expected(TOKENS), rtol=0, atol=1e-3)
+    with pytest.raises(DeviceError, match=r"has no QNNExecutionProvider .* onnxruntime-qnn"):
+        open_backend(bundle.folder, bundle.manifest, "onnxruntime:QNN", None)
+
+
+@pytest.mark.openvino
+class TestDevicesOfOpenVino:
+    """A folder of optimum-intel is opened with the rules of our own graphs."""
+
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        return exports.write_openvino(tmp_path / "export")
+
+    def open(self, folder: Path, device: str, **options: Any) -> Any:
+        bundle = adapt(folder)
+        name = f"openvino:{device}"
+        return open_backend(bundle.folder, bundle.manifest, name, **{"threads": None, **options})
+
+    @pytest.mark.parametrize(("device", "said"), [("cpu", "CPU"), ("AUTO", "AUTO (CPU)")])
+    def test_names_are_taken_in_any_case(self, folder: Path, device: str, said: str) -> None:
+        backend = self.open(folder, device).backend
+        assert backend.device == said
+        found = backend.step(Tree.chain(TOKENS), backend.new_cache()).logits
+        np.testing.assert_allclose(found, exports.expected(TOKENS), rtol=0, atol=1e-2)
+
+    @pytest.mark.parametrize("device", ["GPU.7", "TPU", "NPU.3"])
+    def test_what_is_not_here_is_refused(self, folder: Path, device: str) -> None:
+        with pytest.raises(DeviceError, match="no device"):
+            self.open(folder, device)
+
+    def test_an_npu_takes_no_such_graph(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        core = SimpleNamespace(available_devices=["CPU", "NPU"])
+        monkeypatch.setattr(openvino_device, "core", lambda: core)
+        with pytest.raises(DeviceError, match="NPU takes graphs of fixed shapes only.*static"):
+            self.open(folder, "npu")
+
+    def test_options_that_a_device_does_not_take(self, folder: Path) -> None:
+        with pytest.raises(OptionError, match="threads is 2, and only OpenVINO's CPU"):
+            self.open(folder, "AUTO", threads=2)
+        with pytest.raises(OptionError, match="kv_cache is 'f16', and only OpenVINO's CPU"):
+            self.open(folder, "AUTO", kv_cache="f16")
+        assert self.open(folder, "CPU", kv_cache="int8").backend.kv_type == "int8"
+        assert self.open(folder, "CPU").backend.kv_type == "f32"
+
+    def test_a_harmful_graph_is_looked_at_first(self, folder: Path) -> None:
+        bundle = adapt(folder)
+        xml = folder / "openvino_model.xml"
+        xml.write_bytes(xml.read_bytes() + b"<a>" * 100)
+        with pytest.raises(BundleError, match="openvino_model.xml"):
+            open_backend(bundle.folder, bundle.manifest, "openvino", None)
+
+    def test_what_is_compiled_elsewhere_is_kept(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        given = {}
+        genuine = openvino_device.compile_graph
+
+        def compile_graph(xml: Path, weights: Path, device: str, how: Any) -> Any:
+            given.update(how)
+            return genuine(xml, weights, device, how)
+
+        monkeypatch.setattr(openvino_device, "compile_graph", compile_graph)
+        self.open(folder, "AUTO")
+        assert Path(given["CACHE_DIR"]).is_dir()
+        assert "INFERENCE_NUM_THREADS" not in given
 
 
 @pytest.fixture(scope="module")

@@ -176,9 +176,14 @@ class FakeOrt:
 class Options:
     def __init__(self) -> None:
         self.added: list[str] = []
+        self.entries: dict[str, str] = {}
 
     def add_provider_for_devices(self, entries: list[Any], options: dict[str, str]) -> None:
-        self.added += [f"{entry.ep_name} {entry.device.type.name}" for entry in entries]
+        said = "".join(f" {key}={value}" for key, value in options.items())
+        self.added += [f"{entry.ep_name} {entry.device.type.name}{said}" for entry in entries]
+
+    def add_session_config_entry(self, key: str, value: str) -> None:
+        self.entries[key.removeprefix("session.")] = value
 
 
 OPENVINO = "OpenVINOExecutionProvider"
@@ -188,13 +193,16 @@ OPENVINO = "OpenVINOExecutionProvider"
     ("device", "named", "added"),
     [
         ("CPU", ["CPUExecutionProvider"], []),
-        ("DirectML", ["DmlExecutionProvider", "CPUExecutionProvider"], []),
+        ("CPU,arena=1", [("CPUExecutionProvider", {"arena": "1"})], []),
+        ("DirectML", ["DmlExecutionProvider"], []),
+        ("DirectML,device_id=1,fallback=yes", [("DmlExecutionProvider", {"device_id": "1"})], []),
         ("OpenVINO", None, [f"{OPENVINO} NPU"]),
         ("OpenVINO.GPU", None, [f"{OPENVINO} GPU"]),
+        ("OpenVINO.GPU,cache_dir=a=b", None, [f"{OPENVINO} GPU cache_dir=a=b"]),
     ],
 )
 def test_providers_by_name(
-    device: str, named: list[str] | None, added: list[str], monkeypatch: pytest.MonkeyPatch
+    device: str, named: list[Any] | None, added: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = tuple((OPENVINO, hardware) for hardware in ("CPU", "NPU", "GPU"))
     fake = FakeOrt(("DmlExecutionProvider", "CPUExecutionProvider"), found)
@@ -220,6 +228,81 @@ def test_missing_providers(device: str, message: str, monkeypatch: pytest.Monkey
     monkeypatch.setattr(providers, "find_spec", lambda name: None)
     with pytest.raises(DeviceError, match=message):
         providers.use(Options(), device)
+
+
+@pytest.mark.parametrize(
+    "device",
+    ["QNN,", "QNN,x", "QNN,=1", "QNN,a=1,a=2", "QNN,fallback=maybe", "CPU,fallback=no"],
+)
+def test_options_of_providers_are_checked(device: str) -> None:
+    with pytest.raises(OptionError, match=r"device is '.*fallback"):
+        providers.parse_device(device)
+
+
+class Session:
+    """Nodes by provider, as onnxruntime tells them."""
+
+    def __init__(self, **nodes: str) -> None:
+        self.nodes = nodes
+
+    def get_provider_graph_assignment_info(self) -> list[Any]:
+        def part(name: str, ops: str) -> Any:
+            nodes = [SimpleNamespace(op_type=op) for op in ops.split()]
+            return SimpleNamespace(ep_name=name, get_nodes=lambda: nodes)
+
+        return [part(f"{name}ExecutionProvider", ops) for name, ops in self.nodes.items()]
+
+
+def test_what_a_provider_leaves_to_the_processor_is_said() -> None:
+    told = providers.fallen_back
+    assert told([Session(QNN="Add Mul"), Session(QNN="Add")], "QNN") is None
+    assert told([Session(CPU="Add Mul")], "CPU") is None
+    mixed = Session(QNN="MatMul Add Add", CPU="Gather Shape Gather A B C")
+    expected = "QNN runs 4 of 10 nodes, and the processor runs the others (2 Gather, 1 Shape, "
+    assert expected in str(told([mixed, Session(QNN="Add")], "QNN"))
+    with pytest.raises(DeviceError, match="QNNExecutionProvider takes none of the 2 nodes"):
+        told([mixed, Session(CPU="Add Mul")], "QNN")
+
+
+@pytest.mark.parametrize(("device", "forbidden"), [("", True), (",fallback=yes", False)])
+def test_an_onnxruntime_that_does_not_count_may_not_fall_back(
+    device: str, forbidden: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ort_session, "ort", FakeOrt(("DmlExecutionProvider",)))
+    options = Options()
+    providers.use(options, f"DirectML{device}")
+    assert ("disable_cpu_ep_fallback" in options.entries) == forbidden
+    told = providers.fallen_back([], f"DirectML{device}")
+    assert (told is None) if forbidden else ("does not tell" in str(told))
+
+
+@pytest.fixture
+def idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A provider of this onnxruntime that takes no node of ours."""
+    azure = providers.Provider("AzureExecutionProvider", "")
+    if azure.name not in ort_session.require().get_available_providers():
+        pytest.skip("this onnxruntime has no such provider")
+    monkeypatch.setitem(providers.PROVIDERS, "QNN", azure)
+
+
+@pytest.mark.usefixtures("idle")
+def test_a_provider_that_takes_no_node_is_refused(bundle: Path) -> None:
+    with pytest.raises(DeviceError, match="takes none of the [0-9]+ nodes"):
+        quickdraft.load(bundle, backend="onnxruntime:QNN", drafter="none")
+    with pytest.raises(BackendError, match="fallback to CPU EP has been explicitly disabled"):
+        quickdraft.load(bundle, backend="onnxruntime:QNN,fallback=no", drafter="none")
+
+
+@pytest.mark.usefixtures("idle")
+def test_what_falls_back_stands_in_the_result(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = Session(Azure="MatMul", CPU="Gather").get_provider_graph_assignment_info()
+    session = ort_session.require().InferenceSession
+    monkeypatch.setattr(session, "get_provider_graph_assignment_info", lambda self: ours)
+    with quickdraft.load(bundle, backend="onnxruntime:QNN", drafter="none") as model:
+        result = model.generate(PROMPT, max_new_tokens=2)
+    assert "QNN runs 1 of 2 nodes" in str(result.to_dict()["degraded"])
 
 
 def test_a_provider_is_refused_where_the_model_is_opened(bundle: Path) -> None:
