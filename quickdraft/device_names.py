@@ -10,6 +10,8 @@ from quickdraft.errors import OptionError
 Hardware = Literal["cpu", "gpu", "npu"]
 DEVICELESS = ("hotpath", "reference")
 """Backends that run on the processor, and on nothing else."""
+CHOOSING = ("coreml", "onnxruntime", "openvino")
+"""Those that have devices to choose from."""
 _CORE_ML: dict[str, tuple[Hardware, ...]] = {
     "CPU_ONLY": ("cpu",),
     "CPU_AND_GPU": ("gpu",),
@@ -40,12 +42,18 @@ def split_device(name: str) -> tuple[str, str]:
     return backend, device
 
 
+def base(backend: str) -> str:
+    """The backend that one for other tools' exports stands in for."""
+    return backend.removesuffix("_adapted")
+
+
 def hardware(backend: str, device: str) -> tuple[Hardware, ...]:
     """What a backend computes on with a device of its own ("": the one it takes by itself), in
     order of preference; () where it chooses by itself, or where nobody knows.
 
     Core ML's Neural Engine and GPU may always hand work to the processor; they are named alone.
     """
+    backend = base(backend)
     if backend in ("auto", *DEVICELESS):
         return ("cpu",)
     if backend == "openvino":

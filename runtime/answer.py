@@ -149,6 +149,7 @@ class AnswerStream:
             flavour=model.backend.flavour,
             guarantee=self._guarantee(steps, decoder.prediction is not None),
             kv_cache=model.backend.kv_type,
+            device=model.backend.device,
             isa=model.backend.isa,
             degraded=model.degraded,
             simulated=simulated_device(model.backend),

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from quickdraft import __version__
+from quickdraft.device_names import base
 from quickdraft.device_profiles import machine
 from quickdraft.device_profiles.curve import Curve
 from quickdraft.device_profiles.curve_store import Device, load_curve, save_curve
@@ -39,6 +40,9 @@ _log = logging.getLogger(__name__)
 SHORT_CONTEXT = 64
 """Less than this tells nothing about what context adds."""
 
+
+_LIBRARIES = {"openvino": "openvino", "coreml": "coremltools"}
+"""What computes for a backend, where that is not ONNX Runtime."""
 
 STEADY = 1.25
 """How far a typical second best time may lie above the best one."""
@@ -241,7 +245,7 @@ def device_of(backend: Backend, threads: int | None) -> Device:
         processor=machine.cpu_name() or "unknown",
         processors=machine.usable_processors() or 0,
         threads=threads or 0,
-        backend=backend.name,
+        backend=backend.name if backend.device == "CPU" else f"{backend.name}:{backend.device}",
         isa=backend.isa or "",
         kv_type=backend.kv_type,
         versions=", ".join(_versions(backend)),
@@ -250,7 +254,7 @@ def device_of(backend: Backend, threads: int | None) -> Device:
 
 def _versions(backend: Backend) -> list[str]:
     found = [f"quickdraft {__version__}"]
-    for package in ("onnxruntime", "numpy"):
+    for package in (_LIBRARIES.get(base(backend.name), "onnxruntime"), "numpy"):
         try:
             found.append(f"{package} {metadata.version(package)}")
         except metadata.PackageNotFoundError:

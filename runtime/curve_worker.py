@@ -108,8 +108,13 @@ def main(folder: str, options: str) -> None:
     chosen = json.loads(options)
     with Model.open(bundle.folder, manifest=bundle.manifest, drafting=plain, **chosen) as model:
         backend = model.backend
-        facts = {"engine": "quickdraft", "backend": backend.name, "flavour": backend.flavour}
-        answers.write(json.dumps(facts | {"isa": backend.isa, "kv_cache": backend.kv_type}) + "\n")
+        facts: dict[str, Any] = {
+            "engine": "quickdraft",
+            "backend": backend.name,
+            "flavour": backend.flavour,
+        }
+        facts |= {"device": backend.device, "isa": backend.isa, "kv_cache": backend.kv_type}
+        answers.write(json.dumps(facts) + "\n")
         worker = CurveWorker(backend)
         for line in sys.stdin:
             answers.write(json.dumps(worker.answer(json.loads(line))) + "\n")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, get_args
 
-from quickdraft.device_names import split_device
+from quickdraft.device_names import CHOOSING, Hardware, hardware, split_device
 from quickdraft.device_profiles import machine
 from quickdraft.device_profiles.memory_plan import LEAST_CONTEXT, MemoryPlan, plan_memory
 from quickdraft.device_profiles.profile import Kind, Profile, matching, profile_named, profiles
@@ -67,7 +68,7 @@ class Here:
 @dataclass(frozen=True)
 class Placement:
     """Where a model runs. backend: for `open_backend`. why: a sentence for people. profile: None
-    where none fits the machine."""
+    where none fits the machine, or what the backend was told to compute on."""
 
     backend: str
     why: str
@@ -76,9 +77,11 @@ class Placement:
 
     @property
     def device(self) -> str:
-        """The name of the device, as `--device` takes it."""
+        """The name of the device: as `--device` takes it, or the backend with a device of its own
+        that no profile describes."""
         if self.profile is None:
-            return "cpu"
+            on_processor = hardware(*split_device(self.backend)) == ("cpu",)
+            return "cpu" if on_processor else self.backend
         return f"{PREFIX}:{self.profile.name}" if self.simulated else self.profile.name
 
     @property
@@ -119,11 +122,11 @@ def place(device: str = AUTO, backend: str = AUTO) -> Placement:
                 "the best backend there is: leave --backend out"
             )
         return _simulated(device)
-    here = Here.look()
+    here, kinds = Here.look(), hardware(*split_device(backend))
+    if device == AUTO and kinds != ("cpu",):
+        return _named_by_backend(here, backend, kinds)
     if device in (AUTO, "cpu"):
-        other = split_device(backend)[1]
-        if device == "cpu" and other not in ("", "CPU") and not other.endswith(".CPU"):
-            raise OptionError(f"device is 'cpu' and backend {backend!r}; leave one of them out")
+        _check_agreement(device, "cpu", backend)
         return _processor(here, device, backend)
     if device in KINDS:
         kind: Kind = device
@@ -162,10 +165,45 @@ def _processor(here: Here, device: str, backend: str) -> Placement:
     return Placement(backend, why, profile)
 
 
+def _named_by_backend(here: Here, backend: str, kinds: tuple[Hardware, ...]) -> Placement:
+    """A device that a backend was given by its own name: its profile, if this machine has one."""
+    for profile in here.matching(kinds[0]) if len(kinds) == 1 else ():
+        if _library(backend) in map(_library, profile.run.backends):
+            return Placement(backend, f"{backend} was asked for; it is {profile.title}", profile)
+    return Placement(backend, f"{backend} was asked for, and no profile describes it", None)
+
+
+def _library(backend: str) -> str:
+    """What drives a device: a backend, or one of ONNX Runtime's providers."""
+    name, own = split_device(backend)
+    return re.split("[.,]", own)[0] if name == "onnxruntime" else name
+
+
+def _check_agreement(device: str, kind: Kind, backend: str) -> None:
+    """Refuse a backend whose device is of another kind than the one that was asked for.
+
+    Raises:
+        OptionError: it is, or nobody can tell.
+    """
+    name, own = split_device(backend)
+    kinds = hardware(name, own)
+    if name not in CHOOSING or kinds == (kind,):
+        return
+    computes = f"computes on {' and '.join(kinds)}" if kinds else "chooses by itself what it takes"
+    raise OptionError(
+        f"device is {device!r}, which is a {kind}, and backend {backend!r} {computes}; leave one "
+        "of them out, or name a device of the backend that is one"
+    )
+
+
 def _on(profile: Profile, backend: str, why: str) -> Placement:
     """A profile with the first of its backends that runs here, or the one asked for."""
     if backend != AUTO:
-        base = split_device(backend)[0]
+        base, own = split_device(backend)
+        if own and backend not in profile.run.backends:
+            _check_agreement(profile.name, profile.kind, backend)
+        if profile.kind == "cpu" and hardware(base, own) == ("cpu",):
+            return Placement(backend, why, profile)
         fitting = [name for name in profile.run.backends if name in (backend, base)]
         fitting += [name for name in profile.run.backends if split_device(name)[0] == base]
         if not fitting:
@@ -218,7 +256,7 @@ def backend_problem(name: str) -> str | None:
     except MissingExtra as error:
         return str(error)
     if base == "coreml":
-        return _coreml_problem()
+        return _coreml_problem(device)
     return None
 
 
@@ -232,12 +270,15 @@ def _openvino_problem(device: str) -> str | None:
     return None
 
 
-def _coreml_problem() -> str | None:
-    if machine.system() != "darwin":
-        return f"Core ML runs on macOS, and this is {machine.system()}"
-    if find_spec("coremltools") is None:
+def _coreml_problem(device: str) -> str | None:
+    from quickdraft.runtime.backends import coreml_engine
+
+    if device.upper() == coreml_engine.EVALUATOR:
+        return None
+    found = coreml_engine.problem()
+    if found is None and find_spec("coremltools") is None:
         return str(MissingExtra("coremltools", "coreml"))
-    return None
+    return found
 
 
 def memory_budget(profile: Profile | None) -> int | None:

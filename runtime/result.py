@@ -67,7 +67,8 @@ class BeamReport:
 class Result:
     """An answer. token_ids hold an end-of-text token that ended it; text does not, and ends
     before a stop string. logprobs is None unless asked for. guarantee: how this answer relates
-    to that of plain decoding. kv_cache: how keys and values are stored. isa: instruction set of our
+    to that of plain decoding. device: what computed it, as its backend names that. kv_cache: how
+    keys and values are stored. isa: instruction set of our
     kernels, None where others compute. degraded: why not the best variant of the bundle runs, or
     what of it does not run on the device. prefill: how the rows that the answer stands on came
     about, `exact` unless some were predicted, in this answer or an earlier one of the session;
@@ -87,6 +88,7 @@ class Result:
     timings: Timings
     steps: tuple[StepRecord, ...] = ()
     kv_cache: str = "f32"
+    device: str = "CPU"
     isa: str | None = None
     degraded: str | None = None
     prefill: str = "exact"
@@ -104,6 +106,7 @@ class Result:
             "model": self.model,
             "backend": self.backend,
             "flavour": self.flavour,
+            "device": self.device,
             "guarantee": self.guarantee,
             "kv_cache": self.kv_cache,
             "isa": self.isa,

@@ -40,6 +40,7 @@ class TinyModel:
     guarantee: Guarantee = "bit_identical"
     trees: Trees = "exact"
     top = 0
+    device = "CPU"
     isa: str | None = None
     kv_type = "f32"
 

@@ -135,6 +135,7 @@ def _row(model: Model, m: Measurement, threads: int | None) -> dict[str, Any]:
         "backend": model.backend.name,
         "simulated": simulated_device(model.backend),
         "flavour": model.backend.flavour,
+        "device": model.backend.device,
         "isa": model.backend.isa,
         "kv_cache": model.backend.kv_type,
         "threads": threads or "auto",

@@ -188,7 +188,7 @@ def _report(
         **circumstances(),
         "device": {
             "name": placement.device,
-            "title": placement.profile.title if placement.profile else "unknown",
+            "title": placement.profile.title if placement.profile else placement.device,
             "simulated": placement.simulated,
             "why": placement.why,
         },
@@ -196,6 +196,7 @@ def _report(
         "weights": opened_variant(model.manifest, model.backend).weight_format,
         "backend": model.backend.name,
         "flavour": model.backend.flavour,
+        "runs_on": model.backend.device,
         "isa": model.backend.isa,
         "kv_cache": model.backend.kv_type,
         "threads": threads or "auto",

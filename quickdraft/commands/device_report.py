@@ -164,11 +164,13 @@ def _facts(report: Report) -> Table:
     if per_token is not None:
         told = ", ".join(f"{way} {joules:.3f} J" for way, joules in per_token.items()) + " a token"
     isa = f", {report['isa']}" if report.get("isa") else ""
+    device = None if report["device"]["simulated"] else report.get("runs_on")
+    backend = ":".join(filter(None, (report["backend"], device)))
     overall = {way: found for way, found in report["overall"].items() if found is not None}
     rows = [
         ["", ""],
         ["model", f"{report['model']}, weights {report['weights']}"],
-        ["runs on", f"{report['backend']}, {report['flavour']}{isa}, {report['threads']} threads"],
+        ["runs on", f"{backend}, {report['flavour']}{isa}, {report['threads']} threads"],
         ["why", report["device"]["why"]],
     ]
     for way, found in overall.items():

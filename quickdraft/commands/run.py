@@ -218,7 +218,7 @@ def statistics(result: Result) -> str:
             *_predicted(result),
             f"answer   {t.predicted_n} tokens, {t.predicted_per_second:.1f} tokens/s{per_step}",
             f"drafts   {t.draft_n_accepted} of {t.draft_n} tokens accepted{share}",
-            f"backend  {result.backend}, {result.flavour}{isa}, {result.guarantee}",
+            f"backend  {result.backend}:{result.device}, {result.flavour}{isa}, {result.guarantee}",
             f"cache    {result.kv_cache} keys and values",
             *_searched(result),
             f"end      {result.finish_reason}",

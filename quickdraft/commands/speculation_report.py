@@ -49,6 +49,7 @@ def document(measured: Measured, plan: SpeculationPlan, samples: Samples) -> dic
         "weights": opened_variant(model.manifest, model.backend).weight_format,
         "backend": model.backend.name,
         "simulated": simulated_device(model.backend),
+        "device": model.backend.device,
         "isa": model.backend.isa,
         "kv_cache": model.backend.kv_type,
         "threads": measured.threads,

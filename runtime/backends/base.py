@@ -100,8 +100,9 @@ class Backend(Protocol):
     """A loaded model. Thread-safe: several conversations, each with its own cache, share it.
 
     top: how many of the largest logits of a row it offers; 0: it always gives all logits.
-    isa: the instruction set of our own kernels, None where another library computes. kv_type: how
-    its caches store keys and values, `f32`, `f16` or `int8`. trees: what it makes of branches.
+    device: what it computes on, as its library names that. isa: the instruction set of our own
+    kernels, None where another library computes. kv_type: how its caches store keys and values,
+    `f32`, `f16` or `int8`. trees: what it makes of branches.
     """
 
     name: str
@@ -112,6 +113,10 @@ class Backend(Protocol):
     isa: str | None
     kv_type: str
     trees: Trees
+
+    @property
+    def device(self) -> str:
+        """See above."""
 
     def new_cache(self) -> KvCache:
         """An empty cache that fits this backend."""

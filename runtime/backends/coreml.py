@@ -22,7 +22,7 @@ from quickdraft.kvcache.memory import Memory, Source
 from quickdraft.kvcache.states import StateCache
 from quickdraft.manifest import FixedStateLayout, StaticStep, Variant
 from quickdraft.runtime.backends.base import CancelToken, StepOutput, Trees, refuse_kv_types
-from quickdraft.runtime.backends.coreml_engine import Engine, open_engine
+from quickdraft.runtime.backends.coreml_engine import UNITS, Engine, open_engine
 from quickdraft.runtime.backends.coreml_memory import (
     HIDDEN,
     CoreMlEncoder,
@@ -141,6 +141,7 @@ class CoreMlBackend:
         self._steps = sorted(layout.steps, key=lambda step: (step.rows, -step.output_rows))
         functions = (*(step.name for step in layout.steps), layout.move)
         package = (folder / variant.model).parents[2]
+        self.device = (device or UNITS[0]).upper()
         self._engine: Engine | None = open_engine(package, functions, device)
         self._encoder: CoreMlEncoder | None = None
         if encoder is not None:

@@ -47,6 +47,7 @@ class HotpathBackend:
     """A Backend over one InferenceSession with our ops, shared by all conversations."""
 
     name = "hotpath"
+    device = "CPU"
     trees: Trees = "exact"
 
     def __init__(

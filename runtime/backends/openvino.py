@@ -11,6 +11,7 @@ import threading
 import weakref
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,7 +53,7 @@ SPARE = 32
 class OpenVinoBackend:
     """A Backend over compiled graphs, shared by all conversations; each has requests of its own.
 
-    widths: rows of the graphs it has, () where one takes any number. device: OpenVINO's name.
+    widths: rows of the graphs it has, () where one takes any number.
     """
 
     name = "openvino"
@@ -83,7 +84,7 @@ class OpenVinoBackend:
             BundleError: the graph's inputs or outputs are not those of the manifest.
         """
         refuse_kv_types(self.name, kv_cache)
-        self.device = openvino_device.check_device(device)
+        self._device = openvino_device.check_device(device)
         if not isinstance(variant.cache, RowsLayout):
             raise BundleError(
                 f"{variant.model} takes a cache of {variant.cache.kind!r}, and this backend has "
@@ -96,17 +97,23 @@ class OpenVinoBackend:
         self._vocab_size = vocab_size
         self._variant = variant
         apart = bool(variant.widths) or variant.memory is not None
-        how = openvino_device.properties(self.device, threads, apart)
-        graphs = Graphs(folder, spec, variant, self.device, how)
-        graphs.compiled(self.widths[0] if self.widths else ANY)  # what cannot be shows at once
+        how = openvino_device.properties(self._device, threads, apart)
+        graphs = Graphs(folder, spec, variant, self._device, how)
+        # What cannot be shows at once.
+        self._first: Any = graphs.compiled(self.widths[0] if self.widths else ANY)
         self._runner: Runner | None = Runner(spec, variant, graphs)
         self._encoder: OpenVinoEncoder | None = None
         if encoder is not None:
-            self._encoder = OpenVinoEncoder(folder, self.spec, encoder, self.device, how)
+            self._encoder = OpenVinoEncoder(folder, self.spec, encoder, self._device, how)
         self._requests: weakref.WeakKeyDictionary[ByHeadCache, dict[int, Request]] = (
             weakref.WeakKeyDictionary()
         )
         self._lock = threading.Lock()
+
+    @property
+    def device(self) -> str:
+        """See Backend; of `AUTO`, also what it has chosen."""
+        return openvino_device.placed(self._device, self._first)
 
     def encode(self, source: Source, cancel: CancelToken | None = None) -> Memory:
         """See Seq2SeqBackend.encode."""
@@ -186,7 +193,7 @@ class OpenVinoBackend:
 
     def close(self) -> None:
         """Release the compiled graphs."""
-        self._runner = None
+        self._runner = self._first = None
         if self._encoder is not None:
             self._encoder.close()
         with self._lock:

@@ -43,7 +43,7 @@ class OpenVinoPredictor(SlotsPredictor[ByHeadCache]):
             BundleError: the graph is not what the manifest promises, or fills other caches.
         """
         super().__init__(backend, variant)
-        device = openvino_device.check_device(getattr(backend, "device", None))
+        device = openvino_device.check_device(backend.device.partition(" ")[0])
         how = openvino_device.properties(device, threads, bool(variant.widths))
         graphs = Graphs(folder, self.spec, variant, device, how, self.target)
         self._widths = tuple(sorted(variant.widths))

@@ -40,6 +40,7 @@ class ReferenceBackend:
 
     name = "reference"
     top = 0
+    device = "CPU"
     isa = None
     kv_type = "f32"
     trees: Trees = "rounded"

@@ -104,6 +104,7 @@ class BeamAnswer:
             flavour=model.backend.flavour,
             guarantee=self._guarantee(found.report.rows),
             kv_cache=model.backend.kv_type,
+            device=model.backend.device,
             isa=model.backend.isa,
             degraded=model.degraded,
             timings=timings(

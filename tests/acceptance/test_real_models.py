@@ -121,8 +121,17 @@ def test_the_small_model_knows_paris_and_prints_what_is_documented(ask: Ask) -> 
     assert "Paris" in answer["text"]
     assert answer["model"] == SMALL
     assert list(answer) == [
-        *("text", "token_ids", "finish_reason", "model", "backend", "flavour", "guarantee"),
-        *("kv_cache", "isa", "degraded", "simulated", "prefill", "prediction", "timings"),
+        *("text", "token_ids", "finish_reason", "model", "backend", "flavour", "device"),
+        *(
+            "guarantee",
+            "kv_cache",
+            "isa",
+            "degraded",
+            "simulated",
+            "prefill",
+            "prediction",
+            "timings",
+        ),
         "drafting",
     ]
     assert list(answer["timings"]) == [

@@ -193,6 +193,7 @@ def test_a_device_chosen_by_openvino(folder: Path, model: Backend) -> None:
     tree = Tree.chain([1, 2, 3])
     ours = chosen.step(tree, chosen.new_cache()).logits
     np.testing.assert_allclose(ours, model.step(tree, model.new_cache()).logits, atol=1e-2)
+    assert chosen.device == "AUTO (CPU)"
 
 
 DRAFTERS = ("prompt_lookup", "ngram_store", "recycling", "trigram", "auto")
@@ -223,7 +224,7 @@ def answer(folder: Path, drafter: str, options: Any = None) -> list[int]:
         result = model.generate(
             "a b c a b c a", max_new_tokens=30, ignore_eos=True, num_draft_tokens=4
         )
-        assert result.guarantee == "same_distribution"
+        assert (result.guarantee, result.device) == ("same_distribution", "CPU")
         return list(result.token_ids)
 
 

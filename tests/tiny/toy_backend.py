@@ -85,6 +85,7 @@ class ToyBackend:
     name = "toy"
     flavour = "portable"
     guarantee = "bit_identical"
+    device = "CPU"
     isa = None
     kv_type = "f32"
     trees: Trees = "exact"

@@ -12,8 +12,9 @@ from tiny.process import call
 
 SMALL = ("-p", "8,16", "-n", "4", "-r", "2")
 FIELDS = [
-    "model", "size", "params", "backend", "simulated", "flavour", "isa", "kv_cache", "threads",
-    "test", "mean", "deviation", "slowest", "acceptance", "tokens_per_step", "seconds",
+    "model", "size", "params", "backend", "simulated", "flavour", "device", "isa",
+    "kv_cache", "threads", "test", "mean", "deviation", "slowest", "acceptance",
+    "tokens_per_step", "seconds",
 ]  # fmt: skip
 
 

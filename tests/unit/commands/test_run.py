@@ -182,8 +182,9 @@ def test_json_is_one_object(tiny_bundle: Path) -> None:
     assert done.stderr == ""
     answer = json.loads(done.stdout)
     assert list(answer) == [
-        "text", "token_ids", "finish_reason", "model", "backend", "flavour", "guarantee",
-        "kv_cache", "isa", "degraded", "simulated", "prefill", "prediction", "timings", "drafting",
+        "text", "token_ids", "finish_reason", "model", "backend", "flavour", "device",
+        "guarantee", "kv_cache", "isa", "degraded", "simulated", "prefill", "prediction", "timings",
+        "drafting",
     ]  # fmt: skip
     assert {
         "load_ms", "ttft_ms", "prompt_n", "prompt_ms", "predicted_n", "predicted_ms",

@@ -37,6 +37,7 @@ class CountingBackend:
     spec = SPEC
     guarantee: Guarantee = "bit_identical"
     top = 0
+    device = "CPU"
     isa = None
     kv_type = "f32"
     trees: Trees = "exact"

@@ -49,6 +49,17 @@ def measure(backend: Timed, plan: CalibrationPlan = PLAN) -> Any:
     return measure_curve_of(backend, plan, clock=lambda: backend.now)
 
 
+def test_another_device_has_another_curve() -> None:
+    """That of OpenVINO's CPU says nothing of its GPU."""
+    found = []
+    for device in ("CPU", "GPU", "GPU.1"):
+        backend = Timed(lambda step, rows, context: 1.0)
+        backend.device = device
+        found.append(device_of(backend, None))
+    assert len(set(found)) == 3
+    assert found[0].backend == "toy"
+
+
 def test_rows_and_context_are_told_apart() -> None:
     backend = Timed(lambda step, rows, context: 1.0 + 0.1 * rows + 1e-3 * context * (1 + rows))
     measured = measure(backend)

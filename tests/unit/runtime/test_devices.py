@@ -78,7 +78,11 @@ def test_the_first_backend_that_runs_is_taken(monkeypatch: pytest.MonkeyPatch) -
         ("simulated:core-ultra-1-npu", "auto", DeviceError, "cannot be simulated"),
         ("simulated:npu-pim", "hotpath", OptionError, "leave --backend out"),
         ("npu-pim", "simulated:npu-pim", OptionError, "give one of them"),
-        ("cpu", "openvino:GPU", OptionError, "leave one of them out"),
+        ("cpu", "openvino:GPU", OptionError, "'cpu', which is a cpu, .* computes on gpu; leave"),
+        ("cpu", "openvino:AUTO:GPU,CPU", OptionError, "computes on gpu and cpu; leave"),
+        ("cpu", "openvino:AUTO", OptionError, "chooses by itself"),
+        ("cpu", "coreml", OptionError, "chooses by itself"),
+        ("cpu", "coreml:CPU_AND_NE", OptionError, "computes on npu"),
     ],
 )
 def test_what_is_not_here_is_refused(
@@ -88,6 +92,55 @@ def test_what_is_not_here_is_refused(
     monkeypatch.setattr(Here, "look", classmethod(lambda cls: plain))
     with pytest.raises(error, match=message):
         place(device, backend)
+
+
+@pytest.mark.usefixtures("lunar")
+@pytest.mark.parametrize(
+    ("backend", "name"),
+    [
+        ("auto", "core-ultra-2-cpu"),
+        ("openvino", "core-ultra-2-cpu"),
+        ("openvino:CPU", "core-ultra-2-cpu"),
+        ("openvino:GPU", "core-ultra-2-gpu"),
+        ("openvino:gpu.0", "core-ultra-2-gpu"),
+        ("openvino:npu", "core-ultra-2-npu"),
+        ("onnxruntime:OpenVINO.GPU", "core-ultra-2-gpu"),
+        ("onnxruntime:DirectML", "onnxruntime:DirectML"),
+        ("openvino:AUTO", "openvino:AUTO"),
+        ("openvino:AUTO:GPU,CPU", "openvino:AUTO:GPU,CPU"),
+    ],
+)
+def test_a_device_of_a_backend_is_the_one_that_is_reported(backend: str, name: str) -> None:
+    found = place("auto", backend)
+    assert (found.device, found.backend) == (name, backend)
+    assert (found.profile is None) == (":" in name)
+
+
+@pytest.mark.parametrize("backend", ["coreml:CPU_ONLY", "openvino", "openvino:cpu", "onnxruntime"])
+def test_every_backend_may_compute_on_the_processor(backend: str) -> None:
+    assert place("cpu", backend).backend == backend
+
+
+@pytest.mark.parametrize(
+    ("device", "backend"),
+    [
+        ("core-ultra-2-gpu", "openvino:CPU"),
+        ("core-ultra-2-gpu", "openvino:NPU"),
+        ("core-ultra-2-gpu", "coreml:CPU_AND_NE"),
+        ("core-ultra-2-npu", "openvino:AUTO:NPU,CPU"),
+        ("npu", "onnxruntime:CPU"),
+        ("core-ultra-2-cpu", "openvino:GPU"),
+    ],
+)
+@pytest.mark.usefixtures("lunar")
+def test_devices_that_contradict_their_backend(
+    device: str, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "backend_problem", lambda name: None)
+    with pytest.raises(OptionError, match=r"leave one of them out"):
+        place(device, backend)
+    assert place("core-ultra-2-gpu", "openvino:GPU.1").backend == "openvino:GPU.1"
+    assert place("core-ultra-2-cpu", "openvino:CPU").device == "core-ultra-2-cpu"
 
 
 def test_a_model_that_cannot_fit_is_refused(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -287,7 +340,7 @@ def idle(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("idle")
 def test_a_provider_that_takes_no_node_is_refused(bundle: Path) -> None:
-    with pytest.raises(DeviceError, match="takes none of the [0-9]+ nodes"):
+    with pytest.raises(DeviceError, match=r"takes none of the \d+ nodes"):
         quickdraft.load(bundle, backend="onnxruntime:QNN", drafter="none")
     with pytest.raises(BackendError, match="fallback to CPU EP has been explicitly disabled"):
         quickdraft.load(bundle, backend="onnxruntime:QNN,fallback=no", drafter="none")

@@ -49,8 +49,17 @@ def test_an_answer_has_text_tokens_and_timings() -> None:
 def test_the_json_object_is_the_documented_one() -> None:
     printed = json.loads(json.dumps(saying("Hi").generate("Hi").to_dict()))
     assert list(printed) == [
-        *("text", "token_ids", "finish_reason", "model", "backend", "flavour", "guarantee"),
-        *("kv_cache", "isa", "degraded", "simulated", "prefill", "prediction", "timings"),
+        *("text", "token_ids", "finish_reason", "model", "backend", "flavour", "device"),
+        *(
+            "guarantee",
+            "kv_cache",
+            "isa",
+            "degraded",
+            "simulated",
+            "prefill",
+            "prediction",
+            "timings",
+        ),
         "drafting",
     ]
     assert list(printed["timings"]) == [
