@@ -18,6 +18,7 @@ from openvino import opset15 as opset
 from quickdraft.errors import UnsupportedModel
 from quickdraft.export.emitters.base import Part, check_staged
 from quickdraft.export.emitters.composed import ComposedOps
+from quickdraft.export.emitters.openvino_rope import reach_of, turns
 from quickdraft.export.emitters.openvino_weights import Node, WeightStore, constant
 from quickdraft.export.ops import Activation, Attention, Rope
 from quickdraft.export.weights import Weight, concat_rows, join_biases
@@ -235,14 +236,9 @@ class OpenVinoOps(ComposedOps[Node]):
     def _turns(self, rope: Rope) -> tuple[Node, Node]:
         """Cosine and sine of every row's angles, [n, 1, pairs]."""
         if rope not in self._angles:
-            column = opset.reshape(
-                opset.convert(self._positions, np.float32), integers([-1, 1, 1]), False
-            )
-            frequencies = np.asarray(rope.frequencies, np.float32)[None, None]
-            angles = opset.multiply(column, constant(frequencies))
-            factor = _float(rope.attention_factor)
-            turns = [opset.multiply(kind(angles), factor) for kind in (opset.cos, opset.sin)]
-            self._angles[rope] = (turns[0], turns[1])
+            reach, slots = reach_of(self._part), self._sizes.slots
+            most = reach if slots is None else min(reach, slots)
+            self._angles[rope] = turns(self._positions, rope, most, whole=slots is not None)
         return self._angles[rope]
 
     def attend(self, q: Node, k: Node, v: Node, attention: Attention) -> Node:

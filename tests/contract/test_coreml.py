@@ -108,8 +108,13 @@ def path_to(tree: Tree, node: int) -> list[int]:
     return np.flatnonzero(tree.mask[node]).tolist()
 
 
+PROMPT = 150
+"""Rows of a step that the prefill function reads."""
+
+
 def three_turns(pair: Pair) -> None:
-    """Prompts in odd chunks, single steps, and trees of which one path is kept."""
+    """Prompts in odd chunks, single steps, and trees of which one path is kept; then a prompt of
+    which the last row is wanted, or what of it the model holds, and a tree behind."""
     for turn in range(3):
         for chunk in ((9, 5, 1), (4,), (2, 9))[turn]:
             pair.step(pair.chain(chunk), range(chunk))
@@ -118,6 +123,11 @@ def three_turns(pair: Pair) -> None:
         deepest = int(np.argmax(tree.depth))
         pair.step(tree, path_to(tree, deepest))
         pair.step(pair.chain(4), range(2))
+    left = pair.backends[1].spec.context_length - pair.caches[0].length
+    count = min(PROMPT, left - 12)
+    if count > 0:
+        pair.step(pair.chain(count), range(count), rows=np.array([count - 1]))
+        pair.step(pair.tree(6), [0])
     pair.compare_caches()
 
 

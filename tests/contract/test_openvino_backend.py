@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import half_precision
 from tiny.checkpoint import VOCAB_SIZE, tiny_checkpoint
 
 import quickdraft
@@ -28,6 +29,7 @@ from quickdraft.errors import (
 from quickdraft.export.pipeline import export_checkpoint
 from quickdraft.kvcache.contiguous import ContiguousCache
 from quickdraft.registry import BACKENDS, lookup
+from quickdraft.runtime.backends import openvino_device
 from quickdraft.runtime.backends.base import Backend, CancelToken
 from quickdraft.runtime.backends.openvino import OpenVinoBackend
 from quickdraft.runtime.backends.openvino_step import Step, pieces
@@ -269,9 +271,14 @@ def test_pieces_cover_every_node_once(
             assert len(set(step.nodes[step.inside(piece)].tolist())) <= 1
 
 
-def test_long_prompts_stay_right(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("half", [False, True], ids=["f32", "f16"])
+def test_long_prompts_stay_right(
+    folder: Path, tmp_path: Path, half: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Beyond two thousand tokens, in chunks, with a tree behind; the static flavour's cache ends
-    before the model's context does."""
+    before the model's context does. In float16 as well, which has no odd numbers above 2048."""
+    if half:
+        monkeypatch.setattr(openvino_device, "compile_graph", half_precision.compile_graph)
     form = (
         "openvino-static" if "128" in str(list(folder.glob("openvino/*.128.xml"))) else "openvino"
     )
@@ -292,4 +299,5 @@ def test_long_prompts_stay_right(folder: Path, tmp_path: Path) -> None:
             cache.commit(range(len(chunk)))
         found.append(model.step(tree, cache).logits)
         assert model.spec.context_length == (4064 if "static" in emitter else 8192)
-    assert np.abs(found[0] - found[1]).max() <= 1e-3
+    limit = 2e-2 * np.abs(found[1]).max() if half else 1e-3
+    assert np.abs(found[0] - found[1]).max() <= limit
