@@ -64,7 +64,7 @@ def _selftest(as_json: bool) -> int:
         if not as_json:
             state = {True: "works", False: "FAILS", None: "left out"}[result.passed]
             said = result.problem or f"differs by {result.error:.1e} of the largest logit"
-            click.echo(f"{result.name:<24} {state}: {said}")
+            click.echo(f"{result.name:<32} {state}: {said}")
     if as_json:
         print_json({"selftest": [result.as_json() for result in results]})
     return 1 if any(result.passed is False for result in results) else 0

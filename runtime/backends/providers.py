@@ -140,6 +140,16 @@ def problem(device: str) -> str | None:
     )
 
 
+def kinds_of(provider: Provider) -> list[str]:
+    """The hardware that a provider lists here, as HARDWARE names it; none where it lists nothing.
+
+    Raises:
+        MissingExtra: there is no ONNX Runtime.
+    """
+    found = {_hardware(entry) for entry in _devices(ort_session.require(), provider, None)}
+    return [kind for kind in HARDWARE if kind in found]
+
+
 def use(session_options: Any, device: str) -> list[Any] | None:
     """Have a session run on a device; returns the providers to open it with, None where the options
     hold all. `fallen_back` says afterwards what did not run there.

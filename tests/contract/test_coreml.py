@@ -66,6 +66,15 @@ class Pair:
         self.random = np.random.default_rng(len(name))
         self.exact = form == "fp32"
         self.worst = 0.0
+        self.ran: set[str] = set()
+        engine = self.backends[0]._engine
+        genuine = type(engine).run.__get__(engine)
+
+        def run(function: str, *arguments: object) -> object:
+            self.ran.add(function)
+            return genuine(function, *arguments)
+
+        engine.run = run
 
     def chain(self, length: int) -> Tree:
         return Tree.chain(self.tokens(length))
@@ -128,6 +137,7 @@ def three_turns(pair: Pair) -> None:
     if count > 0:
         pair.step(pair.chain(count), range(count), rows=np.array([count - 1]))
         pair.step(pair.tree(6), [0])
+        assert ("prefill_64" in pair.ran) == (count > 32)
     pair.compare_caches()
 
 

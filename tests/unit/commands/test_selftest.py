@@ -10,6 +10,7 @@ from tiny.process import call
 
 from quickdraft.commands import selftest
 from quickdraft.commands.selftest import Case
+from quickdraft.runtime import found_devices
 from quickdraft.runtime.backends import reference
 from quickdraft.runtime.backends.base import StepOutput
 
@@ -56,6 +57,54 @@ def test_a_backend_that_refuses_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     done = call("doctor", "--selftest")
     assert done.returncode == 1
     assert "FAILS: no" in done.stdout
+
+
+def test_every_device_that_is_found_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In all its forms: an NPU with fixed shapes only."""
+    there = ("openvino:CPU", "openvino:GPU.1", "openvino:NPU", "onnxruntime:CPU", "onnxruntime:QNN")
+    found = [found_devices.Found(name, None, "") for name in there]
+    monkeypatch.setattr(found_devices, "found_devices", lambda: found)
+    names = [case.name for case in selftest.cases()]
+    assert len(set(names)) == len(names)
+    kinds = ["fp32", "int8", "int4", "fp32 mistral", "fp32 gemma2", "fp32 bart"]
+    for where in (
+        *("hotpath", "onnxruntime", "openvino", "openvino static", "openvino:GPU.1"),
+        *("openvino:GPU.1 static", "openvino:NPU static", "onnxruntime:QNN"),
+    ):
+        assert {f"{where} {kind}" for kind in kinds} <= set(names)
+    assert not [name for name in names if name.startswith("openvino:NPU ") and "static" not in name]
+    assert {"coreml:EVALUATOR fp32", "coreml:EVALUATOR int4", "coreml:EVALUATOR fp16 bart"} <= set(
+        names
+    )
+
+
+def test_what_runs_here_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows, soft caps and an encoder among them."""
+    wanted = [case for case in selftest.cases() if case.backend == "onnxruntime"]
+    assert {case.model for case in wanted} == {"llama", "mistral", "gemma2", "bart"}
+    only(monkeypatch, *wanted)
+    found = list(selftest.run())
+    assert len(found) >= 6
+    assert all(result.passed for result in found), found
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("weights", ["fp32", "int8", "int4"])
+def test_our_kernels_pass(weights: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    only(monkeypatch, *(c for c in selftest.cases() if c.name == f"hotpath {weights}"))
+    (found,) = selftest.run()
+    assert found.passed, found
+
+
+@pytest.mark.openvino
+def test_a_device_of_openvino_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = [found_devices.Found("openvino:AUTO", None, "")]
+    monkeypatch.setattr(found_devices, "found_devices", lambda: here)
+    wanted = [c for c in selftest.cases() if c.device == "AUTO" and c.weights == "fp32"]
+    assert {case.format for case in wanted} == {"openvino", "openvino-static"}
+    only(monkeypatch, *wanted)
+    found = list(selftest.run())
+    assert all(result.passed for result in found), found
 
 
 @pytest.mark.coreml
