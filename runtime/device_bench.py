@@ -257,19 +257,25 @@ def measure_start(
     """Start a process that answers one token. cold: ask the system to forget the files first.
 
     Raises:
-        BackendError: it failed; the message is its last line.
+        BackendError: it failed, and the message is its last line; or it took too long.
     """
     dropped = cold and _drop(folder / name for name in files)
     command = [sys.executable, "-m", "quickdraft.runtime.start_worker", str(folder)]
     begun = time.perf_counter()
-    done = subprocess.run(
-        [*command, json.dumps(dict(options))],
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        timeout=START_SECONDS,
-        check=False,
-    )
+    try:
+        done = subprocess.run(
+            [*command, json.dumps(dict(options))],
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            timeout=START_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise BackendError(
+            f"a start in a process of its own said nothing for {START_SECONDS} s and was stopped; "
+            "leave starts out with --no-starts"
+        ) from None
     spent = 1e3 * (time.perf_counter() - begun)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]

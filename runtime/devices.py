@@ -19,6 +19,7 @@ from quickdraft.runtime import native
 from quickdraft.runtime.backends import hotpath, ort_session, providers
 from quickdraft.runtime.backends.opening import weight_bytes
 from quickdraft.runtime.backends.simulated import PREFIX
+from quickdraft.runtime.found_devices import found_devices
 
 if TYPE_CHECKING:
     from quickdraft.runtime.model import Model
@@ -132,7 +133,7 @@ def place(device: str = AUTO, backend: str = AUTO) -> Placement:
         kind: Kind = device
         found = here.matching(kind)
         if not found:
-            raise DeviceError(_no_such_kind(kind, here))
+            return _by_library(kind, backend, here)
         return _on(found[0], backend, f"{found[0].title} is known by its processor, {here}")
     profile = profile_named(device)
     if profile not in here.matching(profile.kind) and not device.endswith(".toml"):
@@ -227,12 +228,29 @@ def _on(profile: Profile, backend: str, why: str) -> Placement:
     raise DeviceError(f"{profile.name} ({profile.title}) cannot be used. {'. '.join(problems)}")
 
 
+def _by_library(kind: Kind, backend: str, here: Here) -> Placement:
+    """A device that no profile knows, if a library finds one.
+
+    Raises:
+        DeviceError: none does. OptionError: the backend computes on something else.
+    """
+    base, own = split_device(backend)
+    if own:
+        _check_agreement(kind, kind, backend)
+    for each in found_devices():
+        name = split_device(each.backend)[0]
+        if each.kind == kind and (backend == AUTO or name == base):
+            chosen = backend if own else each.backend
+            return Placement(chosen, f"{chosen} was found here: {each.title}", None)
+    raise DeviceError(_no_such_kind(kind, here))
+
+
 def _no_such_kind(kind: Kind, here: Here) -> str:
     known = ", ".join(p.name for p in profiles().values() if p.kind == kind and p.buyable)
     return (
-        f"there is no {kind.upper()} that quickdraft knows on this machine, which is {here}; leave "
-        f"--device out to use the processor, or name a backend and its device, such as --backend "
-        f"openvino:{kind.upper()} (known: {known})"
+        f"there is no {kind.upper()} that quickdraft knows on this machine, which is {here}, and "
+        f"no library finds one (`quickdraft doctor` says what they find); leave --device out to "
+        f"use the processor, or install what drives the {kind.upper()} (known: {known})"
     )
 
 

@@ -66,6 +66,8 @@ def _of_onnxruntime() -> Iterator[Found]:
                 yield _found("onnxruntime", device, provider.name)
     except (DeviceError, MissingExtra):
         return
+    except AttributeError as error:
+        _log.warning("onnxruntime is damaged: %s", error)
 
 
 def _of_core_ml() -> Iterator[Found]:

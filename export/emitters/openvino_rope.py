@@ -6,7 +6,10 @@ exactly, and the cosine of an angle that is off by one is any number.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 from openvino import opset15 as opset
 
 from quickdraft.export.emitters.base import Part
@@ -47,7 +50,7 @@ def reach_of(part: Part) -> int:
     return max([spec.context_length for spec in specs] + sources)
 
 
-def _table(rope: Rope, places: Floats, factor: float) -> Floats:
+def _table(rope: Rope, places: NDArray[Any], factor: float) -> Floats:
     """Cosines and then sines of places, float32 [places, 1, 2 * pairs]."""
     frequencies = np.asarray(rope.frequencies, np.float32).astype(places.dtype)
     angles = places[:, None, None] * frequencies

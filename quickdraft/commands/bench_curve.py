@@ -15,6 +15,7 @@ from quickdraft.commands.output import print_json
 from quickdraft.commands.peers import STEPPING, PeerChoice, peer_commands, peer_options
 from quickdraft.commands.progress import Bars
 from quickdraft.commands.result_files import check_plot, write_document, write_file
+from quickdraft.errors import OptionError
 
 if TYPE_CHECKING:
     from quickdraft.bundle import Bundle
@@ -49,7 +50,7 @@ Commands = dict[str, list[str]]
 @click.option(
     "--plot", type=click.Path(path_type=Path, dir_okay=False), help="Also draw it in this .png."
 )
-@loading_options("backend", "weights", "threads", "kv_cache", "offline")
+@loading_options("device", "backend", "weights", "threads", "kv_cache", "offline")
 @common_options
 def curve(
     model: str,
@@ -67,23 +68,32 @@ def curve(
     bandwidth is measured in the same run. Ctrl-C ends it with the rounds that are complete.
     """
     from quickdraft.commands.curve_report import document, draw, render
+    from quickdraft.device_names import hardware, split_device
     from quickdraft.kvcache.blocked import check_kv_type
     from quickdraft.models.formats import default_formats
     from quickdraft.models.resolve import resolve
     from quickdraft.runtime.curve import CurvePlan
+    from quickdraft.runtime.devices import place
 
     check_plot(plot)
     if "kv_cache" in loading:
         check_kv_type(loading["kv_cache"])
+    placement = place(loading.get("device", "auto"), loading.get("backend", "auto"))
+    if placement.simulated:
+        raise OptionError("a simulated device has the curve of its profile, and nothing to measure")
+    given = {name: loading[name] for name in ("threads", "kv_cache") if name in loading}
     threads = loading.setdefault("threads", DEFAULT_THREADS)
+    if hardware(*split_device(placement.backend)) == ("cpu",):
+        given["threads"] = threads  # of a GPU or NPU nobody sets them
     shape = {name: tests[name] for name in ("contexts", "rows", "prefill", "rounds")}
     plan = CurvePlan(**shape, threads=threads)
     with Bars(transient=True) as bars:
         opened = {name: loading[name] for name in ("weights", "offline") if name in loading}
-        formats = default_formats(loading.get("backend", "auto"))
+        formats = default_formats(placement.backend)
         bundle = resolve(model, formats=formats, progress=bars, **opened)
         plan.check(bundle.manifest.model.context_length)
-        commands = _commands(model, bundle, loading, peers, bars)
+        ours = _ours(bundle, given | {"backend": placement.backend})
+        commands = {OURS: ours} | peer_commands(model, bundle.manifest, peers, loading, bars)
     samples, facts, interrupted = _measure(commands, plan, bundle, as_json)
     result = document(model, bundle, plan, samples, facts, interrupted)
     if out is not None:
@@ -98,14 +108,10 @@ def curve(
         raise click.Abort
 
 
-def _commands(
-    model: str, bundle: Bundle, loading: dict[str, Any], peers: PeerChoice, bars: Bars
-) -> Commands:
-    """The command line of every engine by name, ours first."""
-    given = {name: loading[name] for name in ("backend", "threads", "kv_cache") if name in loading}
+def _ours(bundle: Bundle, given: dict[str, Any]) -> list[str]:
+    """The command line of our own engine. given: options of `Model.open`."""
     worker = [sys.executable, "-m", "quickdraft.runtime.curve_worker"]
-    ours = {OURS: [*worker, str(bundle.folder), json.dumps(given)]}
-    return ours | peer_commands(model, bundle.manifest, peers, loading, bars)
+    return [*worker, str(bundle.folder), json.dumps(given)]
 
 
 def _measure(

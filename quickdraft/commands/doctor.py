@@ -81,6 +81,7 @@ def examine() -> dict[str, Any]:
         "backends": sorted(registry.BACKENDS),
         "missing_extras": _missing_extras(),
         "onnxruntime": _onnxruntime(),
+        "devices": _devices(),
         "native": _native(),
         "cpu": {
             "name": machine.cpu_name(),
@@ -139,6 +140,13 @@ def _onnxruntime() -> dict[str, Any]:
     return report
 
 
+def _devices() -> list[dict[str, Any]]:
+    """Devices that the libraries find, under the names that --backend takes."""
+    from quickdraft.runtime.found_devices import found_devices
+
+    return [found.to_dict() for found in found_devices()]
+
+
 def _native() -> dict[str, Any]:
     """The native library: its file, its instruction sets, and what keeps it from being used."""
     from quickdraft.runtime import native
@@ -180,6 +188,9 @@ def _lines(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "ONNX Runtime", "works" if ort["works"] else f"does not work: {ort['problem']}"
     yield "providers", ", ".join(ort["providers"]) or "none"
     yield "devices", "; ".join(ort["devices"]) or "unknown"
+    for found in report["devices"]:
+        kind = "" if found["kind"] is None else f", {found['kind']}"
+        yield "device", f"{found['backend']}: {found['title']}{kind}"
     native = report["native"]
     if native["isa"] is not None:
         yield "instruction set", f"{native['isa']}, of {' '.join(native['runnable'])}"

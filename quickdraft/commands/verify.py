@@ -45,7 +45,7 @@ PROMISES = {
     help="Answers drawn per drafter from a tiny model whose law is known.",
 )  # fmt: skip
 @click.option("--draft-model", metavar="NAME", help="Also verify small_model, with this bundle.")
-@loading_options("backend", "weights", "threads", "kv_cache", "offline")
+@loading_options("device", "backend", "weights", "threads", "kv_cache", "offline")
 @common_options
 def verify(
     model: str,

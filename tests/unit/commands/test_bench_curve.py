@@ -82,6 +82,22 @@ def test_table_has_ratios(tiny_bundle: Path) -> None:
     assert "minimum of 1 rounds, 1 threads" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("device", "code", "said"),
+    [
+        ("cpu", 0, "tiny, context 8"),
+        ("simulated:npu-pim", 2, "has the curve of its profile"),
+        ("tpu", 2, "no device 'tpu'"),
+    ],
+)
+def test_a_device_is_chosen_as_elsewhere(
+    tiny_bundle: Path, device: str, code: int, said: str
+) -> None:
+    done = call("bench", "curve", tiny_bundle, *SMALL, "--device", device)
+    assert done.returncode == code, done.stderr
+    assert said in done.stdout + done.stderr
+
+
 def figures(t: dict[str, float], prefill: dict[str, float], rss: float) -> dict[str, Any]:
     return {"T": t, "prefill": prefill, "rss_mb": rss}
 

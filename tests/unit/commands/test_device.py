@@ -13,7 +13,8 @@ from tiny.models import write_tiny_model
 from quickdraft.cli import main
 from quickdraft.commands import device_report
 from quickdraft.commands.bench_device import device as bench_device
-from quickdraft.errors import InputError, OptionError
+from quickdraft.errors import BackendError, InputError, OptionError
+from quickdraft.runtime import device_bench
 
 SHORT = ("--no-starts", "--rounds", "1", "--tokens", "4", "--only", "creative writing")
 
@@ -93,6 +94,14 @@ def test_a_report_has_everything(reports: list[Path]) -> None:
     }
     assert simulated["energy"]["meter"] is None
     assert real["quality"]["perplexity"] == simulated["quality"]["perplexity"]
+
+
+def test_a_start_that_takes_too_long_is_an_error(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device_bench, "START_SECONDS", 0.01)
+    with pytest.raises(BackendError, match=r"said nothing for 0.01 s .* --no-starts"):
+        device_bench.measure_start(model, (), {}, cold=False)
 
 
 def test_reports_are_compared(reports: list[Path], tmp_path: Path) -> None:

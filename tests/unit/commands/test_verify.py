@@ -64,6 +64,15 @@ def test_a_backend_that_promises_less_is_held_to_that(tiny_bundle: Path) -> None
     assert lines[1].startswith("promised: plain decoding up to rounding")
 
 
+@pytest.mark.parametrize(
+    ("device", "said"), [("tpu", "no device 'tpu'"), ("simulated:x", "no device 'x'")]
+)
+def test_a_device_is_chosen_as_elsewhere(tiny_bundle: Path, device: str, said: str) -> None:
+    done = call("verify", tiny_bundle, "--device", device)
+    assert done.returncode == 2
+    assert said in done.stderr
+
+
 def test_a_draft_model_takes_part(tiny_bundle: Path) -> None:
     code, told = verify(tiny_bundle, *SMALL, "--draft-model", tiny_bundle)
     assert code == 0
