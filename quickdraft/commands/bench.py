@@ -176,6 +176,11 @@ def _csv(rows: list[dict[str, Any]]) -> str:
     return text.getvalue()
 
 
+def _place(row: dict[str, Any]) -> str:
+    """The backend, with its device where that is not the processor."""
+    return row["backend"] if row["device"] == "CPU" else f"{row['backend']}:{row['device']}"
+
+
 def _markdown(rows: list[dict[str, Any]], repetitions: int) -> str:
     drafted = any(row["tokens_per_step"] for row in rows)
     head = ["model", "size", "params", "backend", "threads", "test", "t/s", "min t/s"]
@@ -185,7 +190,7 @@ def _markdown(rows: list[dict[str, Any]], repetitions: int) -> str:
             row["model"],
             human_size(row["size"]),
             human_count(row["params"]),
-            row["simulated"] or row["backend"],
+            row["simulated"] or _place(row),
             str(row["threads"]),
             row["test"],
             f"{row['mean']:.2f} ± {row['deviation']:.2f}",

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from tiny.process import call
 
+from quickdraft.commands import bench
+
 SMALL = ("-p", "8,16", "-n", "4", "-r", "2")
 FIELDS = [
     "model", "size", "params", "backend", "simulated", "flavour", "device", "isa",
@@ -47,6 +49,12 @@ def test_csv(tiny_bundle: Path) -> None:
     rows = list(csv.DictReader(done.stdout.splitlines()))
     check(rows)
     assert list(rows[0]) == FIELDS
+
+
+def test_a_device_stands_beside_its_backend() -> None:
+    row = dict.fromkeys(FIELDS) | {"backend": "openvino", "device": "GPU.1"}
+    assert bench._place(row) == "openvino:GPU.1"
+    assert bench._place(row | {"device": "CPU"}) == "openvino"
 
 
 def test_markdown_is_a_table_and_states_its_method(tiny_bundle: Path) -> None:
