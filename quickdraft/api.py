@@ -71,7 +71,7 @@ def load(
         name=name,
         progress=progress,
     )
-    model.placement = placement
+    model.placement = placement.settled(model.backend)
     _use_prefill(model, prefill)
     # What the user waited for: fetching, exporting and verifying count as well.
     model.load_ms = 1e3 * (time.perf_counter() - started)

@@ -20,6 +20,10 @@ Progress = Callable[[str, int, int], None]
 """Called as progress(stage, done, total) while something takes long; total 0 if unknown."""
 
 
+WIDE_FAMILIES = ("t5",)
+"""Trained in bfloat16: what their layers compute does not fit float16."""
+
+
 @dataclass(frozen=True)
 class SourceSpec:
     """What the encoder of an encoder-decoder model reads.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, get_args
 
-from quickdraft.device_names import CHOOSING, Hardware, hardware, split_device
+from quickdraft.device_names import CHOOSING, Hardware, base, hardware, split_device
 from quickdraft.device_profiles import machine
 from quickdraft.device_profiles.memory_plan import LEAST_CONTEXT, MemoryPlan, plan_memory
 from quickdraft.device_profiles.profile import Kind, Profile, matching, profile_named, profiles
@@ -17,6 +17,7 @@ from quickdraft.manifest import Manifest
 from quickdraft.registry import BACKENDS
 from quickdraft.runtime import native
 from quickdraft.runtime.backends import hotpath, ort_session, providers
+from quickdraft.runtime.backends.base import Backend
 from quickdraft.runtime.backends.opening import weight_bytes
 from quickdraft.runtime.backends.simulated import PREFIX
 from quickdraft.runtime.found_devices import found_devices
@@ -89,6 +90,13 @@ class Placement:
     def threads(self) -> int | None:
         """Of the profile; None leaves them to the backend."""
         return (self.profile.run.threads or None) if self.profile is not None else None
+
+    def settled(self, backend: Backend) -> Placement:
+        """The same after a model was opened: a bundle may have nothing for the processor, and then
+        another backend was chosen, on a device of its own."""
+        if self.backend != AUTO or hardware(backend.name, backend.device) == ("cpu",):
+            return self
+        return place(AUTO, f"{base(backend.name)}:{backend.device}")
 
     def check_memory(self, manifest: Manifest, kv_cache: str | None, name: str) -> None:
         """Refuse a model that cannot fit, before it is loaded.
@@ -200,13 +208,13 @@ def _check_agreement(device: str, kind: Kind, backend: str) -> None:
 def _on(profile: Profile, backend: str, why: str) -> Placement:
     """A profile with the first of its backends that runs here, or the one asked for."""
     if backend != AUTO:
-        base, own = split_device(backend)
+        named, own = split_device(backend)
         if own and backend not in profile.run.backends:
             _check_agreement(profile.name, profile.kind, backend)
-        if profile.kind == "cpu" and hardware(base, own) == ("cpu",):
+        if profile.kind == "cpu" and hardware(named, own) == ("cpu",):
             return Placement(backend, why, profile)
-        fitting = [name for name in profile.run.backends if name in (backend, base)]
-        fitting += [name for name in profile.run.backends if split_device(name)[0] == base]
+        fitting = [name for name in profile.run.backends if name in (backend, named)]
+        fitting += [name for name in profile.run.backends if split_device(name)[0] == named]
         if not fitting:
             raise OptionError(
                 f"backend is {backend!r}, and {profile.name} runs with "
@@ -234,12 +242,12 @@ def _by_library(kind: Kind, backend: str, here: Here) -> Placement:
     Raises:
         DeviceError: none does. OptionError: the backend computes on something else.
     """
-    base, own = split_device(backend)
+    named, own = split_device(backend)
     if own:
         _check_agreement(kind, kind, backend)
     for each in found_devices():
         name = split_device(each.backend)[0]
-        if each.kind == kind and (backend == AUTO or name == base):
+        if each.kind == kind and (backend == AUTO or name == named):
             chosen = backend if own else each.backend
             return Placement(chosen, f"{chosen} was found here: {each.title}", None)
     raise DeviceError(_no_such_kind(kind, here))
@@ -260,20 +268,20 @@ def backend_problem(name: str) -> str | None:
     Raises:
         DeviceError, OptionError: there can be none of that name.
     """
-    base, device = split_device(name)
-    if base not in BACKENDS:
-        return f"this version has no backend {base!r}"
-    if base == "hotpath":
+    named, device = split_device(name)
+    if named not in BACKENDS:
+        return f"this version has no backend {named!r}"
+    if named == "hotpath":
         return hotpath.problem()
     try:
-        if base == "onnxruntime":
+        if named == "onnxruntime":
             ort_session.require()
             return providers.problem(device) if device else None
-        if base == "openvino":
+        if named == "openvino":
             return _openvino_problem(device)
     except MissingExtra as error:
         return str(error)
-    if base == "coreml":
+    if named == "coreml":
         return _coreml_problem(device)
     return None
 

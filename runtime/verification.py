@@ -109,8 +109,8 @@ def run_verification(
         reports = {name: comparison.of(name, session) for name, session in sessions.items()}
     backend = model.backend
     return Verification(
-        model.name, backend.name, backend.flavour, backend.isa, backend.guarantee,
-        len(prompts), plan.tokens, reports, untested,
+        model.name, backend.name, backend.flavour, backend.device, backend.isa,
+        backend.guarantee, len(prompts), plan.tokens, reports, untested,
     )  # fmt: skip
 
 

@@ -155,6 +155,7 @@ class Verification:
     model: str
     backend: str
     flavour: str
+    device: str
     isa: str | None
     guarantee: Guarantee
     prompts: int
@@ -180,6 +181,7 @@ class Verification:
             "guarantee": self.guarantee,
             "backend": self.backend,
             "flavour": self.flavour,
+            "device": self.device,
             "isa": self.isa,
             "tokens": self.tokens,
             "untested": dict(self.untested),

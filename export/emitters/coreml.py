@@ -21,14 +21,13 @@ from quickdraft.errors import MissingExtra, UnsupportedModel
 from quickdraft.export.emitters.base import EmitRequest, Part, entries
 from quickdraft.export.quantize import WeightFormat
 from quickdraft.manifest import FixedStateLayout, StaticStep, StepNames, Variant
+from quickdraft.types import WIDE_FAMILIES
 
 SPECIFICATION = 9
 """Of iOS 18 and macOS 15: the first with states and several functions."""
 VERIFY_ROWS = (1, 4, 8, 16)
 PREFILL_ROWS = 64
 MOVE_ROWS = 16
-WIDE_FAMILIES = ("t5",)
-"""Trained in bfloat16: what their layers compute does not fit float16."""
 CACHE_LENGTH = 4096
 """Rows of a conversation, where the model's context is longer: every step attends over all slots,
 so a longer cache costs even those who do not fill it."""

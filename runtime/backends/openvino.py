@@ -97,7 +97,7 @@ class OpenVinoBackend:
         self._vocab_size = vocab_size
         self._variant = variant
         apart = bool(variant.widths) or variant.memory is not None
-        how = openvino_device.properties(self._device, threads, apart)
+        how = openvino_device.properties(self._device, threads, apart, spec.family)
         graphs = Graphs(folder, spec, variant, self._device, how)
         # What cannot be shows at once.
         self._first: Any = graphs.compiled(self.widths[0] if self.widths else ANY)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from quickdraft.device_names import hardware
 from quickdraft.errors import (
     BackendError,
     BundleError,
@@ -19,6 +20,7 @@ from quickdraft.errors import (
 from quickdraft.hashes import cache_root
 from quickdraft.runtime.backends.base import CancelToken
 from quickdraft.runtime.backends.openvino_ir import check_ir
+from quickdraft.types import WIDE_FAMILIES
 
 try:
     import openvino as ov
@@ -68,15 +70,18 @@ def check_device(device: str | None) -> str:
     return name
 
 
-def properties(device: str, threads: int | None, apart: bool = False) -> dict[str, Any]:
+def properties(
+    device: str, threads: int | None, apart: bool = False, family: str = ""
+) -> dict[str, Any]:
     """Properties to compile with. threads: of one step, on the CPU; None leaves it to OpenVINO.
-    apart: for graphs of fixed dimensions, and those that read sources.
+    apart: for graphs of fixed dimensions, and those that read sources. family: of the model.
 
     Float32 throughout where the device can: else the CPU rounds activations to bfloat16 wherever
     it has instructions for that, and answers depend on the machine.
 
     Raises:
         OptionError: threads are asked for of another device.
+        DeviceError: what the family computes does not fit the device.
     """
     found: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
     if device == "CPU":
@@ -91,7 +96,12 @@ def properties(device: str, threads: int | None, apart: bool = False) -> dict[st
             found["SNIPPETS_MODE"] = "DISABLE"
         if threads is not None:
             found["INFERENCE_NUM_THREADS"] = threads
-    elif device.startswith("AUTO"):
+    elif family in WIDE_FAMILIES and "npu" in hardware("openvino", device):
+        raise DeviceError(
+            f"what models of the family {family} compute does not fit float16, and {device} "
+            "computes in that; use openvino:CPU or openvino:GPU"
+        )
+    elif device.startswith("AUTO") or family in WIDE_FAMILIES:
         # It may begin on the CPU and go on elsewhere: both must compute in the same precision.
         found["EXECUTION_MODE_HINT"] = "ACCURACY"
     if device != "CPU" and threads is not None:

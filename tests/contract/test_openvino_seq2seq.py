@@ -8,20 +8,31 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny import half_precision
 from tiny.checkpoint import tiny_checkpoint
 from tiny.seq2seq_checkpoint import tiny_t5
 from tiny.seq2seq_models import SPECS, emitted, request, source
 
 from quickdraft.drafters.tree import Tree
-from quickdraft.errors import BackendError, BundleError, Cancelled, InputError, UnsupportedModel
+from quickdraft.errors import (
+    BackendError,
+    BundleError,
+    Cancelled,
+    DeviceError,
+    InputError,
+    UnsupportedModel,
+)
+from quickdraft.export.architectures.t5 import FAMILY as T5_FAMILY
 from quickdraft.export.emitters.numpy import emit_reference
 from quickdraft.export.emitters.openvino import emit_openvino, emit_openvino_static
 from quickdraft.export.pipeline import export_checkpoint
 from quickdraft.kvcache.memory import RowMemory
 from quickdraft.manifest import parse_manifest
+from quickdraft.runtime.backends import openvino_device
 from quickdraft.runtime.backends.base import CancelToken
 from quickdraft.runtime.backends.openvino import OpenVinoBackend
 from quickdraft.runtime.backends.reference import ReferenceBackend
+from quickdraft.types import WIDE_FAMILIES
 
 pytest.importorskip("openvino")
 pytestmark = pytest.mark.openvino
@@ -81,6 +92,32 @@ def test_a_static_encoder_may_read_less_than_the_model() -> None:
 def test_static_graphs_need_a_fixed_number_of_frames(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModel, match=r"any number of frames.*--format openvino$"):
         emit_openvino_static(request("frames", "fp32", tmp_path))
+
+
+@each
+@pytest.mark.parametrize("name", ["after", "frames"])
+def test_sources_in_float16(form: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As GPUs and NPUs compute: every value is rounded."""
+    reads = SPECS[name].source
+    if form == "openvino-static" and reads.width and not reads.fixed:
+        pytest.skip("frames of any number have no graph of fixed shapes")
+    monkeypatch.setattr(openvino_device, "compile_graph", half_precision.compile_graph)
+    given, found = source(name, 23), []
+    for backend in (load(form, name), reference(name)):
+        cache = backend.new_cache(backend.encode(given))
+        found.append(backend.step(Tree.chain(TOKENS), cache).logits)
+    assert np.abs(found[0] - found[1]).max() <= 2e-2 * max(1.0, np.abs(found[1]).max())
+
+
+def test_models_that_do_not_fit_float16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """T5: float32 where the device has it, and refused where it has not."""
+    assert "ACCURACY" in openvino_device.properties("GPU", None, family="t5").values()
+    assert "ACCURACY" not in openvino_device.properties("GPU", None, family="bart").values()
+    for device in ("NPU", "NPU.1", "AUTO:NPU,CPU"):
+        with pytest.raises(DeviceError, match="does not fit float16"):
+            openvino_device.properties(device, None, family="t5")
+    openvino_device.properties("NPU", None, family="bart")
+    assert (T5_FAMILY.read({**T5_FAMILY.defaults, "vocab_size": 9}).family,) == WIDE_FAMILIES
 
 
 @each

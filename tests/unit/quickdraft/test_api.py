@@ -15,6 +15,8 @@ from quickdraft.errors import DeviceError, OptionError
 from quickdraft.models import resolve as resolving
 from quickdraft.runtime.model import Model
 
+ON_CPU = SimpleNamespace(name="hotpath", device="CPU")
+
 
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
@@ -22,7 +24,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
     def open_model(folder: Path, **options: Any) -> SimpleNamespace:
         calls.append({"folder": folder, **options})
-        return SimpleNamespace(load_ms=0.0)
+        return SimpleNamespace(load_ms=0.0, backend=ON_CPU)
 
     monkeypatch.setattr(Model, "open", open_model)
     return calls
@@ -102,7 +104,9 @@ def test_a_prefill_is_made_ready_when_the_model_is_opened(
 ) -> None:
     write_tiny_bundle(tmp_path / "bundle")
     calls: list[str] = []
-    model = SimpleNamespace(use_prefill=calls.append, close=lambda: calls.append("close"))
+    model = SimpleNamespace(
+        use_prefill=calls.append, close=lambda: calls.append("close"), backend=ON_CPU
+    )
     monkeypatch.setattr(Model, "open", lambda folder, **options: model)
     assert quickdraft.load(tmp_path / "bundle", prefill="hybrid:8+refresh") is model
     assert calls == ["hybrid:8+refresh"]

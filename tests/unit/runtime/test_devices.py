@@ -138,6 +138,22 @@ def test_a_device_that_only_its_library_knows(monkeypatch: pytest.MonkeyPatch) -
         place("npu")
 
 
+@pytest.mark.usefixtures("lunar")
+def test_a_bundle_for_another_device_settles_where_it_runs() -> None:
+    """What `auto` opened in the end is what reports name."""
+    planned = place()
+    for name, device in (("hotpath", "CPU"), ("onnxruntime_adapted", "CPU"), ("openvino", "CPU")):
+        assert planned.settled(opened(name, device)) is planned
+    assert planned.settled(opened("coreml", "ALL")).device == "coreml:ALL"
+    assert planned.settled(opened("openvino", "GPU")).device == "core-ultra-2-gpu"
+    named = place("auto", "openvino:AUTO")
+    assert named.settled(opened("openvino", "AUTO (CPU)")) is named
+
+
+def opened(name: str, device: str) -> Any:
+    return SimpleNamespace(name=name, device=device)
+
+
 @pytest.mark.openvino
 def test_what_openvino_finds_is_listed() -> None:
     found = {each.backend: each for each in devices.found_devices()}

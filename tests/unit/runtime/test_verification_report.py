@@ -121,7 +121,7 @@ def report_of(*differences: Difference, laws: tuple[LawCheck, ...] = ()) -> Draf
 
 def verification(**reports: DrafterReport) -> Verification:
     return Verification(
-        "m", "toy", "portable", None, "bit_identical", 3, 64, reports, {"small_model": "why"}
+        "m", "toy", "portable", "CPU", None, "bit_identical", 3, 64, reports, {"small_model": "why"}
     )
 
 
