@@ -199,9 +199,10 @@ def _check_agreement(device: str, kind: Kind, backend: str) -> None:
     if name not in CHOOSING or kinds == (kind,):
         return
     computes = f"computes on {' and '.join(kinds)}" if kinds else "chooses by itself what it takes"
+    which = "" if device == kind else f", which is a {kind},"
     raise OptionError(
-        f"device is {device!r}, which is a {kind}, and backend {backend!r} {computes}; leave one "
-        "of them out, or name a device of the backend that is one"
+        f"device is {device!r}{which} and backend {backend!r} {computes}; leave one of them out, "
+        f"or name a {kind.upper()} of the backend"
     )
 
 

@@ -79,7 +79,7 @@ def test_the_first_backend_that_runs_is_taken(monkeypatch: pytest.MonkeyPatch) -
         ("simulated:core-ultra-1-npu", "auto", DeviceError, "cannot be simulated"),
         ("simulated:npu-pim", "hotpath", OptionError, "leave --backend out"),
         ("npu-pim", "simulated:npu-pim", OptionError, "give one of them"),
-        ("cpu", "openvino:GPU", OptionError, "'cpu', which is a cpu, .* computes on gpu; leave"),
+        ("cpu", "openvino:GPU", OptionError, "is 'cpu' and .* computes on gpu; leave"),
         ("cpu", "openvino:AUTO:GPU,CPU", OptionError, "computes on gpu and cpu; leave"),
         ("cpu", "openvino:AUTO", OptionError, "chooses by itself"),
         ("cpu", "coreml", OptionError, "chooses by itself"),
