@@ -214,14 +214,17 @@ def parts(manifest: Manifest, name: str, role: Role) -> tuple[Variant, ...]:
     return tuple(variant for variant in manifest.roles.get(role, ()) if _opens(name, variant))
 
 
-def find_part(manifest: Manifest, name: str, role: Role, part: str | None = None) -> Variant:
-    """The part of a role for the backend `name`. part: which one; None: the first.
+def find_part(
+    manifest: Manifest, name: str, role: Role, part: str | None = None, flavour: str = ""
+) -> Variant:
+    """The part of a role for the backend `name`. part: which one; None: the first. flavour: taken
+    before others, as a device may take no other.
 
     Raises:
         InputError: there is none, or none of that name.
     """
     found = parts(manifest, name, role)
-    for variant in found:
+    for variant in sorted(found, key=lambda each: each.flavour != flavour):
         if part in (None, variant.name):
             return variant
     wanted = f"no {role}" if part is None else f"no {role} {part!r}"
@@ -284,7 +287,7 @@ def open_predictor(
         OptionError: no predictors run with this backend. InputError: see find_part.
         BundleError: its files are damaged. BackendError: it cannot run here.
     """
-    variant = find_part(manifest, backend.name, "predictor", part)
+    variant = find_part(manifest, backend.name, "predictor", part, backend.flavour)
     predictor_class = lookup("backend of predictors", PREDICTORS, backend.name)
     opened: Predictor = predictor_class(backend, folder, variant, threads=threads)
     return opened

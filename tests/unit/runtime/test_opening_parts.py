@@ -35,6 +35,7 @@ class Recorder:
     """Stands for backends and predictors; keeps what it was given."""
 
     name = "onnxruntime"
+    flavour = "portable"
 
     def __init__(self, *given: Any, **options: Any) -> None:
         self.given, self.options = given, options
@@ -59,6 +60,17 @@ def test_a_backend_sees_its_own_parts(name: str, names: list[str]) -> None:
     assert [variant.name for variant in found] == names
     flavours = {variant.flavour for variant in found}
     assert flavours <= {"hotpath" if name == "hotpath" else "portable"}
+
+
+def test_a_part_of_the_flavour_of_its_target_comes_first() -> None:
+    """An NPU, where the target has fixed shapes, can run no other predictor."""
+    (first, second) = both().roles["predictor"][:2]
+    dynamic = replace(first, target_format="openvino", flavour="portable")
+    fixed = replace(second, target_format="openvino", flavour="static", name=first.name)
+    manifest = replace(both(), roles={"predictor": (dynamic, fixed)})
+    for flavour, expected in (("", dynamic), ("portable", dynamic), ("static", fixed)):
+        assert find_part(manifest, "openvino", "predictor", None, flavour) is expected
+        assert find_part(manifest, "openvino", "predictor", first.name, flavour) is expected
 
 
 def test_a_part_is_found_by_name_or_is_the_first() -> None:
