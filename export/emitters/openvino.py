@@ -17,18 +17,13 @@ from quickdraft.export.emitters.base import (
     Part,
     entries,
 )
+from quickdraft.export.emitters.rows import LAYOUT, TARGET_LAYOUT, Sizes, static_sizes
 from quickdraft.manifest import StepNames, Variant
 
 try:
     import openvino as ov
 
-    from quickdraft.export.emitters.openvino_ops import (
-        ALIGNMENT,
-        LAYOUT,
-        TARGET_LAYOUT,
-        OpenVinoOps,
-        Sizes,
-    )
+    from quickdraft.export.emitters.openvino_ops import OpenVinoOps
     from quickdraft.export.emitters.openvino_source import (
         MEMORY_LAYOUT,
         OpenVinoSourceOps,
@@ -37,17 +32,6 @@ try:
     from quickdraft.export.emitters.openvino_weights import WeightStore
 except ImportError:  # reported when something is exported, with the extra to install
     ov = None
-
-WIDTHS = (1, 4, 8, 16)
-"""Rows of the graphs that verify; one row more than a draft has."""
-PREFILL = 128
-"""Rows of the graph that reads prompts."""
-SPARE = 32
-"""Slots beyond the context, for the nodes of a tree."""
-LONGEST = 4096
-"""Most slots of a static cache: a step reads them all, however few are taken."""
-LONGEST_ANSWER = 1024
-"""The same of an encoder-decoder model, whose cache holds no prompt."""
 
 
 def emit_openvino(request: EmitRequest) -> list[Variant]:
@@ -113,13 +97,7 @@ def _static_sizes(part: Part) -> tuple[dict[int, Sizes], int]:
     read = source_sizes(part) if _with_source(part) else {}
     if part.role == "encoder":
         return read, max(read)
-    wanted = part.spec.context_length + SPARE
-    longest = LONGEST if part.spec.source is None else LONGEST_ANSWER
-    capacity = min(-(-wanted // ALIGNMENT) * ALIGNMENT, longest)
-    memory = max(read, default=None)
-    sizes = {rows: Sizes(rows, rows, capacity, memory) for rows in WIDTHS}
-    # The prefill wants the logits of one row at most, and those of many are most of its time.
-    return {**sizes, PREFILL: Sizes(PREFILL, 1, capacity, memory)}, capacity
+    return static_sizes(part, max(read, default=None))
 
 
 def _with_source(part: Part) -> bool:

@@ -15,8 +15,9 @@ from openvino.op.util import Variable, VariableInfo
 
 from quickdraft.errors import UnsupportedModel
 from quickdraft.export.emitters.base import Part
-from quickdraft.export.emitters.openvino_ops import OpenVinoOps, Sizes, integers, scalar, size_of
+from quickdraft.export.emitters.openvino_ops import OpenVinoOps, integers, scalar, size_of
 from quickdraft.export.emitters.openvino_weights import Node, WeightStore, constant
+from quickdraft.export.emitters.rows import Sizes
 from quickdraft.export.ops import Attention
 from quickdraft.manifest import StepNames
 

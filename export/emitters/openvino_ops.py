@@ -1,8 +1,6 @@
 """The op protocol as an OpenVINO graph of standard ops.
 
-Values are [rows, width]. The cache is outside the graph: a step reads the committed rows of every
-layer, head by head, and gives its own rows back. So nothing of a cache is copied, going back is a
-length, and one graph serves devices with and without writable inputs.
+Values are [rows, width].
 """
 
 from __future__ import annotations
@@ -16,45 +14,13 @@ import openvino as ov
 from openvino import opset15 as opset
 
 from quickdraft.errors import UnsupportedModel
-from quickdraft.export.emitters.base import Part, check_staged
-from quickdraft.export.emitters.composed import ComposedOps
+from quickdraft.export.emitters.base import Part
 from quickdraft.export.emitters.openvino_rope import reach_of, turns
 from quickdraft.export.emitters.openvino_weights import Node, WeightStore, constant
+from quickdraft.export.emitters.rows import LAYOUT, RowsOps, Sizes
 from quickdraft.export.ops import Activation, Attention, Rope
 from quickdraft.export.weights import Weight, concat_rows, join_biases
-from quickdraft.manifest import RowsLayout, StepNames
-
-ALIGNMENT = 64
-LAYOUT = RowsLayout(
-    kind="rows",
-    alignment=ALIGNMENT,
-    past_key="past_key_values.{layer}.key",
-    past_value="past_key_values.{layer}.value",
-    present_key="present.{layer}.key",
-    present_value="present.{layer}.value",
-)
-TARGET_LAYOUT = RowsLayout(
-    kind="rows",
-    alignment=ALIGNMENT,
-    past_key="target.{layer}.key",
-    past_value="target.{layer}.value",
-    present_key="present_target.{layer}.key",
-    present_value="present_target.{layer}.value",
-)
-"""The cache that a predictor writes; it reads nothing of it."""
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Dimensions of a step, None where they are dynamic. rows: of the step; wanted: of them, those
-    with logits; slots: of the cache. memory: rows that a target of an encoder reads. frames: that
-    the encoder itself reads, tokens or features; rows are then those of its memory."""
-
-    rows: int | None = None
-    wanted: int | None = None
-    slots: int | None = None
-    memory: int | None = None
-    frames: int | None = None
+from quickdraft.manifest import StepNames
 
 
 @dataclass
@@ -65,20 +31,14 @@ class _Ends:
     outputs: dict[str, Node] = field(default_factory=dict)
 
 
-class OpenVinoOps(ComposedOps[Node]):
+class OpenVinoOps(RowsOps[Node]):
     """Emits one step of a part; `finish` makes the model."""
 
     def __init__(self, part: Part, store: WeightStore, sizes: Sizes) -> None:
-        self._part = part
         self._store = store
-        self._sizes = sizes
         self._ends = _Ends()
-        self._biases: dict[int | None, str] = {}
         self._angles: dict[Rope, tuple[Node, Node]] = {}
-        self._staged: set[int] = set()
-        self._hidden: dict[int, str] = {}
-        self._levels = 1
-        self._positions = self._input("position_ids", np.int64, [sizes.rows])
+        super().__init__(part, sizes)
 
     def _input(self, name: str, kind: Any, shape: Sequence[int | None]) -> Node:
         if name not in self._ends.inputs:
@@ -88,37 +48,8 @@ class OpenVinoOps(ComposedOps[Node]):
             self._ends.inputs[name] = node
         return self._ends.inputs[name]
 
-    def _output(self, value: Node, name: str) -> None:
-        self._ends.outputs[name] = value
-
-    # Inputs and outputs
-
-    def tokens(self) -> Node:
-        """Token ids, [n]."""
-        return self._input("input_ids", np.int64, [self._sizes.rows])
-
-    def positions(self) -> Node:
-        """Positions, [n]."""
-        return self._positions
-
-    def output_rows(self) -> Node:
-        """Rows whose logits are wanted, [m]; of a stack so many of each value."""
-        wanted = self._sizes.wanted
-        return self._input("output_rows", np.int64, [wanted and wanted * self._levels])
-
-    def features(self) -> Node:
-        """Vectors that come with the tokens, [n, width]."""
-        return self._input("features", np.float32, [self._sizes.rows, self._part.features])
-
-    def hidden_state(self, x: Node, layer: int) -> None:
-        """Emit the residual stream if this layer was asked for."""
-        if layer in self._part.hidden_states:
-            self._hidden[layer] = f"hidden_states.{layer}"
-            self._output(x, self._hidden[layer])
-
-    def logits(self, x: Node) -> None:
-        """Name the result."""
-        self._output(x, "logits")
+    def _output(self, value: Node, name: str, shape: Sequence[int | None] = ()) -> None:
+        self._ends.outputs[name] = value  # of the shape that it has
 
     def finish(self) -> tuple[Any, StepNames]:
         """The model, an openvino.Model, and how its tensors are called.
@@ -126,15 +57,7 @@ class OpenVinoOps(ComposedOps[Node]):
         Raises:
             BackendError: a predictor leaves out a layer of its target (a fault of its builder).
         """
-        part = self._part
-        if part.role != "encoder" or not part.features:
-            self.tokens()
-        if part.target is not None:
-            check_staged(part, self._staged)
-        else:
-            self.output_rows()
-        if part.features:
-            self.features()
+        step = self._finish_inputs()
         results = []
         for name, value in self._ends.outputs.items():
             # A node of its own: one value may be several outputs, and names are the outputs'.
@@ -142,16 +65,8 @@ class OpenVinoOps(ComposedOps[Node]):
             result.set_friendly_name(name)
             result.output(0).set_names({name})
             results.append(result)
-        model = ov.Model(results, list(self._ends.inputs.values()), part.spec.family)
-        return model, StepNames(
-            tokens="input_ids",
-            positions="position_ids",
-            output_rows="output_rows" if part.target is None else None,
-            logits="logits" if part.target is None else None,
-            biases=self._biases,
-            hidden_states=self._hidden,
-            features="features" if part.features else None,
-        )
+        inputs = list(self._ends.inputs.values())
+        return ov.Model(results, inputs, self._part.spec.family), step
 
     # Rows and matrices
 
@@ -288,32 +203,8 @@ class OpenVinoOps(ComposedOps[Node]):
         joined = opset.concat([integers([a.num_kv_heads, -1]), size_of(scores, 2)], 0)
         return opset.reshape(opset.softmax(biased, 3), joined, False)
 
-    def stage(self, k: Node, v: Node, attention: Attention) -> None:
-        """Give k and v as rows of the target's cache."""
-        self._staged.add(attention.layer)
-        self._present(k, v, attention, TARGET_LAYOUT)
-
-    def _present(self, k: Node, v: Node, a: Attention, layout: RowsLayout) -> tuple[Node, Node]:
-        """Rows of the step by head, [kv_heads, n, head_dim], also given back."""
-        found = []
-        for rows, name in ((k, layout.present_key), (v, layout.present_value)):
-            found.append(by_head(rows, a))
-            self._output(found[-1], name.format(layer=a.layer))
-        return found[0], found[1]
-
-    def _past(self, a: Attention) -> tuple[Node, Node]:
-        shape = [a.num_kv_heads, self._sizes.slots, a.head_dim]
-        names = (LAYOUT.past_key, LAYOUT.past_value)
-        key, value = (self._input(name.format(layer=a.layer), np.float32, shape) for name in names)
-        return key, value
-
-    def _bias(self, window: int | None) -> Node:
-        """The bias of one window, [n, slots + n]."""
-        name = "attention_bias" if window is None else f"attention_bias.window_{window}"
-        self._biases[window] = name
-        rows, slots = self._sizes.rows, self._sizes.slots
-        seen = None if rows is None or slots is None else slots + rows
-        return self._input(name, np.float32, [rows, seen])
+    def _by_head(self, rows: Node, a: Attention) -> Node:
+        return by_head(rows, a)
 
     # Value by value
 

@@ -17,13 +17,13 @@ from quickdraft.errors import UnsupportedModel
 from quickdraft.export.emitters.base import Part
 from quickdraft.export.emitters.openvino_ops import (
     OpenVinoOps,
-    Sizes,
     by_head,
     integers,
     scalar,
     size_of,
 )
 from quickdraft.export.emitters.openvino_weights import Node, WeightStore, constant
+from quickdraft.export.emitters.rows import Sizes
 from quickdraft.export.ops import Attention, RelativeBias
 from quickdraft.export.weights import Weight
 from quickdraft.manifest import RowsLayout, StepNames
@@ -162,8 +162,6 @@ class OpenVinoSourceOps(OpenVinoOps):
     def _distances(self) -> Node:
         """Positions of what is seen less those of the rows, int64 [n, rows seen]."""
         if not self._encodes:
-            rows, slots = self._sizes.rows, self._sizes.slots
-            seen = None if rows is None or slots is None else slots + rows
-            return self._input("distances", np.int64, [rows, seen])
+            return self._input("distances", np.int64, [self._sizes.rows, self._sizes.seen])
         row, column = (opset.unsqueeze(self._positions, scalar(axis)) for axis in (0, 1))
         return opset.subtract(row, column)
