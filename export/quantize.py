@@ -66,10 +66,11 @@ def weight_format(name: str, checkpoint_kind: str) -> WeightFormat:
     return FORMATS[name]
 
 
-def store(weight: Weight, fmt: WeightFormat) -> Dense | Blocked:
-    """The values of a matrix [rows, columns] in the given format.
+def store(weight: Weight, fmt: WeightFormat, group: int = GROUP) -> Dense | Blocked:
+    """The values of a matrix [rows, columns] in the given format. group: columns of a block, where
+    the format makes blocks.
 
-    Rows that a group of 32 does not divide stay float32, whatever the format.
+    Rows that the group does not divide stay float32, whatever the format.
 
     Raises:
         OptionError: a value is too large for the format.
@@ -78,7 +79,7 @@ def store(weight: Weight, fmt: WeightFormat) -> Dense | Blocked:
         return weight.load()
     if fmt.bits is None:
         return Dense(_cast(weight, fmt))
-    if weight.shape[-1] % GROUP:
+    if weight.shape[-1] % group:
         return Dense(weight.dense())
     values = weight.dense()
     limit = _LARGEST_SCALE * (1 << (fmt.bits - 1))
@@ -87,7 +88,7 @@ def store(weight: Weight, fmt: WeightFormat) -> Dense | Blocked:
             f"{weight.name} holds values that {fmt.name} cannot (above {limit:g}); choose other "
             "weights, such as fp32"
         )
-    return quantize(values, fmt.bits)
+    return quantize(values, fmt.bits, group)
 
 
 def _cast(weight: Weight, fmt: WeightFormat) -> NDArray[np.floating]:

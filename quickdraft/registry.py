@@ -49,6 +49,7 @@ EMITTERS: Mapping[str, str] = {
     "hotpath": "quickdraft.export.emitters.hotpath:emit_hotpath",
     "reference": "quickdraft.export.emitters.numpy:emit_reference",
     "onnx": "quickdraft.export.emitters.onnx:emit_onnx",
+    "onnx-static": "quickdraft.export.emitters.onnx_static:emit_onnx_static",
     "openvino": "quickdraft.export.emitters.openvino:emit_openvino",
     "openvino-genai": "quickdraft.export.emitters.openvino_genai:emit_openvino_genai",
     "openvino-static": "quickdraft.export.emitters.openvino:emit_openvino_static",

@@ -43,16 +43,25 @@ class DataFile:
             self._seen[key] = start
         return self._seen[key], data.nbytes
 
+    def flush(self) -> None:
+        """Let others see what was added."""
+        self._stream.flush()
+
     def close(self) -> None:
         """Finish the file."""
         self._stream.close()
 
 
 class GraphBuilder:
-    """Collects the nodes of one graph in order."""
+    """Collects the nodes of one graph in order.
 
-    def __init__(self, data: DataFile) -> None:
+    placed: weights that other graphs of the same part have put into the data file, by name, which
+    this one uses and adds to.
+    """
+
+    def __init__(self, data: DataFile, placed: dict[str, ir.ExternalTensor] | None = None) -> None:
         self._data = data
+        self._placed = {} if placed is None else placed
         self._nodes: list[ir.Node] = []
         self._inputs: list[ir.Value] = []
         self._outputs: list[ir.Value] = []
@@ -120,9 +129,9 @@ class GraphBuilder:
 
     def weight(self, name: str, array: NDArray[Any]) -> ir.Value:
         """A tensor in the data file; a name that exists already is reused."""
-        if name not in self._initializers:
+        if self.find(name) is None:
             offset, length = self._data.add(array)
-            tensor = ir.ExternalTensor(
+            self._placed[name] = ir.ExternalTensor(
                 location=self._data.path.name,
                 offset=offset,
                 length=length,
@@ -131,11 +140,13 @@ class GraphBuilder:
                 name=name,
                 base_dir=str(self._data.path.parent),
             )
-            self._register(name, tensor)
+            self._register(name, self._placed[name])
         return self._initializers[name]
 
     def find(self, name: str) -> ir.Value | None:
-        """The weight registered under `name`, if it was."""
+        """The weight of that name, if there is one already."""
+        if name not in self._initializers and name in self._placed:
+            self._register(name, self._placed[name])
         return self._initializers.get(name)
 
     def _register(self, name: str, tensor: ir.TensorProtocol) -> None:
@@ -146,14 +157,15 @@ class GraphBuilder:
             const_value=tensor,
         )
 
-    def save(self, path: Path, name: str, domain: str = CONTRIB) -> None:
-        """Write the graph beside its data file. domain: of the ops that are not standard."""
+    def save(self, path: Path, name: str, domain: str = CONTRIB, opset: int = OPSET) -> None:
+        """Write the graph beside its data file. domain: of the ops that are not standard. opset:
+        the version of those that are."""
         graph = ir.Graph(
             self._inputs,
             self._outputs,
             nodes=self._nodes,
             initializers=list(self._initializers.values()),
-            opset_imports={"": OPSET, domain: 1},
+            opset_imports={"": opset, domain: 1},
             name=name,
         )
         model = ir.Model(graph, ir_version=IR_VERSION, producer_name="quickdraft")

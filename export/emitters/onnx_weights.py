@@ -13,9 +13,6 @@ from quickdraft.export.emitters.onnx_graph import CONTRIB, GraphBuilder
 from quickdraft.export.quantize import WeightFormat, store
 from quickdraft.export.weights import Blocked, Dense, Floats, Weight, concat_rows, join_biases
 
-ACCURACY_LEVEL = 4
-"""Activations in int8 per block of a row: the fast path, and one whose rows are independent."""
-
 
 @dataclass(frozen=True)
 class NBits:
@@ -62,6 +59,9 @@ def _pack_nibbles(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
 class WeightStore:
     """Puts each weight into the graph once, in the wanted format, and emits its products."""
 
+    accuracy_level = 4
+    """Activations in int8 per block of a row: the fast path, and one whose rows are independent."""
+
     def __init__(self, graph: GraphBuilder, fmt: WeightFormat) -> None:
         self._graph = graph
         self._format = fmt
@@ -106,29 +106,35 @@ class WeightStore:
 
     def linear(self, x: ir.Value, weight: Weight, bias: Weight | None) -> ir.Value:
         """x @ weight.T + bias."""
-        graph = self._graph
         dense = self._load(weight, "codes")
         vector = self.vector(bias) if bias else None
         if dense is not None:
-            y = graph.one("FusedMatMul", [x, dense], {"transB": 1}, domain=CONTRIB)
-            return graph.one("Add", [y, vector]) if vector is not None else y
-        bits, group, has_offset = self._blocks[weight.name]
+            return self._dense_product(x, dense, vector)
+        y = self._blocked_product(x, weight, vector)
+        _, group, has_offset = self._blocks[weight.name]
+        if not has_offset:
+            return y
+        sums = self._group_sums(x, weight.shape[1] // group, group)
+        offset = self._tensor(f"{weight.name}.offset")
+        return self._graph.one("Add", [y, self._graph.one("MatMul", [sums, offset])])
+
+    def _dense_product(self, x: ir.Value, matrix: ir.Value, bias: ir.Value | None) -> ir.Value:
+        y = self._graph.one("FusedMatMul", [x, matrix], {"transB": 1}, domain=CONTRIB)
+        return self._graph.one("Add", [y, bias]) if bias is not None else y
+
+    def _blocked_product(self, x: ir.Value, weight: Weight, bias: ir.Value | None) -> ir.Value:
+        bits, group, _ = self._blocks[weight.name]
         attributes = {
             "K": weight.shape[1],
             "N": weight.shape[0],
             "bits": bits,
             "block_size": group,
-            "accuracy_level": ACCURACY_LEVEL,
+            "accuracy_level": self.accuracy_level,
         }
         codes = self._tensor(f"{weight.name}.codes")
         scale = self._tensor(f"{weight.name}.scale")
-        inputs = [x, codes, scale] if vector is None else [x, codes, scale, None, None, vector]
-        y = graph.one("MatMulNBits", inputs, attributes, domain=CONTRIB)
-        if not has_offset:
-            return y
-        sums = self._group_sums(x, weight.shape[1] // group, group)
-        offset = self._tensor(f"{weight.name}.offset")
-        return graph.one("Add", [y, graph.one("MatMul", [sums, offset])])
+        inputs = [x, codes, scale] if bias is None else [x, codes, scale, None, None, bias]
+        return self._graph.one("MatMulNBits", inputs, attributes, domain=CONTRIB)
 
     def linears(self, x: ir.Value, pairs: Sequence[tuple[Weight, Weight | None]]) -> list[ir.Value]:
         """Products of the same x, joined where the weights are stored alike.
