@@ -13,9 +13,9 @@ from quickdraft.errors import BackendError, BundleError
 from quickdraft.kvcache.by_head import ByHeadMemory, aligned_zeros
 from quickdraft.kvcache.memory import Source
 from quickdraft.manifest import RowsLayout, Variant
-from quickdraft.runtime.backends import openvino_device
 from quickdraft.runtime.backends.base import CancelToken
-from quickdraft.runtime.backends.openvino_step import ANY, Graphs, Request, source_bias
+from quickdraft.runtime.backends.openvino_step import Graphs
+from quickdraft.runtime.backends.rows_step import ANY, Request, source_bias
 from quickdraft.types import ModelSpec
 
 
@@ -56,7 +56,7 @@ class OpenVinoEncoder:
         assert self._spec.source is not None  # checked just now  # noqa: S101
         positions = source.positions(self._spec.source)
         width = next((each for each in self._widths if each >= len(positions)), ANY)
-        request = Request(graphs.compiled(width).create_infer_request(), 0)
+        request = graphs.request(width)
         names, rows = self._variant.step, width or len(positions)
         request.feed(names.positions, positions, rows)
         if source.features is not None:  # as many as the graph takes, or it takes any number
@@ -66,7 +66,7 @@ class OpenVinoEncoder:
             request.feed(names.tokens, source.tokens, rows)
         if names.source is not None:
             request.feed(names.source, source_bias(len(positions), rows), 1)
-        openvino_device.run(request.request, cancel)
+        request.run(cancel)
         return self._memory(request, len(positions))
 
     def _memory(self, request: Request, rows: int) -> ByHeadMemory:

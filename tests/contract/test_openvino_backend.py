@@ -32,7 +32,7 @@ from quickdraft.registry import BACKENDS, lookup
 from quickdraft.runtime.backends import openvino_device
 from quickdraft.runtime.backends.base import Backend, CancelToken
 from quickdraft.runtime.backends.openvino import OpenVinoBackend
-from quickdraft.runtime.backends.openvino_step import Step, pieces
+from quickdraft.runtime.backends.rows_step import Step, pieces
 
 pytestmark = pytest.mark.openvino
 
