@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ except ImportError:  # reported when a backend is opened, with the extra to inst
     ort = None
 
 _ERRORS_ONLY = 3
+Result = TypeVar("Result")
 
 
 def require() -> Any:
@@ -94,13 +95,47 @@ def run_options() -> Any:
     return made
 
 
+class Runs:
+    """Runs one after another, which can be stopped."""
+
+    def __init__(self) -> None:
+        self._options = run_options()
+
+    def run(self, start: Callable[[Any], Result], cancel: CancelToken | None) -> Result:
+        """What `start` gives, called with options of a run.
+
+        Raises:
+            Cancelled: on request, within an op or two. BackendError: onnxruntime failed.
+        """
+        try:
+            return start(self._options) if cancel is None else self._run_until(start, cancel)
+        except Exception as error:
+            if cancel is not None and cancel.cancelled:
+                raise Cancelled("stopped on request") from None
+            raise BackendError(f"onnxruntime failed in a step: {error}") from error
+
+    def _run_until(self, start: Callable[[Any], Result], cancel: CancelToken) -> Result:
+        current = self._options
+
+        def stop() -> None:
+            current.terminate = True
+
+        cancel.attach(stop)
+        try:
+            return start(current)
+        finally:
+            cancel.attach(None)
+            if current.terminate:  # it stays set, and would stop every later step
+                self._options = run_options()
+
+
 class Bound:
     """An IOBinding and the arrays behind its inputs and outputs."""
 
     def __init__(self, session: Any) -> None:
         self._session = session
         self._binding = session.io_binding()
-        self._options = run_options()
+        self._runs = Runs()
 
     def input(self, name: str, array: NDArray[Any]) -> None:
         """Let runs read an input from this memory, as it is then."""
@@ -120,31 +155,12 @@ class Bound:
         """One step.
 
         Raises:
-            Cancelled: on request, within an op or two. BackendError: onnxruntime failed.
+            Cancelled, BackendError: see Runs.run.
         """
-        try:
-            if cancel is None:
-                self._session.run_with_iobinding(self._binding, self._options)
-            else:
-                self._run_until(cancel)
-        except Exception as error:
-            if cancel is not None and cancel.cancelled:
-                raise Cancelled("stopped on request") from None
-            raise BackendError(f"onnxruntime failed in a step: {error}") from error
+        self._runs.run(self._start, cancel)
 
-    def _run_until(self, cancel: CancelToken) -> None:
-        current = self._options
-
-        def stop() -> None:
-            current.terminate = True
-
-        cancel.attach(stop)
-        try:
-            self._session.run_with_iobinding(self._binding, current)
-        finally:
-            cancel.attach(None)
-            if current.terminate:  # it stays set, and would stop every later step
-                self._options = run_options()
+    def _start(self, how: Any) -> None:
+        self._session.run_with_iobinding(self._binding, how)
 
 
 class Feeds:
