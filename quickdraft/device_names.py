@@ -12,6 +12,8 @@ DEVICELESS = ("hotpath", "reference")
 """Backends that run on the processor, and on nothing else."""
 CHOOSING = ("coreml", "onnxruntime", "openvino")
 """Those that have devices to choose from."""
+_STATIC = ("onnxruntime", "openvino")
+"""Those that have static graphs beside others."""
 _CORE_ML: dict[str, tuple[Hardware, ...]] = {
     "CPU_ONLY": ("cpu",),
     "CPU_AND_GPU": ("gpu",),
@@ -43,8 +45,8 @@ def split_device(name: str) -> tuple[str, str]:
 
 
 def base(backend: str) -> str:
-    """The backend that one for other tools' exports stands in for."""
-    return backend.removesuffix("_adapted")
+    """The backend that one for other tools' exports, or for static graphs, stands in for."""
+    return backend.removesuffix("_adapted").removesuffix("_static")
 
 
 def hardware(backend: str, device: str) -> tuple[Hardware, ...]:
@@ -68,7 +70,7 @@ def hardware(backend: str, device: str) -> tuple[Hardware, ...]:
 
 def needs_static(backend: str, device: str) -> bool:
     """Whether a device takes graphs of fixed shapes only."""
-    return backend == "openvino" and "npu" in hardware(backend, device)
+    return backend in _STATIC and "npu" in hardware(backend, device)
 
 
 def _of_openvino(device: str) -> tuple[Hardware, ...]:

@@ -60,6 +60,7 @@ BACKENDS: Mapping[str, str] = {
     "reference": "quickdraft.runtime.backends.reference:ReferenceBackend",
     "onnxruntime": "quickdraft.runtime.backends.onnxruntime:OnnxRuntimeBackend",
     "onnxruntime_adapted": "quickdraft.runtime.backends.onnxruntime_adapted:OnnxRuntimeAdapted",
+    "onnxruntime_static": "quickdraft.runtime.backends.onnxruntime_static:OnnxRuntimeStatic",
     "openvino": "quickdraft.runtime.backends.openvino:OpenVinoBackend",
     "openvino_adapted": "quickdraft.runtime.backends.openvino_adapted:OpenVinoAdapted",
 }
@@ -67,6 +68,9 @@ PREDICTORS: Mapping[str, str] = {
     "hotpath": "quickdraft.runtime.backends.hotpath_predictor:HotpathPredictor",
     "reference": "quickdraft.runtime.backends.reference_predictor:ReferencePredictor",
     "onnxruntime": "quickdraft.runtime.backends.onnxruntime_predictor:OnnxRuntimePredictor",
+    "onnxruntime_static": (
+        "quickdraft.runtime.backends.onnxruntime_static_predictor:OnnxRuntimeStaticPredictor"
+    ),
     "openvino": "quickdraft.runtime.backends.openvino_predictor:OpenVinoPredictor",
 }
 """By backend: classes of runtime.backends.base.Predictor."""

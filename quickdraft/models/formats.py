@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from quickdraft.device_names import needs_static, split_device
 
-WITH_PARTS = ("hotpath", "onnx", "openvino", "openvino-static", "reference")
+WITH_PARTS = ("hotpath", "onnx", "onnx-static", "openvino", "openvino-static", "reference")
 """Emitters that write drafts and predictors beside the target."""
 _OPENED_BY = {
     "coreml": "coreml",
     "hotpath": "hotpath",
     "onnxruntime": "onnx",
+    "onnxruntime_static": "onnx-static",
     "openvino": "openvino",
     "reference": "reference",
 }

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from quickdraft.errors import BundleError
 from quickdraft.manifest import Variant
 from quickdraft.runtime.backends import ort_session, providers
 from quickdraft.runtime.backends.base import CancelToken, refuse_kv_types
@@ -69,7 +70,8 @@ class Sessions:
         physical core. target: facts of the model that a predictor is for.
 
         Raises:
-            DeviceError: the device is not there. MissingExtra: onnxruntime is not installed.
+            DeviceError: the device is not there, or takes nothing of the graph.
+            MissingExtra: onnxruntime is not installed.
             BackendError, BundleError: see `opened`, for the narrowest width.
         """
         self._options = ort_session.options(threads, beside=variant.spec is not None)
@@ -79,7 +81,8 @@ class Sessions:
         self._output_rows = variant.step.output_rows
         self._opened: dict[int, Any] = {}
         self._lock = Lock()
-        self.opened(min(self._files))  # what cannot be shows at once
+        # What cannot be shows at once.
+        self.degraded = providers.fallen_back([self.opened(min(self._files))], device)
 
     def opened(self, width: int) -> Any:
         """The session of a width.
@@ -108,7 +111,8 @@ class Sessions:
 class OnnxRuntimeStatic(RowsBackend):
     """A Backend over one InferenceSession a width, shared by all conversations.
 
-    device: a provider of ONNX Runtime, see `providers`.
+    device: a provider of ONNX Runtime, see `providers`. degraded: what of it does not run there,
+    None if all does.
     """
 
     name = "onnxruntime_static"
@@ -122,18 +126,23 @@ class OnnxRuntimeStatic(RowsBackend):
         kv_cache: str | None = None,
         vocab_size: int | None = None,
         device: str = CPU,
+        encoder: Variant | None = None,
     ) -> None:
         """Load the variant. threads: of one step on the processor. vocab_size: of the tokens that a
         part with a token map reads. device: `CPU`, `QNN`, `OpenVINO.NPU`, ...
+        encoder: None, as there are no static ONNX graphs of encoder-decoder models.
 
         Raises:
             OptionError: kv_cache is not f32. MissingExtra: onnxruntime is not installed.
-            DeviceError: the device is not there.
+            DeviceError: the device is not there, or takes nothing of the graph.
             BackendError: onnxruntime cannot load the model.
             BundleError: the graph's inputs or outputs are not those of the manifest.
         """
         refuse_kv_types(self.name, kv_cache)
         self.device = device
-        found = offered(spec, variant, None)
+        found = offered(spec, variant, encoder)
+        if encoder is not None or not variant.widths:
+            raise BundleError(f"{variant.model} is no static graph of a decoder-only model")
         graphs = Sessions(folder, spec, variant, device, threads)
+        self.degraded = graphs.degraded
         super().__init__(found, variant, graphs, vocab_size)

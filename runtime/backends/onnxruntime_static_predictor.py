@@ -6,7 +6,7 @@ from pathlib import Path
 
 from quickdraft.manifest import Variant
 from quickdraft.runtime.backends.base import Backend
-from quickdraft.runtime.backends.onnxruntime_static import CPU, Sessions
+from quickdraft.runtime.backends.onnxruntime_static import Sessions
 from quickdraft.runtime.backends.rows_predictor import RowsPredictor
 
 
@@ -19,10 +19,11 @@ class OnnxRuntimeStaticPredictor(RowsPredictor):
         """Load the predictor `variant` for the target `backend`. threads: of one run.
 
         Raises:
-            DeviceError: the device is not there. MissingExtra: onnxruntime is not installed.
+            DeviceError: the device is not there, or takes nothing of the graph.
+            MissingExtra: onnxruntime is not installed.
             BackendError: onnxruntime cannot load the graph.
             BundleError: the graph is not what the manifest promises, or fills other caches.
         """
         super().__init__(backend, variant)
-        device = getattr(backend, "device", CPU)
-        self._open(Sessions(folder, self.spec, variant, device, threads, self.target))
+        sessions = Sessions(folder, self.spec, variant, backend.device, threads, self.target)
+        self._open(sessions)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quickdraft.device_names import needs_static, split_device
+from quickdraft.device_names import base, needs_static, split_device
 from quickdraft.device_profiles.profile import Profile, profile_named
 from quickdraft.errors import BackendError, BundleError, DeviceError, InputError
 from quickdraft.manifest import Flavour, Manifest, Role, TargetFormat, Variant
@@ -23,6 +23,7 @@ from quickdraft.runtime.backends.simulated import SimulatedBackend
 OPENS: dict[str, tuple[TargetFormat, Flavour | None]] = {
     "hotpath": ("onnx", "hotpath"),
     "onnxruntime": ("onnx", "portable"),
+    "onnxruntime_static": ("onnx", "static"),
     "openvino": ("openvino", None),
     "onnxruntime_adapted": ("onnx", "adapted"),
     "openvino_adapted": ("openvino", "adapted"),
@@ -31,8 +32,10 @@ OPENS: dict[str, tuple[TargetFormat, Flavour | None]] = {
 }
 """What each backend of this package opens (None: any flavour); best backend first. A backend from
 elsewhere is given the first variant, and refuses what it cannot open."""
+_STATIC = {"onnxruntime": "onnxruntime_static"}
+"""Which backend stands in for another where the graphs are static."""
 _ADAPTED = {"onnxruntime": "onnxruntime_adapted", "openvino": "openvino_adapted"}
-"""Which backend stands in for another where the graphs are other exporters'."""
+"""The same where they are other exporters'."""
 _TRAINED_BY: Mapping[Role, str] = {"auxiliary": "predictor", "predictor": "predictor"}
 """What of `quickdraft train` makes parts of a role, where it is not `draft`."""
 
@@ -73,8 +76,7 @@ def open_backend(
         name, variant, degraded = _choose(manifest)
         backend_class = lookup("backend", BACKENDS, name)
     else:
-        if _find(manifest, name) is None and _find(manifest, _ADAPTED.get(name, name)) is not None:
-            name = _ADAPTED[name]
+        name = _standing_in(manifest, name, device)
         backend_class = lookup("backend", BACKENDS, name)
         variant = variant_for(manifest, name, device)
     options: dict[str, Any] = {} if kv_cache is None else {"kv_cache": kv_cache}
@@ -87,6 +89,13 @@ def open_backend(
     if degraded is not None:
         _log.warning("slower than it could be, with the backend %r: %s", name, degraded)
     return Opened(backend, degraded)
+
+
+def _standing_in(manifest: Manifest, name: str, device: str) -> str:
+    """The backend that opens what a bundle has where `name` is asked for, itself if it can."""
+    static, adapted = _STATIC.get(name, name), _ADAPTED.get(name, name)
+    ways = (static, adapted) if needs_static(name, device) else (name, static, adapted)
+    return next((way for way in ways if _find(manifest, way) is not None), ways[0])
 
 
 def find_encoder(manifest: Manifest, target: Variant) -> Variant:
@@ -165,12 +174,14 @@ def variant_for(manifest: Manifest, name: str, device: str = "") -> Variant:
         BundleError: there is none.
     """
     found = parts(manifest, name, "target")
-    if found and needs_static(name, device):
+    library = base(name)
+    if needs_static(library, device) and name != _ADAPTED.get(library):
         found = tuple(variant for variant in found if variant.flavour == "static")
         if not found:
+            form = {"onnxruntime": "onnx"}.get(library, library)
             raise BundleError(
-                f"{name}:{device} takes graphs of fixed shapes only, and the bundle has none "
-                f"({_content(manifest)}); export it again with --format {name}-static"
+                f"{library}:{device} takes graphs of fixed shapes only, and the bundle has none "
+                f"({_content(manifest)}); export it again with --format {form}-static"
             )
     if not found:
         raise BundleError(
