@@ -55,9 +55,16 @@ def test_hardware(name: str, kinds: str) -> None:
         ("openvino:AUTO:GPU,CPU", "openvino"),
         ("openvino:AUTO:-NPU", "openvino"),
         ("openvino:CPU", "openvino"),
+        ("onnxruntime:QNN", "onnx-static"),
+        ("onnxruntime:QNN,fallback=no", "onnx-static"),
+        ("onnxruntime:VitisAI", "onnx-static"),
+        ("onnxruntime:OpenVINO.NPU", "onnx-static"),
+        ("onnxruntime:OpenVINO.GPU", "onnx"),
+        ("onnxruntime:CoreML", "onnx"),
+        ("onnxruntime", "onnx"),
         ("coreml:CPU_AND_NE", "coreml"),
     ],
 )
 def test_an_npu_gets_fixed_shapes_however_it_is_written(backend: str, form: str) -> None:
     assert default_formats(backend) == (form,)
-    assert needs_static(*split_device(backend)) == (form == "openvino-static")
+    assert needs_static(*split_device(backend)) == form.endswith("-static")
