@@ -40,6 +40,7 @@ WIDTH, N = 32, 37
 BACKENDS = [
     "reference",
     "onnxruntime",
+    "onnxruntime_static",
     pytest.param("hotpath", marks=pytest.mark.native),
     pytest.param("openvino", marks=pytest.mark.openvino),
     pytest.param("openvino-static", marks=pytest.mark.openvino),
@@ -53,7 +54,9 @@ TREE = Tree(np.array([9, 8, 7, 300, 5, 4], np.int64), np.array([-1, 0, 0, 1, 1, 
 
 def bundle(name: str, family: str = "llama") -> Bundle:
     """The bundle that a backend opens; that of OpenVINO takes OpenVINO to write."""
-    return toy_parts.bundle(family, (name,) if "openvino" in name else FORMATS)
+    own = {"onnxruntime_static": "onnx-static"}.get(name, name)
+    apart = "openvino" in name or own != name
+    return toy_parts.bundle(family, (own,) if apart else FORMATS)
 
 
 def backend_of(name: str) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from tiny import half_precision
 from tiny.checkpoint import VOCAB_SIZE, tiny_checkpoint
 from tiny.rows_bundles import answer, backend_of, load, write_bundle
@@ -70,6 +71,55 @@ def test_rows_pick_logits(model: Backend) -> None:
     everything = model.step(tree, model.new_cache()).logits.copy()
     some = model.step(tree, model.new_cache(), np.array([39, 2, 17])).logits
     np.testing.assert_allclose(some, everything[[39, 2, 17]], atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [3, 17, 64, 90])
+def test_chunks_of_any_size(model: Backend, size: int) -> None:
+    """Each goes through other widths, alone or in pieces; rounding is all that differs."""
+    tokens = np.random.default_rng(0).integers(0, VOCAB_SIZE, 90)
+    rows, cache = [], model.new_cache()
+    for start in range(0, len(tokens), size):
+        chunk = tokens[start : start + size]
+        rows.append(model.step(Tree.chain(chunk), cache).logits.copy())
+        cache.commit(range(len(chunk)))
+    np.testing.assert_allclose(np.concatenate(rows), plain_logits(model, tokens), atol=1e-4)
+
+
+@st.composite
+def trees(draw: st.DrawFn) -> Tree:
+    size = draw(st.integers(1, 24))
+    parent = [-1, *(draw(st.integers(0, i - 1)) for i in range(1, size))]
+    tokens = draw(st.lists(st.integers(0, VOCAB_SIZE - 1), min_size=size, max_size=size))
+    return Tree(np.array(tokens, np.int64), np.array(parent, np.int64))
+
+
+@settings(max_examples=15, deadline=None)
+@given(tree=trees(), past=st.integers(0, 40), node=st.integers(0, 23), seed=st.integers(0, 99))
+def test_trees_of_any_shape(model: Backend, tree: Tree, past: int, node: int, seed: int) -> None:
+    """A node's logits are those of its path, and a committed path is as if it had been decoded."""
+    prefix = np.random.default_rng(seed).integers(0, VOCAB_SIZE, past)
+    cache = model.new_cache()
+    if past:
+        model.step(Tree.chain(prefix), cache)
+        cache.commit(range(past))
+    path = [node % len(tree)]
+    while tree.parent[path[0]] >= 0:
+        path.insert(0, int(tree.parent[path[0]]))
+    found = model.step(tree, cache).logits[path].copy()
+    cache.commit(path)
+    after = model.step(Tree.chain([7]), cache).logits
+    tokens = np.concatenate([prefix, tree.tokens[path], [7]])
+    expected = plain_logits(model, tokens)[past:]
+    np.testing.assert_allclose(np.concatenate([found, after]), expected, atol=1e-4)
+
+
+def plain_logits(model: Backend, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Logits of tokens decoded one by one."""
+    cache, rows = model.new_cache(), []
+    for token in tokens:
+        rows.append(model.step(Tree.chain([token]), cache).logits.copy())
+        cache.commit([0])
+    return np.concatenate(rows)
 
 
 def test_a_cancelled_step_leaves_a_usable_cache(model: Backend) -> None:
