@@ -185,7 +185,7 @@ def _named_by_backend(here: Here, backend: str, kinds: tuple[Hardware, ...]) -> 
 def _library(backend: str) -> str:
     """What drives a device: a backend, or one of ONNX Runtime's providers."""
     name, own = split_device(backend)
-    return re.split("[.,]", own)[0] if name == "onnxruntime" else name
+    return re.split("[.,]", own)[0] if base(name) == "onnxruntime" else name
 
 
 def _check_agreement(device: str, kind: Kind, backend: str) -> None:
@@ -196,7 +196,7 @@ def _check_agreement(device: str, kind: Kind, backend: str) -> None:
     """
     name, own = split_device(backend)
     kinds = hardware(name, own)
-    if name not in CHOOSING or kinds == (kind,):
+    if base(name) not in CHOOSING or kinds == (kind,):
         return
     computes = f"computes on {' and '.join(kinds)}" if kinds else "chooses by itself what it takes"
     which = "" if device == kind else f", which is a {kind},"

@@ -164,10 +164,12 @@ class OnnxStaticOps(RowsOps[ir.Value]):
         parts, own = self._by_heads(x, heads), (weight, bias)
         per_head = heads > 1 and any(w is not None and w.shape[-1] == width(x) for w in own)
         scale, shift = (None if w is None else self._store.vector(w) for w in own)
-        ones = self._graph.constant(np.ones(width(parts), np.float32))
-        inner = [ones] if per_head else [ones if scale is None else scale]
-        if shift is not None and not per_head:
-            inner.append(shift)
+        inner = [scale, shift]
+        if per_head or scale is None:
+            ones = self._graph.constant(np.ones(width(parts), np.float32))
+            inner = [ones, None if per_head else shift]
+        # Without the last one where there is none: ONNX Runtime's optimiser crashes at its name.
+        inner = [each for each in inner if each is not None]
         attributes = {"axis": -1, "epsilon": eps}
         normed = self._flat(
             self._one("LayerNormalization", [parts, *inner], shape_of(parts), attributes)

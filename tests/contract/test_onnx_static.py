@@ -103,6 +103,13 @@ def test_ops_are_standard_but_for_products_of_four_bits(exported: Path) -> None:
         onnx.checker.check_model(str(exported / name), full_check=True)
 
 
+def test_nothing_lies_there_unused(exported: Path) -> None:
+    for _, model in graphs(exported):
+        read = {name for node in model.graph.node for name in node.input}
+        assert {tensor.name for tensor in model.graph.initializer} <= read
+        assert {value.name for value in model.graph.input} <= read
+
+
 def test_a_tied_table_is_stored_once(tmp_path: Path) -> None:
     """The embedding and the head read the same bytes in every format."""
     sizes = {}

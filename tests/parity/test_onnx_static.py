@@ -47,6 +47,34 @@ def test_weight_formats_of_all_flavours(name: str, form: str, tmp_path: Path) ->
     compare(name, tmp_path, form)
 
 
+@pytest.mark.openvino
+@pytest.mark.parametrize("form", ["fp32", "fp16", "int8", "int4"])
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2", "stablelm-parallel-normed"])
+def test_another_engine_reads_the_same_files(name: str, form: str, tmp_path: Path) -> None:
+    """OpenVINO, as its provider does on an NPU: every output of every graph."""
+    import onnxruntime
+    import openvino
+
+    from quickdraft.runtime.backends import openvino_device
+
+    open_model("onnx-static", name, tmp_path, form)
+    how = openvino_device.properties("CPU", 1, apart=True)
+    for file in sorted((tmp_path / "onnx-static" / "onnx").glob("*.onnx")):
+        session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+        random, feeds = np.random.default_rng(2), {}
+        for value in session.get_inputs():
+            if value.name == "output_rows":
+                feeds[value.name] = np.arange(value.shape[0])
+            elif value.name.endswith("_ids"):
+                feeds[value.name] = random.integers(0, 200, value.shape)
+            else:
+                feeds[value.name] = random.standard_normal(value.shape).astype(np.float32)
+        core = openvino.Core()
+        theirs = core.compile_model(core.read_model(str(file)), "CPU", how)(feeds)
+        for output, ours in zip(session.get_outputs(), session.run(None, feeds), strict=True):
+            assert np.abs(ours - theirs[output.name]).max() <= 1e-3
+
+
 class RoundedByRow(RandomWeights):
     """Matrices as int8 with a scale for each row has them."""
 

@@ -152,15 +152,15 @@ def idle(monkeypatch: pytest.MonkeyPatch) -> None:
     azure = providers.Provider("AzureExecutionProvider", "")
     if azure.name not in ort_session.require().get_available_providers():
         pytest.skip("this onnxruntime has no such provider")
-    monkeypatch.setitem(providers.PROVIDERS, "QNN", azure)
+    monkeypatch.setitem(providers.PROVIDERS, "DirectML", azure)
 
 
 @pytest.mark.usefixtures("idle")
 def test_a_provider_that_takes_no_node_is_refused(bundle: Path) -> None:
     with pytest.raises(DeviceError, match=r"takes none of the \d+ nodes"):
-        quickdraft.load(bundle, backend="onnxruntime:QNN", drafter="none")
+        quickdraft.load(bundle, backend="onnxruntime:DirectML", drafter="none")
     with pytest.raises(BackendError, match="fallback to CPU EP has been explicitly disabled"):
-        quickdraft.load(bundle, backend="onnxruntime:QNN,fallback=no", drafter="none")
+        quickdraft.load(bundle, backend="onnxruntime:DirectML,fallback=no", drafter="none")
 
 
 @pytest.mark.usefixtures("idle")
@@ -170,9 +170,9 @@ def test_what_falls_back_stands_in_the_result(
     ours = Session(Azure="MatMul", CPU="Gather").get_provider_graph_assignment_info()
     session = ort_session.require().InferenceSession
     monkeypatch.setattr(session, "get_provider_graph_assignment_info", lambda self: ours)
-    with quickdraft.load(bundle, backend="onnxruntime:QNN", drafter="none") as model:
+    with quickdraft.load(bundle, backend="onnxruntime:DirectML", drafter="none") as model:
         result = model.generate(PROMPT, max_new_tokens=2)
-    assert "QNN runs 1 of 2 nodes" in str(result.to_dict()["degraded"])
+    assert "DirectML runs 1 of 2 nodes" in str(result.to_dict()["degraded"])
 
 
 def test_a_provider_is_refused_where_the_model_is_opened(bundle: Path) -> None:
