@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from quickdraft.device_names import base
 from quickdraft.errors import QuickdraftError
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class Case:
     @property
     def name(self) -> str:
         """As people read it."""
-        where = self.backend if self.device is None else f"{self.backend}:{self.device}"
+        where = base(self.backend) if self.device is None else f"{base(self.backend)}:{self.device}"
         static = ["static"] if self.format.endswith("-static") else []
         other = [] if self.model == "llama" else [self.model]
         return " ".join([where, *static, self.weights, *other])

@@ -69,10 +69,13 @@ def test_every_device_that_is_found_is_checked(monkeypatch: pytest.MonkeyPatch) 
     kinds = ["fp32", "int8", "int4", "fp32 mistral", "fp32 gemma2", "fp32 bart"]
     for where in (
         *("hotpath", "onnxruntime", "openvino", "openvino static", "openvino:GPU.1"),
-        *("openvino:GPU.1 static", "openvino:NPU static", "onnxruntime:QNN"),
+        *("openvino:GPU.1 static", "openvino:NPU static"),
     ):
         assert {f"{where} {kind}" for kind in kinds} <= set(names)
-    assert not [name for name in names if name.startswith("openvino:NPU ") and "static" not in name]
+    for where in ("onnxruntime static", "onnxruntime:QNN static"):
+        assert {f"{where} {kind}" for kind in kinds[:-1]} <= set(names)
+    npus = ("openvino:NPU ", "onnxruntime:QNN ")
+    assert not [name for name in names if name.startswith(npus) and "static" not in name]
     assert {"coreml:EVALUATOR fp32", "coreml:EVALUATOR int4", "coreml:EVALUATOR fp16 bart"} <= set(
         names
     )
