@@ -16,7 +16,7 @@ from quickdraft.errors import UnsupportedModel
 from quickdraft.export.emitters.base import Part
 from quickdraft.export.emitters.onnx_graph import GraphBuilder
 from quickdraft.export.emitters.onnx_static_weights import StaticWeights, shape_of, sized, width
-from quickdraft.export.emitters.rows import LAYOUT, RowsOps, Sizes
+from quickdraft.export.emitters.rows import LAYOUT, RowsOps, Sizes, turn_table
 from quickdraft.export.ops import Activation, Attention, Rope
 from quickdraft.export.weights import Weight
 from quickdraft.manifest import StepNames
@@ -197,22 +197,18 @@ class OnnxStaticOps(RowsOps[ir.Value]):
         return self._flat(self._concat([*turned, *rest], 2))
 
     def _turns(self, rope: Rope) -> tuple[ir.Value, ir.Value]:
-        """Cosine and sine of every row's angles, [n, 1, pairs]: rows of tables of all positions.
-
-        NPUs compute in float16, which holds no angle of a position above 2,048 to a whole radian.
-        """
+        """Cosine and sine of every row's angles, [n, 1, pairs], from a table of all positions."""
         if rope not in self._angles:
             assert self._sizes.slots is not None  # all sizes are fixed  # noqa: S101
-            positions = np.arange(self._sizes.slots, dtype=np.float32)[:, None]
-            angles = positions * np.asarray(rope.frequencies, np.float32)
-            found = []
-            for kind, function in (("cosine", np.cos), ("sine", np.sin)):
-                table = function(angles) * np.float32(rope.attention_factor)
-                name = f"rope.{len(self._angles)}.{kind}"
-                stored = sized(self._graph.weight(name, table), *table.shape)
-                rows = self._gather(stored, self._positions)
-                found.append(self._reshape(rows, shape_of(rows)[0], 1, width(rows)))
-            self._angles[rope] = (found[0], found[1])
+            places = np.arange(self._sizes.slots, dtype=np.float32)
+            table = turn_table(rope, places, rope.attention_factor)
+            name = f"rope.{len(self._angles)}"
+            stored = sized(self._graph.weight(name, table), *table.shape)
+            rows = self._gather(stored, self._positions)
+            rows = self._reshape(rows, shape_of(rows)[0], 1, width(rows))
+            pairs = len(rope.frequencies)
+            cosine, sine = self._split(rows, [pairs, pairs], 2)
+            self._angles[rope] = (cosine, sine)
         return self._angles[rope]
 
     def attend(self, q: ir.Value, k: ir.Value, v: ir.Value, attention: Attention) -> ir.Value:

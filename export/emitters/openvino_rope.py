@@ -1,8 +1,4 @@
-"""Rotary embedding in OpenVINO graphs: cosines and sines read from tables.
-
-Angles are not computed by the graph: a device that computes in float16 holds no position above 2048
-exactly, and the cosine of an angle that is off by one is any number.
-"""
+"""Rotary embedding in OpenVINO graphs: cosines and sines read from tables (see rows.turn_table)."""
 
 from __future__ import annotations
 
@@ -14,6 +10,7 @@ from openvino import opset15 as opset
 
 from quickdraft.export.emitters.base import Part
 from quickdraft.export.emitters.openvino_weights import Node, constant
+from quickdraft.export.emitters.rows import turn_table
 from quickdraft.export.ops import Rope
 from quickdraft.export.weights import Floats
 
@@ -51,11 +48,8 @@ def reach_of(part: Part) -> int:
 
 
 def _table(rope: Rope, places: NDArray[Any], factor: float) -> Floats:
-    """Cosines and then sines of places, float32 [places, 1, 2 * pairs]."""
-    frequencies = np.asarray(rope.frequencies, np.float32).astype(places.dtype)
-    angles = places[:, None, None] * frequencies
-    both = np.concatenate([np.cos(angles), np.sin(angles)], axis=-1)
-    return np.asarray(both, np.float32) * np.float32(factor)
+    """Float32 [places, 1, 2 * pairs], see turn_table."""
+    return turn_table(rope, places, factor)[:, None]
 
 
 def _read(table: Floats, rows: Node) -> tuple[Node, Node]:

@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from quickdraft.export.emitters.base import Part, check_staged
 from quickdraft.export.emitters.composed import ComposedOps, V
-from quickdraft.export.ops import Attention
+from quickdraft.export.ops import Attention, Rope
+from quickdraft.export.weights import Floats
 from quickdraft.manifest import RowsLayout, StepNames
 
 ALIGNMENT = 64
@@ -78,6 +80,18 @@ def static_sizes(part: Part, memory: int | None = None) -> tuple[dict[int, Sizes
     sizes = {rows: Sizes(rows, rows, capacity, memory) for rows in WIDTHS}
     # The prefill wants the logits of one row at most, and those of many are most of its time.
     return {**sizes, PREFILL: Sizes(PREFILL, 1, capacity, memory)}, capacity
+
+
+def turn_table(rope: Rope, places: NDArray[Any], factor: float) -> Floats:
+    """Cosines and then sines of the angles of places, times a factor: float32 [places, 2 * pairs].
+
+    Graphs read their rows: a device that computes in float16 holds no position above 2048 exactly,
+    and the cosine of an angle that is off by one is any number.
+    """
+    frequencies = np.asarray(rope.frequencies, np.float32).astype(places.dtype)
+    angles = places[:, None] * frequencies
+    both = np.concatenate([np.cos(angles), np.sin(angles)], axis=-1)
+    return np.asarray(both, np.float32) * np.float32(factor)
 
 
 class RowsOps(ComposedOps[V], ABC):
