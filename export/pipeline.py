@@ -7,12 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypedDict, Unpack
 
+import numpy as np
+
 import quickdraft
 from quickdraft import registry
 from quickdraft.bundle import BundleWriter
 from quickdraft.checkpoint_folders import folder_kind
 from quickdraft.errors import CheckpointError, OptionError
-from quickdraft.export.checkpoints.base import Checkpoint
+from quickdraft.export.checkpoints.base import Checkpoint, SourceTokenizer
 from quickdraft.export.emitters.base import Emit, EmitRequest, refuse_readers
 from quickdraft.export.parts import generation_of, parts_of
 from quickdraft.export.quantize import weight_format
@@ -20,6 +22,7 @@ from quickdraft.manifest import (
     EXPORT_REVISION,
     Manifest,
     Role,
+    SourceTokenizerEntry,
     TokenizerEntry,
     Variant,
 )
@@ -151,6 +154,7 @@ def _write(
         writer.add(name)
     tokenizer = checkpoint.tokenizer
     writer.add_bytes("tokenizer.json", tokenizer.tokenizer_json)
+    source = _write_source(writer, tokenizer.source)
     template = None
     if tokenizer.chat_template is not None:
         template = "chat_template.jinja"
@@ -165,6 +169,7 @@ def _write(
             eos_token_ids=tokenizer.eos_token_ids,
             add_bos=tokenizer.add_bos,
             special_tokens=dict(tokenizer.special_tokens),
+            source=source,
         ),
         files=writer.files,
         source=checkpoint.source,
@@ -174,6 +179,18 @@ def _write(
     finished = writer.finish(manifest)
     report("write", len(names), len(names))
     return finished
+
+
+def _write_source(
+    writer: BundleWriter, source: SourceTokenizer | None
+) -> SourceTokenizerEntry | None:
+    """What cuts the texts that an encoder reads, if that is something of its own."""
+    if source is None:
+        return None
+    entry = SourceTokenizerEntry("source_tokenizer.json", "source.tokens")
+    writer.add_bytes(entry.file, source.tokenizer_json)
+    writer.add_bytes(entry.token_map, np.array(source.token_ids, "<i4").tobytes())
+    return entry
 
 
 def _versions() -> Mapping[str, str]:

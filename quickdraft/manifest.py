@@ -109,9 +109,19 @@ class Variant:
 
 
 @dataclass(frozen=True)
+class SourceTokenizerEntry:
+    """file: a `tokenizer.json`. token_map: the file with int32, little-endian, the model's token
+    for each of its own."""
+
+    file: str
+    token_map: str
+
+
+@dataclass(frozen=True)
 class TokenizerEntry:
     """file: a `tokenizer.json`. chat_template: a file, or None; of a `.json` file, what stands
-    under `chat_template`. Ids as in the checkpoint."""
+    under `chat_template`. Ids as in the checkpoint. source: what cuts the texts that an encoder
+    reads, None where `file` does."""
 
     file: str
     chat_template: str | None
@@ -119,6 +129,7 @@ class TokenizerEntry:
     eos_token_ids: tuple[int, ...]
     add_bos: bool
     special_tokens: Mapping[str, str] = field(default_factory=dict)
+    source: SourceTokenizerEntry | None = None
 
 
 @dataclass(frozen=True)

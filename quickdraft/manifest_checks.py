@@ -29,6 +29,11 @@ def check_roles(manifest: Manifest) -> None:
     used = [("tokenizer.file", manifest.tokenizer.file)]
     if manifest.tokenizer.chat_template is not None:
         used.append(("tokenizer.chat_template", manifest.tokenizer.chat_template))
+    own = manifest.tokenizer.source
+    if own is not None:
+        if manifest.model.source is None:
+            raise BundleError("tokenizer.source is for what an encoder reads, and there is none")
+        used += [("tokenizer.source.file", own.file), ("tokenizer.source.token_map", own.token_map)]
     for role, variants in manifest.roles.items():
         for number, variant in enumerate(variants):
             where = f"roles[{role!r}][{number}]"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 from tokenizers import Tokenizer as Library
 
 from quickdraft.errors import InputError, TokenizerError
-from quickdraft.manifest import TokenizerEntry
+from quickdraft.manifest import SourceTokenizerEntry, TokenizerEntry
 
 MAX_TOKENIZER_BYTES = 64 << 20
 CHARACTERS_PER_TOKEN = 16
@@ -34,11 +35,8 @@ class Tokenizer:
         bos_token_id: int | None = None,
         eos_token_ids: tuple[int, ...] = (),
         add_bos: bool = False,
+        source: SourceReader | None = None,
     ) -> None:
-        if len(content) > MAX_TOKENIZER_BYTES:
-            raise TokenizerError(
-                f"the tokenizer has {len(content)} bytes; at most {MAX_TOKENIZER_BYTES} are read"
-            )
         # The switch between the two readings is state of the library's object: one object each.
         self._special = _parse(content)
         self._plain = _twin(self._special) or _parse(content)
@@ -50,16 +48,21 @@ class Tokenizer:
         added = self._special.get_added_tokens_decoder()
         self.special_tokens = {token.content: i for i, token in added.items() if token.special}
         self._check(max(added, default=-1))
+        self._source = source or SourceReader(self._plain)
 
     @classmethod
     def from_entry(cls, folder: Path, entry: TokenizerEntry, vocab_size: int) -> Tokenizer:
         """The tokenizer of a bundle."""
+        source = None
+        if entry.source is not None:
+            source = SourceReader.from_entry(folder, entry.source, vocab_size)
         return cls(
             (folder / entry.file).read_bytes(),
             vocab_size,
             bos_token_id=entry.bos_token_id,
             eos_token_ids=entry.eos_token_ids,
             add_bos=entry.add_bos,
+            source=source,
         )
 
     def _check(self, highest_added: int) -> None:
@@ -88,20 +91,8 @@ class Tokenizer:
             TokenizerError: the text is not Unicode (lone surrogates), holds a token that the
                 model does not have, or is more than a pattern of the tokenizer can take.
         """
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise TokenizerError(
-                f"the text has a lone surrogate at character {error.start}, which is no Unicode "
-                "text; decode the input with errors='replace'"
-            ) from None
-        library = self._special if special else self._plain
-        ids = _encode(library, text)
-        if ids and max(ids) >= self.vocab_size:
-            raise TokenizerError(
-                f"the tokenizer made token {max(ids)} and the model has {self.vocab_size} tokens; "
-                "they do not belong together"
-            )
+        ids = _encode(self._special if special else self._plain, text)
+        self._check_ids(ids)
         if bos and self.bos_token_id is not None:
             ids.insert(0, self.bos_token_id)
         return ids
@@ -109,8 +100,16 @@ class Tokenizer:
     def encode_source(self, text: str) -> list[int]:
         """Token ids of what an encoder reads: plain text, with the special tokens around it that
         the tokenizer puts there. Raises as `encode`."""
-        ids = self.encode(text)
-        return _encode(self._plain, text, around=True) if ids else ids
+        ids = self._source.encode(text)
+        self._check_ids(ids)
+        return ids
+
+    def _check_ids(self, ids: Sequence[int]) -> None:
+        if ids and max(ids) >= self.vocab_size:
+            raise TokenizerError(
+                f"the tokenizer made token {max(ids)} and the model has {self.vocab_size} tokens; "
+                "they do not belong together"
+            )
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """The text of token ids; incomplete UTF-8 becomes the replacement character."""
@@ -147,6 +146,48 @@ class Tokenizer:
             )
 
 
+class SourceReader:
+    """Cuts the texts that an encoder reads. Thread-safe.
+
+    token_ids: the model's token for each of the library's; None where they are the same.
+    """
+
+    def __init__(self, library: Library, token_ids: Sequence[int] | None = None) -> None:
+        self._library = library
+        self._token_ids = token_ids
+
+    @classmethod
+    def from_entry(cls, folder: Path, entry: SourceTokenizerEntry, vocab_size: int) -> SourceReader:
+        """What a bundle has for sources.
+
+        Raises:
+            TokenizerError: it cannot be read, or its map does not fit it or the model.
+        """
+        library = _parse((folder / entry.file).read_bytes())
+        library.encode_special_tokens = True
+        data = (folder / entry.token_map).read_bytes()
+        tokens = library.get_vocab_size()
+        if len(data) != 4 * tokens:
+            raise TokenizerError(
+                f"{entry.token_map} has {len(data)} bytes; the {tokens} tokens of {entry.file} "
+                f"need {4 * tokens}"
+            )
+        token_ids = struct.unpack(f"<{tokens}i", data)
+        if not 0 <= min(token_ids) <= max(token_ids) < vocab_size:
+            raise TokenizerError(
+                f"{entry.token_map} names tokens from {min(token_ids)} to {max(token_ids)}, and "
+                f"the model has {vocab_size}"
+            )
+        return cls(library, token_ids)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of the model, with special tokens around them; none of a text without any."""
+        if not _encode(self._library, text):
+            return []
+        ids = _encode(self._library, text, around=True)
+        return ids if self._token_ids is None else [self._token_ids[token] for token in ids]
+
+
 @contextmanager
 def _translated(complaint: str) -> Iterator[None]:
     """Turn what the library raises, which is plain Exception, and its panics, into our error."""
@@ -159,6 +200,10 @@ def _translated(complaint: str) -> Iterator[None]:
 
 
 def _parse(content: bytes) -> Library:
+    if len(content) > MAX_TOKENIZER_BYTES:
+        raise TokenizerError(
+            f"the tokenizer has {len(content)} bytes; at most {MAX_TOKENIZER_BYTES} are read"
+        )
     with _translated("the tokenizer cannot be read"):
         library = Library.from_buffer(content)
         library.no_truncation()
@@ -180,6 +225,13 @@ def _twin(library: Library) -> Library | None:
 
 
 def _encode(library: Library, text: str, *, around: bool = False) -> list[int]:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise TokenizerError(
+            f"the text has a lone surrogate at character {error.start}, which is no Unicode "
+            "text; decode the input with errors='replace'"
+        ) from None
     # The library gives up on a pattern that backtracks without end, by a panic.
     with _translated("the tokenizer failed, probably a pattern in it that takes too long"):
         ids: list[int] = library.encode(text, add_special_tokens=around).ids

@@ -57,11 +57,23 @@ class WeightMap(Mapping[str, Weight]):
 
 
 @dataclass(frozen=True)
+class SourceTokenizer:
+    """What cuts the texts that an encoder reads, where that is not what cuts answers.
+
+    tokenizer_json: as in TokenizerFiles. token_ids: the model's id of each of its own.
+    """
+
+    tokenizer_json: bytes
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class TokenizerFiles:
     """tokenizer_json: the bytes of a `tokenizer.json`. Ids are None where the model has none.
 
     add_bos: whether the text of a plain prompt starts with the bos token. special_tokens: the
-    text of named special tokens (`bos_token`, `eos_token`, ...) as chat templates see them.
+    text of named special tokens (`bos_token`, `eos_token`, ...) as chat templates see them. source:
+    another tokenizer for what an encoder reads.
     """
 
     tokenizer_json: bytes
@@ -70,6 +82,7 @@ class TokenizerFiles:
     eos_token_ids: tuple[int, ...]
     add_bos: bool
     special_tokens: Mapping[str, str] = field(default_factory=dict)
+    source: SourceTokenizer | None = None
 
 
 @dataclass(frozen=True)

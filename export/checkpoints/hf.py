@@ -40,7 +40,7 @@ def read_huggingface(folder: Path) -> Checkpoint:
     config = read_json("config.json")
     if not config:
         raise CheckpointError(f"{folder} has no config.json; is it a checkpoint folder?")
-    weights, files = _read_weights(folder)
+    weights, files = _read_weights(folder, bool(config.get("is_encoder_decoder")))
     generation = read_json("generation_config.json")
     return Checkpoint(
         config=config,
@@ -73,7 +73,7 @@ def read_json_file(path: Path) -> Mapping[str, Any]:
     return value
 
 
-def _read_weights(folder: Path) -> tuple[dict[str, Weight], list[Path]]:
+def _read_weights(folder: Path, encodes: bool) -> tuple[dict[str, Weight], list[Path]]:
     """Weights by name, and the files they are in."""
     if (folder / SINGLE).is_file():
         return read_safetensors(folder / SINGLE), [folder / SINGLE]
@@ -81,11 +81,12 @@ def _read_weights(folder: Path) -> tuple[dict[str, Weight], list[Path]]:
         return _read_shards(folder)
     pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
     if pickles:
+        name = "AutoModelForSeq2SeqLM" if encodes else "AutoModelForCausalLM"
         raise CheckpointError(
             f"{folder} has its weights only as pickles ({pickles[0]}), which can run any program "
             "when they are opened, so they are never read; convert them where you trust them "
-            "with: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(folder), from "
-            "the package transformers"
+            f"with: {name}.from_pretrained(folder).save_pretrained(folder), from the package "
+            "transformers"
         )
     raise CheckpointError(f"{folder} has no weights: neither {SINGLE} nor {INDEX}")
 

@@ -10,6 +10,11 @@ from tokenizers import Tokenizer
 
 from quickdraft.errors import CheckpointError, TokenizerError
 from quickdraft.export.checkpoints.base import TokenizerFiles
+from quickdraft.export.checkpoints.sentencepiece_families import (
+    Folder,
+    Rebuilt,
+    rebuild_tokenizer,
+)
 
 ReadJson = Callable[[str], Mapping[str, Any]]
 """The object in a file of the folder, empty where there is no such file."""
@@ -28,14 +33,17 @@ def read_tokenizer_files(
     """Collect what tokenising and chat templates need.
 
     Raises:
-        CheckpointError: there is no tokenizer.json, or a file beside it is malformed.
+        CheckpointError: there is no tokenizer.json, nor SentencePiece files that one can be made
+            of, or a file beside it is malformed.
         TokenizerError: tokenizer.json cannot be used.
     """
-    text = _read_tokenizer_json(folder)
+    settings = read_json("tokenizer_config.json")
+    made = _read_tokenizer_json(Folder(folder, read_json, settings, config))
+    text = made.tokenizer_json
     tokenizer = _parse(folder, text)
     _check_added(folder, read_json("tokenizer.json"), tokenizer)
-    settings = read_json("tokenizer_config.json")
-    special = _special_tokens({**read_json("special_tokens_map.json"), **settings})
+    named = _special_tokens({**read_json("special_tokens_map.json"), **settings})
+    special = {**made.special, **named}
     bos = _bos(tokenizer, settings, special, config)
     return TokenizerFiles(
         tokenizer_json=text,
@@ -44,16 +52,22 @@ def read_tokenizer_files(
         eos_token_ids=_eos(tokenizer, special, config, generation),
         add_bos=bos is not None and _adds_bos(tokenizer, settings, bos),
         special_tokens=special,
+        source=made.source,
     )
 
 
-def _read_tokenizer_json(folder: Path) -> bytes:
+def _read_tokenizer_json(checkpoint: Folder) -> Rebuilt:
+    """tokenizer.json, or what stands in for it in the SentencePiece files of some families."""
+    folder = checkpoint.path
     path = folder / "tokenizer.json"
     if path.is_file():
         size = path.stat().st_size
         if size > MAX_TOKENIZER_BYTES:
             raise TokenizerError(f"{path} is {size} bytes long; the limit is {MAX_TOKENIZER_BYTES}")
-        return path.read_bytes()
+        return Rebuilt(path.read_bytes())
+    rebuilt = rebuild_tokenizer(checkpoint)
+    if rebuilt is not None:
+        return rebuilt
     for other in ("tokenizer.model", "vocab.json", "spiece.model"):
         if (folder / other).is_file():
             raise CheckpointError(

@@ -173,6 +173,15 @@ def test_chat_templates_by_rank(folder: Path) -> None:
 # Refusals
 
 
+def test_advice_about_pickles_fits_the_model(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="AutoModelForCausalLM"):
+        read_huggingface(folder)
+    write_json(folder / "config.json", {"model_type": "marian", "is_encoder_decoder": True})
+    with pytest.raises(CheckpointError, match="AutoModelForSeq2SeqLM"):
+        read_huggingface(folder)
+
+
 def index(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     names: dict[str, Any] = dict(shard(folder))
     change(names)

@@ -81,6 +81,7 @@ DEFINITIONS = {
     "recomputed_layout": manifest.RecomputedLayout,
     "source_spec": types.SourceSpec,
     "tokenizer": manifest.TokenizerEntry,
+    "source_tokenizer": manifest.SourceTokenizerEntry,
     "source": manifest.SourceEntry,
 }
 
@@ -131,6 +132,8 @@ def test_keys_of_the_whole_are_those_of_the_dataclass() -> None:
         (("roles", "target", 0, "step", "log_sum"), "x"),
         (("tokenizer", "add_bos"), 0),
         (("tokenizer", "eos_token_ids"), [-1]),
+        (("tokenizer", "source"), {"file": "tokenizer.json"}),
+        (("tokenizer", "source"), {"file": "tokenizer.json", "token_map": 1}),
         (("files",), {}),
         (("files", "model.onnx", "sha256"), "A" * 64),
         (("files", "a\\b"), {"size": 0, "sha256": "0" * 64}),
