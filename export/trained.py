@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from quickdraft import strict_json
 from quickdraft.errors import CheckpointError
-from quickdraft.export.architectures.base import find_family
+from quickdraft.export.architectures.base import find_any, find_family
 from quickdraft.export.architectures.decoder import DecoderSpec, DecoderWeights
-from quickdraft.export.architectures.seq2seq import Seq2SeqSpec, Seq2SeqWeights
+from quickdraft.export.architectures.seq2seq import Seq2SeqFamily, Seq2SeqSpec, Seq2SeqWeights
 from quickdraft.export.checkpoints.base import Checkpoint, WeightMap
 from quickdraft.export.checkpoints.safetensors_file import read_metadata, read_safetensors
 from quickdraft.export.emitters.base import Part
@@ -61,6 +61,18 @@ class TargetWithEncoder:
     spec: Seq2SeqSpec
     weights: Seq2SeqWeights
     facts: ModelSpec
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> TargetWithEncoder:
+        """The model of a checkpoint; its weights are loaded when they are used.
+
+        Raises:
+            CheckpointError, UnsupportedModel: it is damaged, or of a family we do not know.
+        """
+        family = find_any(checkpoint.config)
+        assert isinstance(family, Seq2SeqFamily)  # whoever calls this has looked  # noqa: S101
+        spec = family.read(checkpoint.config)
+        return cls(spec, family.collect(spec, checkpoint.weights), spec.model_spec())
 
 
 @dataclass(frozen=True)

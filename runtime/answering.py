@@ -23,6 +23,7 @@ from quickdraft.errors import InputError, OptionError
 from quickdraft.runtime.backends.base import CancelToken
 from quickdraft.runtime.backends.opening import opened_variant
 from quickdraft.runtime.generation import GenerationConfig
+from quickdraft.runtime.sources import opening_of
 
 if TYPE_CHECKING:
     from quickdraft.runtime.model import Model
@@ -74,6 +75,7 @@ class AnswerOptions:
         """What the file of a model's answers begins with."""
         manifest = model.manifest
         top_k = self.config(1.0, 0).top_k
+        opening = {} if model.spec.source is None else {"opening": opening_of(manifest.generation)}
         return AnswersHeader(
             model=manifest.source.name,
             fingerprint=manifest.source.fingerprint,
@@ -87,6 +89,7 @@ class AnswerOptions:
                 "top_k": top_k,
                 "max_prompt_tokens": self.max_prompt_tokens,
                 "raw": self.raw,
+                **opening,
             },
         )
 
@@ -191,9 +194,14 @@ def answer_prompts(
 def _ids(model: Model, prompt: Prompt, options: AnswerOptions) -> list[int] | None:
     """Token ids of a prompt; None where it cannot be asked: too long for the options or the model,
     or refused by the template. Which prompts these are is the same in every run."""
-    limit = min(options.max_prompt_tokens, model.spec.context_length - options.max_new_tokens)
+    reads = model.spec.source
+    room = model.spec.context_length - options.max_new_tokens if reads is None else reads.length
+    limit = min(options.max_prompt_tokens, room)
     try:
-        if options.raw or model.chat_template is None:
+        if reads is not None:
+            model.tokenizer.check_length(prompt.text, reads.length)
+            ids = model.tokenizer.encode_source(prompt.text)
+        elif options.raw or model.chat_template is None:
             ids = model.tokenize(prompt.text)
         else:
             ids = model.tokenize_chat([{"role": "user", "content": prompt.text}])

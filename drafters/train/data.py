@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,11 +33,13 @@ class Document:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Documents of one target. sha256: of all of them in their order, hex."""
+    """Documents of one target. sha256: of all of them in their order, hex. opening: what answers of
+    an encoder-decoder model begin with, whose prompts are sources; empty for others."""
 
     documents: tuple[Document, ...]
     vocab_size: int
     sha256: str
+    opening: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.documents)
@@ -57,7 +60,7 @@ class Corpus:
                 f"{len(self)} answers are too few to train on some and test on others; let "
                 "`quickdraft train generate` make more"
             )
-        return Corpus(documents, self.vocab_size, self.sha256)
+        return Corpus(documents, self.vocab_size, self.sha256, self.opening)
 
     def commonest(self, count: int, always: Sequence[int] = ()) -> Tokens:
         """The `count` tokens that answers use most, those of `always` among them: int32, ascending.
@@ -81,8 +84,10 @@ def read_corpus(files: Sequence[Path], fingerprint: str, vocab_size: int) -> Cor
     """
     documents: list[Document] = []
     digest = hashlib.sha256()
+    openings = set()
     for file in files:
         header, answers = read_answers(file)
+        openings.add(_opening(file, header.options.get("opening", [])))
         if header.fingerprint != fingerprint:
             raise InputError(
                 f"{file} holds answers of {header.model} ({header.fingerprint[:12]}...), and the "
@@ -99,7 +104,16 @@ def read_corpus(files: Sequence[Path], fingerprint: str, vocab_size: int) -> Cor
                 digest.update(at.to_bytes(4) + tokens.tobytes())
     if not documents:
         raise InputError(f"{', '.join(map(str, files))}: there is no answer to train on")
-    return Corpus(tuple(documents), vocab_size, digest.hexdigest())
+    if len(openings) > 1:
+        raise InputError(f"{', '.join(map(str, files))}: answers begin with different tokens")
+    return Corpus(tuple(documents), vocab_size, digest.hexdigest(), openings.pop())
+
+
+def _opening(file: Path, value: Any) -> tuple[int, ...]:
+    ids = value if isinstance(value, list) else [None]
+    if not all(type(token) is int and token >= 0 for token in ids):
+        raise InputError(f"{file}: 'opening' of its first line is not a list of token ids")
+    return tuple(ids)
 
 
 class Packed:

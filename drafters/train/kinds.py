@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from quickdraft.drafters.train.data import Corpus
 from quickdraft.drafters.train.loop import LoopOptions, Trainee
-from quickdraft.export.trained import Target
+from quickdraft.export.trained import Target, TargetWithEncoder
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,18 @@ class Request:
     """
 
     target: Target
+    training: Corpus
+    held_out: Corpus
+    options: Mapping[str, Any]
+    seed: int
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class RequestWithEncoder:
+    """The same for an encoder-decoder model."""
+
+    target: TargetWithEncoder
     training: Corpus
     held_out: Corpus
     options: Mapping[str, Any]
@@ -61,3 +73,7 @@ KINDS: Mapping[str, str] = {
     "medusa": "quickdraft.drafters.train.medusa:prepare_medusa",
 }
 """Also the kinds of trained parts in registry.TRAINED."""
+KINDS_WITH_ENCODER: Mapping[str, str] = {
+    "shallow": "quickdraft.drafters.train.shallow:prepare_shallow",
+}
+"""The same for encoder-decoder models, of which requests are RequestWithEncoder."""

@@ -22,6 +22,7 @@ from quickdraft.export.architectures.seq2seq import (
     AttentionWeights,
     LayerWeights,
     Seq2SeqWeights,
+    StackWeights,
     build_target,
 )
 from quickdraft.export.checkpoints.base import WeightMap
@@ -86,6 +87,18 @@ def untrained(target: TargetWithEncoder, settings: ShallowSettings) -> dict[str,
     return {"0.mlp.norm": norm.dense()}
 
 
+def own_weights(target: TargetWithEncoder, settings: ShallowSettings) -> dict[str, Floats]:
+    """All that a draft can have of its own, by the names in its file, as the target has it."""
+    found: dict[str, Floats] = {}
+
+    def own(name: str, weight: Weight) -> Weight:
+        found[name] = weight.dense()
+        return weight
+
+    _stack(target.weights.decoder, settings, own)
+    return found
+
+
 def shallow_part(
     target: TargetWithEncoder, settings: ShallowSettings, weights: WeightMap | None = None
 ) -> Part:
@@ -102,16 +115,7 @@ def shallow_part(
             return weight
         return replace(trained.expect(name, weight.shape), name=f"{settings.name}.{name}")
 
-    decoder = target.weights.decoder
-    final = decoder.final_norm
-    stack = replace(
-        decoder,
-        layers=tuple(
-            _layer(decoder.layers[layer], partial(_prefixed, own, f"{index}."))
-            for index, layer in enumerate(settings.layers)
-        ),
-        final_norm=None if final is None else _norm(final, "final_norm", own),
-    )
+    stack = _stack(target.weights.decoder, settings, own)
     unknown = sorted(set(trained) - trained.used)
     if unknown:
         raise CheckpointError(f"a shallow draft of these layers has no weight {unknown[0]!r}")
@@ -129,6 +133,18 @@ def shallow_part(
         spec=spec.model_spec(),
         memory=target.facts,
         details={"kind": KIND},
+    )
+
+
+def _stack(decoder: StackWeights, settings: ShallowSettings, own: Own) -> StackWeights:
+    final = decoder.final_norm
+    return replace(
+        decoder,
+        layers=tuple(
+            _layer(decoder.layers[layer], partial(_prefixed, own, f"{index}."))
+            for index, layer in enumerate(settings.layers)
+        ),
+        final_norm=None if final is None else _norm(final, "final_norm", own),
     )
 
 

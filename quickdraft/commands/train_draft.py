@@ -14,15 +14,16 @@ from quickdraft.commands.output import facts, human_size, print_json
 from quickdraft.commands.progress import Bars
 from quickdraft.commands.train_status import StatusLine, duration, require_training
 from quickdraft.errors import OptionError
-from quickdraft.registry import TRAINED
+from quickdraft.registry import TRAINED, TRAINED_WITH_ENCODER
 
 if TYPE_CHECKING:
     from quickdraft.drafters.train.data import Corpus
     from quickdraft.drafters.train.kinds import DraftTraining
     from quickdraft.drafters.train.loop import LoopOptions, Outcome, Status
     from quickdraft.export.checkpoints.base import Checkpoint
+    from quickdraft.export.trained import Target, TargetWithEncoder
 
-KINDS = tuple(kind for kind in TRAINED if kind != "predictor")
+KINDS = tuple(kind for kind in (*TRAINED, *TRAINED_WITH_ENCODER) if kind != "predictor")
 
 
 def _settings(
@@ -129,12 +130,8 @@ def _prepare(
 ) -> tuple[Checkpoint, Corpus, DraftTraining]:
     """The checkpoint of the target, the answers, and what is to be trained."""
     from quickdraft.drafters.train.data import read_corpus
-    from quickdraft.drafters.train.kinds import KINDS as KNOWN
-    from quickdraft.drafters.train.kinds import Request
     from quickdraft.export.pipeline import read_checkpoint
-    from quickdraft.export.trained import Target
     from quickdraft.models.resolve import find_checkpoint
-    from quickdraft.registry import lookup
 
     with Bars(quiet=quiet, transient=True) as bars:
         path = find_checkpoint(model, progress=bars, offline=offline)
@@ -144,12 +141,40 @@ def _prepare(
             "was made from"
         )
     checkpoint = read_checkpoint(path)
-    target = Target.of(checkpoint)
+    target = _target(checkpoint, options["kind"])
     corpus = read_corpus(options["data"], checkpoint.source.fingerprint, target.spec.vocab_size)
     training, held_out = corpus.split(options["held_out"])
-    prepare = lookup("kind of draft", KNOWN, options["kind"])
-    request = Request(target, training, held_out, options["settings"], options["seed"], device)
-    return checkpoint, corpus, prepare(request)
+    given = options["settings"], options["seed"], device
+    return checkpoint, corpus, _of_kind(options["kind"], target, training, held_out, *given)
+
+
+def _target(checkpoint: Checkpoint, kind: str) -> Target | TargetWithEncoder:
+    """The model of a checkpoint, which a kind of draft must be for."""
+    from quickdraft.export.architectures.base import find_any
+    from quickdraft.export.architectures.seq2seq import Seq2SeqFamily
+    from quickdraft.export.trained import Target, TargetWithEncoder
+
+    encodes = isinstance(find_any(checkpoint.config), Seq2SeqFamily)
+    if encodes != (kind in TRAINED_WITH_ENCODER):
+        what = "an encoder-decoder model" if encodes else "a decoder"
+        fits = TRAINED_WITH_ENCODER if encodes else [each for each in KINDS if each in TRAINED]
+        raise OptionError(
+            f"--kind {kind}: {checkpoint.source.name} is {what}, for which there is "
+            f"{', '.join(fits)}"
+        )
+    return TargetWithEncoder.of(checkpoint) if encodes else Target.of(checkpoint)
+
+
+def _of_kind(kind: str, target: Any, *given: Any) -> DraftTraining:
+    """What is to be trained, with the rest of its request."""
+    from quickdraft.drafters.train import kinds
+    from quickdraft.registry import lookup
+
+    encodes = kind in kinds.KINDS_WITH_ENCODER
+    known = kinds.KINDS_WITH_ENCODER if encodes else kinds.KINDS
+    request = (kinds.RequestWithEncoder if encodes else kinds.Request)(target, *given)
+    prepared: DraftTraining = lookup("kind of draft", known, kind)(request)
+    return prepared
 
 
 def _identity(
