@@ -15,7 +15,7 @@ import gzip
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -41,20 +41,22 @@ SENTENCES = 3
 _OPTIONS = ShallowOptions(rows=8, length=160, answer_length=72)
 _FIELDS = ("prompt", "question", "input")
 _END = re.compile(r"(?<=[.!?])\s+")
-_LEARNS = re.compile(r"decoder\.block\.\d+\..*\.weight")
+_LEARNS = re.compile(r"decoder\.block\.\d+\.(?!.*relative).*\.weight")
 
 
 class Copier(torch.nn.Module):
     """A decoder that learns over a frozen encoder; see drafters.train.loop.Trainee."""
 
-    def __init__(self, target: TargetWithEncoder, training: Pairs, held_out: Pairs) -> None:
-        """Take all weights of the decoder's layers that the checkpoint has as they are."""
+    def __init__(
+        self, target: TargetWithEncoder, learns: Container[str], training: Pairs, held_out: Pairs
+    ) -> None:
+        """learns: names of the weights that are trained."""
         super().__init__()
         spec, weights = target.spec, target.weights
         self.encoder = TorchModel(partial(build_encoder, spec=spec, weights=weights))
         self.target = TorchModel(
             partial(build_target, spec=spec, weights=weights),
-            train=lambda name: bool(_LEARNS.fullmatch(name)) and "relative" not in name,
+            train=learns.__contains__,
         )
         self._training, self._held_out = training, held_out
 
@@ -104,13 +106,16 @@ def main() -> None:
         Pairs(Corpus(part, tokenizer.get_vocab_size(), "", opening=(0,)), _OPTIONS, 0)
         for part in (training, held_out)
     ]
-    copier = Copier(TargetWithEncoder.of(checkpoint), *pairs)
+    # Weights are known by the names in their file, and stand in the checkpoint under others.
+    held = checkpoint.weights
+    places = {held[place].name: place for place in held if _LEARNS.fullmatch(place)}
+    copier = Copier(TargetWithEncoder.of(checkpoint), places, *pairs)
     loop = LoopOptions(minutes=options.minutes, rate=1e-3, evaluations=4, device="cpu")
     outcome = train(copier, loop, progress=lambda now: print(now, flush=True))
     print(json.dumps([vars(point) for point in outcome.history.held_out], default=dict))
     learnt = copier.target.trained_arrays()
-    weights = {**checkpoint.weights}
-    weights |= {name: dense_weight(name, values) for name, values in learnt.items()}
+    weights = {**held}
+    weights |= {places[name]: dense_weight(name, values) for name, values in learnt.items()}
     told = hashlib.sha256(b"".join(np.ascontiguousarray(v).tobytes() for v in learnt.values()))
     source = replace(
         checkpoint.source, name=f"{MODEL}, taught to copy", fingerprint=told.hexdigest()

@@ -1,16 +1,17 @@
 """Does flan-t5-small-titles answer as its own ONNX graphs do, and how much faster?
 
     python bench/titles.py TEXTS [--inputs 100] [--tokens 48] [--rounds 2] [--threads 1]
-        [--peer PYTHON --peer-model FOLDER] [--out NAME]
+        [--peer PYTHON [--peer-model FOLDER]] [--clock processor|wall] [--out NAME]
 
 TEXTS: JSON lines, gzipped or not, with `input`; the first --length tokens of each are the source.
 The naive run is what the package's files offer by themselves: the encoder once, then the decoder
 over the whole answer for every token, greedily, in onnxruntime with as many threads. "in floats" is
-the same with its activations left unrounded, which tells what the weights say. PYTHON, an
-interpreter with ctranslate2, runs FOLDER, the same weights in CTranslate2's form with the
-tokenizer.json, in float32 and int8. Everybody gets the same ids and takes turns; the best time of
-each input counts, in seconds of the processor, which hardly depend on what else the machine does.
---out writes bench/results/NAME.json.
+the same with its activations left unrounded, which tells what the weights say. PYTHON is the
+interpreter of CTranslate2's environment (`bench/peers/install.py ctranslate2`), which runs the same
+weights in float32 and int8: converted for this run, or from FOLDER, which is made where there is
+none and kept. Everybody gets the same ids and takes turns; the best time of each input counts, by
+default in seconds of the processor, which hardly depend on what else the machine does; with these
+take one thread, as threads may wait actively. --out writes bench/results/NAME.json.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -27,9 +30,11 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
-from harness import start_peer, write_result
+from harness import PEERS, start_peer, write_result
 
 import quickdraft
+from quickdraft.export.architectures.t5 import FAMILY as T5
+from quickdraft.export.pipeline import read_checkpoint
 from quickdraft.kvcache.memory import Memories
 from quickdraft.models.resolve import find_checkpoint
 from quickdraft.runtime.engine_process import EngineProcess
@@ -46,6 +51,8 @@ OURS = (
     ("quickdraft plain, float32", "none", "fp32"),
 )
 
+CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
+Clock = Callable[[], float]
 Answer = Callable[[list[int]], tuple[list[int], float]]
 """Ids, without the end, and seconds of a source."""
 
@@ -59,9 +66,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--peer")
     parser.add_argument("--peer-model", type=Path)
+    parser.add_argument("--clock", choices=tuple(CLOCKS), default="processor")
     parser.add_argument("--out")
     options = parser.parse_args()
     tokens, threads = options.tokens, options.threads
+    now = CLOCKS[options.clock]
     with ExitStack() as stack:
         engines: dict[str, Answer] = {}
         for name, drafter, weights in OURS:
@@ -69,21 +78,26 @@ def main() -> None:
                 MODEL, drafter=drafter, threads=threads, store=False, weights=weights
             )
             stack.enter_context(model)
-            engines[name] = ours(model, tokens)
+            engines[name] = ours(model, tokens, now)
         folder = find_checkpoint(MODEL)
-        engines["own graphs"] = own_graphs(folder, tokens, threads)
-        engines["own graphs in floats"] = own_graphs(folder, tokens, threads, floats=True)
+        assert folder is not None  # it is an alias of a checkpoint
+        engines["own graphs"] = own_graphs(folder, tokens, threads, now)
+        engines["own graphs in floats"] = own_graphs(folder, tokens, threads, now, floats=True)
         versions = {"onnxruntime": onnxruntime.__version__}
         if options.peer:
-            made = str(options.peer_model)
-            engine = start_peer("ctranslate2_peer.py", options.peer, made, threads)
+            place = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            made = options.peer_model or place / "ctranslate2"
+            if not made.exists():
+                convert(folder, place / "checkpoint", made, options.peer)
+            engine = start_peer("ctranslate2_peer.py", options.peer, str(made), threads)
             stack.enter_context(engine)
             versions |= engine.facts["versions"]
             for compute in ("float32", "int8"):
-                engines[f"ctranslate2 {compute}"] = peer(engine, compute, tokens)
+                found = peer(engine, compute, tokens, options.clock)
+                engines[f"ctranslate2 {compute}"] = found
         sources = read_sources(options.texts, options.inputs, options.length, model)
         figures = compare(engines, sources, options.rounds)
-    figures |= {"threads": threads, "versions": versions}
+    figures |= {"threads": threads, "clock": options.clock, "versions": versions}
     print(json.dumps(figures, indent=1))
     if options.out:
         write_result(options.out, figures)
@@ -98,20 +112,37 @@ def read_sources(file: Path, count: int, length: int, model: Model) -> list[list
     return [ids if len(ids) <= length else [*ids[: length - 1], END] for ids in sources]
 
 
-def ours(model: Model, tokens: int) -> Answer:
+def convert(folder: Path, place: Path, made: Path, python: str) -> None:
+    """The package's weights, decoded to float32 at `place`, in CTranslate2's form at `made`."""
+    checkpoint = read_checkpoint(folder)
+    place.mkdir()
+    weights = {name: weight.dense() for name, weight in checkpoint.weights.items()}
+    np.savez(place / "weights.npz", **weights)
+    whole = {**T5.defaults, **checkpoint.config}
+    if whole["num_decoder_layers"] is None:
+        whole["num_decoder_layers"] = whole["num_layers"]
+    (place / "config.json").write_text(json.dumps(whole), encoding="utf-8")
+    (place / "tokenizer.json").write_bytes(checkpoint.tokenizer.tokenizer_json)
+    script = str(PEERS / "convert_t5.py")
+    subprocess.run([python, script, str(place), str(made.absolute())], check=True)
+
+
+def ours(model: Model, tokens: int, now: Clock) -> Answer:
     """A loaded model; every source is encoded anew."""
     model.memories = Memories(0)
 
     def answer(source: list[int]) -> tuple[list[int], float]:
-        started = time.process_time()
+        started = now()
         result = model.generate(source, max_new_tokens=tokens, do_sample=False)
-        seconds = time.process_time() - started
+        seconds = now() - started
         return [token for token in result.token_ids if token != END], seconds
 
     return answer
 
 
-def own_graphs(folder: Path | None, tokens: int, threads: int, *, floats: bool = False) -> Answer:
+def own_graphs(
+    folder: Path, tokens: int, threads: int, now: Clock, *, floats: bool = False
+) -> Answer:
     """The graphs of the package, without anything of ours. floats: activations are not rounded."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -127,7 +158,7 @@ def own_graphs(folder: Path | None, tokens: int, threads: int, *, floats: bool =
     encoder, decoder = opened("encoder"), opened("decoder")
 
     def answer(source: list[int]) -> tuple[list[int], float]:
-        started = time.process_time()
+        started = now()
         ids = np.array([source], np.int64)
         mask = np.ones_like(ids)
         hidden = encoder.run(None, {"input_ids": ids, "attention_mask": mask})[0]
@@ -138,7 +169,7 @@ def own_graphs(folder: Path | None, tokens: int, threads: int, *, floats: bool =
             said.append(int(logits[0, -1].argmax()))
             if said[-1] == END:
                 break
-        return [token for token in said[1:] if token != END], time.process_time() - started
+        return [token for token in said[1:] if token != END], now() - started
 
     return answer
 
@@ -170,13 +201,11 @@ def keep_floats(graph: onnx.GraphProto) -> None:
     graph.node.extend(kept)
 
 
-def peer(engine: EngineProcess, compute: str, tokens: int) -> Answer:
+def peer(engine: EngineProcess, compute: str, tokens: int, clock: str) -> Answer:
     """CTranslate2."""
 
     def answer(source: list[int]) -> tuple[list[int], float]:
-        found = engine.ask(
-            op="answer", compute=compute, source=source, tokens=tokens, clock="processor"
-        )
+        found = engine.ask(op="answer", compute=compute, source=source, tokens=tokens, clock=clock)
         return found["ids"], found["seconds"]
 
     return answer
