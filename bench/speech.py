@@ -1,18 +1,19 @@
 """How well and how fast is speech written down?
 
     python bench/speech.py CLIPS [--peer PYTHON] [--rounds N] [--threads N] [--out NAME]
-        [--clock wall|processor]
+        [--clock wall|processor] [--clips N]
 
-CLIPS: a folder with transcripts.jsonl ({"file", "text"}) and sound files. Prints the word error
-rate over all clips and the real-time factor (seconds of work per second of sound) of
-whisper-tiny.en: plain, and with every drafter of `auto`. PYTHON: an interpreter that has
-ctranslate2, numpy and tokenizers; it answers about the same features with the same file of
-weights, greedily with the same opening, in float32 and int8. All take turns round by round, and
-the least disturbed time of each clip counts; features are computed once, for everybody, and
-their time is told apart. Our models are opened anew every round, so that nothing is drafted from
-what the same clip gave before. `--clock processor` counts the time of processors, which hardly
-depends on what else the machine does; with it take one thread, as threads may wait actively. --out
-writes bench/results/NAME.json.
+CLIPS: a folder with transcripts.jsonl ({"file", "text"}) and sound files, of which the first N are
+taken. Prints the word error rate over all clips and the real-time factor (seconds of work per
+second of sound) of whisper-tiny.en: plain, and with every drafter of `auto`; first where the model
+says words alone, then where it says times, too, as `quickdraft transcribe` lets it. PYTHON: the
+interpreter of CTranslate2's environment (`bench/peers/install.py ctranslate2`); it answers about
+the same features with the same file of weights, greedily with the same opening, in float32 and
+int8, by its own rules for times. All take turns round by round, and the least disturbed time of
+each clip counts; features are computed once, for everybody, and their time is told apart. Our
+models are opened anew every round, so that nothing is drafted from what the same clip gave before.
+`--clock processor` counts the time of processors, which hardly depends on what else the machine
+does; with it take one thread, as threads may wait actively. --out writes bench/results/NAME.json.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ COMPUTE = ("float32", "int8")
 MOST_TOKENS = 224
 REST = 0.3
 """Seconds between engines: threads of the one before may wait for more work actively."""
+MODES = {"without_times": False, "with_times": True}
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 _WORDS = re.compile(r"[^a-z0-9' ]+")
 
@@ -61,6 +63,7 @@ class Clips:
     folder: Path
     words: dict[str, str] = field(default_factory=dict)
     features: dict[str, np.ndarray[Any, Any]] = field(default_factory=dict)
+    times: bool = False
     seconds: float = 0.0
     feature_seconds: float = 0.0
     clock: str = "wall"
@@ -82,15 +85,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall")
+    parser.add_argument("--clips", dest="count", type=int)
     parser.add_argument("--out")
     options = parser.parse_args()
     with ExitStack() as stack:
-        clips = read_clips(options.clips, Path(stack.enter_context(tempfile.TemporaryDirectory())))
+        copies = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        clips = read_clips(options.clips, copies, options.count)
         clips.clock = options.clock
-        engines: dict[str, Engine] = {
-            "quickdraft plain": partial(ours, "none", clips, options.threads),
-            "quickdraft drafting": partial(ours, "auto", clips, options.threads),
-        }
         versions = {"quickdraft": quickdraft.__version__}
         model = stack.enter_context(quickdraft.load(MODEL, drafter="none"))
         if options.peer:
@@ -98,22 +99,29 @@ def main() -> None:
             engine = start_peer("ctranslate2_peer.py", options.peer, weights, options.threads)
             stack.enter_context(engine)
             versions |= engine.facts["versions"]
-            for compute in COMPUTE:
-                answer = peer(engine, compute, opening(model), clips)
+        figures = facts(clips) | {"threads": options.threads, "clock": options.clock}
+        figures |= {"rounds": options.rounds, "versions": versions}
+        for mode, times in MODES.items():
+            clips.times = times
+            engines: dict[str, Engine] = {
+                "quickdraft plain": partial(ours, "none", clips, options.threads),
+                "quickdraft drafting": partial(ours, "auto", clips, options.threads),
+            }
+            for compute in COMPUTE if options.peer else ():
+                answer = peer(engine, compute, opening(model, times), clips)
                 engines[f"ctranslate2 {compute}"] = partial(staying, answer)
-        runs = measure(engines, list(clips.features), options.rounds)
-        figures = report(clips, runs, model)
-        figures |= {"threads": options.threads, "clock": options.clock, "versions": versions}
+            runs = measure(engines, list(clips.features), options.rounds)
+            figures[mode] = report(clips, runs, model)
     print(json.dumps(figures, indent=1))
     if options.out:
         write_result(options.out, figures)
 
 
-def read_clips(folder: Path, copies: Path) -> Clips:
+def read_clips(folder: Path, copies: Path, count: int | None) -> Clips:
     """Sound to features, once for all engines."""
     clips = Clips(copies)
     lines = (folder / "transcripts.jsonl").read_text(encoding="utf-8").splitlines()
-    for clip in map(json.loads, lines):
+    for clip in map(json.loads, lines[:count]):
         with open_sound(folder / clip["file"]) as sound:
             clips.seconds += sound.seconds
             started = time.perf_counter()
@@ -125,10 +133,16 @@ def read_clips(folder: Path, copies: Path) -> Clips:
     return clips
 
 
-def opening(model: Model) -> list[int]:
-    """Answers begin with these: no times are wanted."""
+def opening(model: Model, times: bool) -> list[int]:
+    """Answers begin with these."""
     said = model.manifest.generation
-    return [said["decoder_start_token_id"], said["no_timestamps_token_id"]]
+    silent = [] if times else [said["no_timestamps_token_id"]]
+    return [said["decoder_start_token_id"], *silent]
+
+
+def first_time(model: Model) -> int:
+    """The token of time 0."""
+    return int(model.manifest.generation["no_timestamps_token_id"]) + 1
 
 
 @contextmanager
@@ -136,11 +150,12 @@ def ours(drafter: str, clips: Clips, threads: int) -> Iterator[Answer]:
     """A model that has just been loaded, and warmed up on silence."""
     with quickdraft.load(MODEL, drafter=drafter, threads=threads, store=False) as model:
         model.memories = Memories(0)  # a clip is encoded whenever it is asked about
-        begins = opening(model)
+        begins = opening(model, clips.times)
+        rules = {"timestamp_begin": first_time(model)} if clips.times else {}
 
         def ask(features: np.ndarray[Any, Any]) -> list[int]:
             source = Source(features=features)
-            result = model.generate(source, opening=begins, max_new_tokens=MOST_TOKENS)
+            result = model.generate(source, opening=begins, max_new_tokens=MOST_TOKENS, **rules)
             return list(result.token_ids)
 
         def answer(name: str) -> tuple[list[int], float]:
@@ -194,7 +209,7 @@ def report(clips: Clips, runs: dict[str, Run], model: Model) -> dict[str, Any]:
     """Rates and factors of all engines, and how they compare."""
     found: dict[str, Any] = {}
     for name, run in runs.items():
-        texts = {file: model.detokenize(ids).strip() for file, ids in run.ids.items()}
+        texts = {file: words(model, ids) for file, ids in run.ids.items()}
         found[name] = {
             "word_error_rate": round(word_error_rate(clips.words, texts), 4),
             "real_time_factor": round(sum(run.seconds.values()) / clips.seconds, 5),
@@ -209,13 +224,24 @@ def report(clips: Clips, runs: dict[str, Run], model: Model) -> dict[str, Any]:
         if name.startswith("quickdraft") and name != other
     }
     return {
-        "clips": len(clips.words),
-        "seconds_of_sound": round(clips.seconds, 2),
-        "seconds_of_features": round(clips.feature_seconds, 4),
         "drafting_equals_plain": runs["quickdraft drafting"].ids == runs["quickdraft plain"].ids,
         "times_as_fast": speed,
         "engines": found,
     }
+
+
+def facts(clips: Clips) -> dict[str, Any]:
+    """What everybody heard."""
+    return {
+        "clips": len(clips.words),
+        "seconds_of_sound": round(clips.seconds, 2),
+        "seconds_of_features": round(clips.feature_seconds, 4),
+    }
+
+
+def words(model: Model, ids: Sequence[int]) -> str:
+    """The text of an answer, without its times."""
+    return model.detokenize([token for token in ids if token < first_time(model)]).strip()
 
 
 def word_error_rate(expected: dict[str, str], found: dict[str, str]) -> float:

@@ -40,6 +40,8 @@ class CTranslate2:
         if not list(self._folder.glob("*vocabulary.*")):
             words = self._tokenizer.get_vocab(with_added_tokens=True)
             listed = sorted(words, key=words.__getitem__)
+            if listed[-1] == "<|notimestamps|>":  # Whisper's times, which tokenizers leave out
+                listed += [f"<|{tick / 50:.2f}|>" for tick in range(1501)]
             (self._folder / "vocabulary.json").write_text(json.dumps(listed), encoding="utf-8")
         self._speech: dict[str, ctranslate2.models.Whisper] = {}
         self._text: dict[str, ctranslate2.Translator] = {}
