@@ -7,7 +7,7 @@ whole lines; whoever writes it may be killed at any moment, so a last line that 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from json import dumps
 from pathlib import Path
@@ -45,7 +45,8 @@ class AnswersHeader:
 @dataclass(frozen=True)
 class Answer:
     """An answer. id: of its prompt. prompt, answer: token ids, those of the chat template and an
-    end-of-text token included. finish: stop, or length where it was cut."""
+    end-of-text token included. finish: stop, or length where it was cut. sound: of a speech model,
+    the file that it answers about, which has no prompt then; start: its first sample, at 16 kHz."""
 
     id: str
     prompt: Sequence[int]
@@ -53,6 +54,11 @@ class Answer:
     temperature: float
     seed: int
     finish: str
+    sound: str = ""
+    start: int = 0
+
+
+_OF_SOUND = {"sound", "start"}
 
 
 def read_answers(file: Path) -> tuple[AnswersHeader, Iterator[Answer]]:
@@ -139,7 +145,9 @@ class AnswersWriter:
         Raises:
             StorageError: it cannot be written.
         """
-        self._write(vars(answer) | {"prompt": [*answer.prompt], "answer": [*answer.answer]})
+        value = vars(answer) | {"prompt": [*answer.prompt], "answer": [*answer.answer]}
+        left_out = set() if answer.sound else _OF_SOUND
+        self._write({name: each for name, each in value.items() if name not in left_out})
         self.done.add(answer.id)
         self.tokens += len(answer.answer)
 
@@ -182,12 +190,14 @@ def _complete_lines(file: Path) -> Iterator[tuple[int, bytes]]:
         raise InputError(f"{file} cannot be read: {error.strerror or error}") from error
 
 
-def _parse(file: Path, at: int, line: bytes, fields: set[str]) -> dict[str, Any]:
+def _parse(
+    file: Path, at: int, line: bytes, fields: set[str], more: Set[str] = frozenset()
+) -> dict[str, Any]:
     try:
         value = strict_json.loads(line, max_bytes=_MAX_LINE, max_depth=_MAX_DEPTH)
     except strict_json.JsonProblem as problem:
         raise InputError(f"{file}: line {at} {problem}") from None
-    if not isinstance(value, dict) or set(value) != fields:
+    if not isinstance(value, dict) or not fields <= set(value) <= fields | more:
         raise InputError(
             f"{file}: line {at} is not what `quickdraft train generate` writes: it must have "
             f"{', '.join(sorted(fields))}"
@@ -214,12 +224,15 @@ def _header(file: Path, line: bytes) -> AnswersHeader:
 
 
 def _answer(file: Path, at: int, line: bytes) -> Answer:
-    value = _parse(file, at, line, set(Answer.__dataclass_fields__))
+    value = _parse(file, at, line, set(Answer.__dataclass_fields__) - _OF_SOUND, _OF_SOUND)
     for name in ("prompt", "answer"):
         ids = value[name]
         if not isinstance(ids, list) or not all(type(i) is int and 0 <= i < 1 << 31 for i in ids):
             raise InputError(f"{file}: {name!r} of line {at} is not a list of token ids")
-    if not isinstance(value["id"], str) or not value["prompt"]:
+    sound, start = value.get("sound", ""), value.get("start", 0)
+    if not isinstance(sound, str) or type(start) is not int or start < 0:
+        raise InputError(f"{file}: line {at} names a sound that cannot be")
+    if not isinstance(value["id"], str) or not (value["prompt"] or sound):
         raise InputError(f"{file}: line {at} has no id or no prompt")
     return Answer(**value)
 

@@ -20,6 +20,9 @@ from typing import TYPE_CHECKING, Any
 from quickdraft import strict_json
 from quickdraft.answers import Answer, AnswersHeader, AnswersWriter
 from quickdraft.errors import InputError, OptionError
+from quickdraft.kvcache.memory import Source
+from quickdraft.runtime.audio.mel import HOP, log_mel
+from quickdraft.runtime.audio.sound import open_sound
 from quickdraft.runtime.backends.base import CancelToken
 from quickdraft.runtime.backends.opening import opened_variant
 from quickdraft.runtime.generation import GenerationConfig
@@ -36,10 +39,13 @@ _MAX_LINE = 4 << 20
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt. id: the same in every run, and no other's."""
+    """A prompt. id: the same in every run, and no other's. sound: a file, of which the window from
+    the sample `start` on is asked about; the text is empty then."""
 
     id: str
     text: str
+    sound: Path | None = None
+    start: int = 0
 
 
 @dataclass(frozen=True)
@@ -115,8 +121,9 @@ class Answered:
 
 
 def read_prompts(files: Sequence[Path]) -> list[Prompt]:
-    """Prompts of .jsonl and .jsonl.gz files, by their `prompt` (or `question`) and `id`; rows
-    without an id are known by the name of their file and the number of their line.
+    """Prompts of .jsonl and .jsonl.gz files, by their `prompt` (or `question`) and `id`, or sound
+    by its `file`, from the folder of the rows on; rows without an id are known by the name of their
+    file and the number of their line.
 
     Raises:
         InputError: a file cannot be read, a row has no prompt, or two rows have one id and
@@ -126,11 +133,35 @@ def read_prompts(files: Sequence[Path]) -> list[Prompt]:
     for file in files:
         for at, row in _rows(file):
             prompt = _prompt(file, at, row)
-            if found.setdefault(prompt.id, prompt).text != prompt.text:
+            if found.setdefault(prompt.id, prompt) != prompt:
                 raise InputError(f"{file}: line {at} has the id of another prompt, {prompt.id!r}")
     if not found:
         raise InputError("the files hold no prompt")
     return list(found.values())
+
+
+def windows_of(prompts: Sequence[Prompt], model: Model) -> list[Prompt]:
+    """Prompts as the model is asked: a file of sound is as many as there are windows in it.
+
+    Raises:
+        InputError: the model reads text and these are sound, or the other way round.
+        AudioError: a file is missing, or no sound.
+    """
+    reads = model.spec.source
+    hears = reads is not None and reads.width > 0
+    for prompt in prompts:
+        if (prompt.sound is not None) != hears:
+            wanted = "sound files, rows with a 'file'" if hears else "text, rows with a 'prompt'"
+            raise InputError(f"{model.name} answers about {wanted}; {prompt.id!r} is none of these")
+    if not hears or reads is None:
+        return list(prompts)
+    found = []
+    for prompt in prompts:
+        assert prompt.sound is not None  # looked at above  # noqa: S101
+        with open_sound(prompt.sound) as sound:
+            starts = range(0, len(sound), reads.length * HOP)
+        found += [replace(prompt, id=f"{prompt.id}#{n}", start=at) for n, at in enumerate(starts)]
+    return found
 
 
 def shuffled(prompts: Iterable[Prompt], seed: int) -> list[Prompt]:
@@ -168,17 +199,20 @@ def answer_prompts(
             break
         if minutes is not None and time.monotonic() - started >= 60 * minutes:
             break
-        ids = _ids(model, prompt, options)
+        ids = [] if prompt.sound else _ids(model, prompt, options)
         if ids is None:
             told = replace(told, skipped=told.skipped + 1)
             continue
         temperature, seed = _draw(prompt, options)
         config = options.config(temperature, seed)
-        result = model.generate(ids, config, session=session, cancel=cancel)
+        asked = _heard(model, prompt.sound, prompt.start) if prompt.sound else ids
+        result = model.generate(asked, config, session=session, cancel=cancel)
         if result.finish_reason == "cancelled":
             break
         tokens = result.token_ids
-        writer.add(Answer(prompt.id, ids, tokens, temperature, seed, result.finish_reason))
+        about = (str(prompt.sound.resolve()), prompt.start) if prompt.sound else ()
+        end = result.finish_reason
+        writer.add(Answer(prompt.id, ids, tokens, temperature, seed, end, *about))
         told = replace(
             told,
             done=told.done + 1,
@@ -189,6 +223,15 @@ def answer_prompts(
         )
         progress(told)
     return replace(told, seconds=time.monotonic() - started)
+
+
+def _heard(model: Model, path: Path, start: int) -> Source:
+    """What an encoder reads of a window of sound."""
+    reads = model.spec.source
+    assert reads is not None  # looked at by windows_of  # noqa: S101
+    with open_sound(path) as sound:
+        samples = sound.read(start, reads.length * HOP)
+    return Source(features=log_mel(samples, reads.length, reads.width))
 
 
 def _ids(model: Model, prompt: Prompt, options: AnswerOptions) -> list[int] | None:
@@ -241,9 +284,12 @@ def _rows(file: Path) -> Iterable[tuple[int, dict[str, Any]]]:
 
 def _prompt(file: Path, at: int, row: dict[str, Any]) -> Prompt:
     text = next((row[name] for name in FIELDS if isinstance(row.get(name), str)), "")
-    if not text.strip():
+    sound = row.get("file")
+    if not text.strip() and not isinstance(sound, str):
         raise InputError(f"{file}: line {at} has no text under {' or '.join(FIELDS)}")
     name = row.get("id", f"{file.name.partition('.')[0]}/{at}")
     if isinstance(name, bool) or not isinstance(name, (str, int)):
         raise InputError(f"{file}: line {at} has the id {name!r}; it must be text or a number")
+    if not text.strip():
+        return Prompt(str(name), "", file.parent / str(sound))
     return Prompt(str(name), text)

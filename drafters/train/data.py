@@ -24,11 +24,12 @@ _OPEN_ROWS = 64
 @dataclass(frozen=True)
 class Document:
     """A prompt with its answer. tokens: int32, of both; answer: where the answer begins; key: of
-    its id, spread evenly over 64 bits."""
+    its id, spread evenly over 64 bits. sound: in place of a prompt, a file and a sample of it."""
 
     tokens: Tokens
     answer: int
     key: int
+    sound: tuple[str, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -95,13 +96,15 @@ def read_corpus(files: Sequence[Path], fingerprint: str, vocab_size: int) -> Cor
             )
         for answer in answers:
             tokens = np.array([*answer.prompt, *answer.answer], np.int32)
-            if tokens.max() >= vocab_size:
+            if tokens.max(initial=0) >= vocab_size:
                 raise InputError(f"{file}: {answer.id!r} has a token above {vocab_size - 1}")
             if len(answer.answer):
                 key = hashlib.blake2b(answer.id.encode(), digest_size=8).digest()
                 at = len(answer.prompt)
-                documents.append(Document(tokens, at, int.from_bytes(key)))
+                sound = (answer.sound, answer.start) if answer.sound else None
+                documents.append(Document(tokens, at, int.from_bytes(key), sound))
                 digest.update(at.to_bytes(4) + tokens.tobytes())
+                digest.update(b"" if sound is None else repr(sound).encode())
     if not documents:
         raise InputError(f"{', '.join(map(str, files))}: there is no answer to train on")
     if len(openings) > 1:

@@ -13,6 +13,8 @@ from quickdraft.drafters.train.data import Corpus
 from quickdraft.drafters.train.loop import LoopOptions, Trainee
 from quickdraft.export.trained import Target, TargetWithEncoder
 
+Hear = Callable[[str, int], NDArray[Any]]
+
 
 @dataclass(frozen=True)
 class Request:
@@ -32,7 +34,8 @@ class Request:
 
 @dataclass(frozen=True)
 class RequestWithEncoder:
-    """The same for an encoder-decoder model."""
+    """The same for an encoder-decoder model. hear: of one that reads sound, its features float32
+    [frames, width] from a file and a sample on."""
 
     target: TargetWithEncoder
     training: Corpus
@@ -40,6 +43,7 @@ class RequestWithEncoder:
     options: Mapping[str, Any]
     seed: int
     device: torch.device
+    hear: Hear | None = None
 
 
 @dataclass(frozen=True)

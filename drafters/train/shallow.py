@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from quickdraft.drafters.options import checked
 from quickdraft.drafters.train.acceptance import chain_tokens_per_step
 from quickdraft.drafters.train.data import Corpus
-from quickdraft.drafters.train.kinds import DraftTraining, RequestWithEncoder
+from quickdraft.drafters.train.kinds import DraftTraining, Hear, RequestWithEncoder
 from quickdraft.drafters.train.loop import Batch, LoopOptions, pick_dtype
 from quickdraft.errors import InputError, OptionError
 from quickdraft.export.architectures.seq2seq import build_encoder, build_target
@@ -66,15 +66,10 @@ def prepare_shallow(request: RequestWithEncoder) -> DraftTraining:
 
     Raises:
         OptionError: an option is unknown or has a bad value.
-        InputError: the answers do not say what they begin with, or are to sound.
+        InputError: the answers do not say what they begin with.
     """
     options = checked(ShallowOptions, "shallow", request.options)
     target = request.target
-    if target.spec.source.width:
-        raise InputError(
-            f"{target.spec.family} reads sound, and answers about sound cannot be trained on yet; "
-            "shallow drafts are trained for models that read text"
-        )
     if not request.training.opening:
         raise InputError(
             "the file of answers does not say what they begin with; make it again with "
@@ -82,8 +77,8 @@ def prepare_shallow(request: RequestWithEncoder) -> DraftTraining:
         )
     settings = ShallowSettings(_layers(options.layers, target.spec.decoder.num_layers))
     module = ShallowModule(target, settings, options, request.device)
-    training = Pairs(request.training, options, request.seed)
-    held_out = Pairs(request.held_out, options, 0)
+    training = Pairs(request.training, options, request.seed, request.hear)
+    held_out = Pairs(request.held_out, options, 0, request.hear)
     return DraftTraining(
         ShallowTrainee(module, training, held_out),
         asdict(options),
@@ -117,14 +112,18 @@ def _layers(given: str, count: int) -> tuple[int, ...]:
 class Pairs:
     """Batches of sources and answers.
 
-    A batch: `source` int64 [rows, s] and `filled` bool, False where it is filled up; `tokens` int64
-    [rows, t], what the decoder reads; `wanted` int64 [rows, t], what comes next, -1 where no token
-    of the answer does.
+    A batch: `source` int64 [rows, s] and `filled` bool, False where it is filled up, or `features`
+    float32 [rows, frames, width]; `tokens` int64 [rows, t], what the decoder reads; `wanted` int64
+    [rows, t], what comes next, -1 where no token of the answer does.
     """
 
-    def __init__(self, corpus: Corpus, options: ShallowOptions, seed: int) -> None:
-        """seed: decides which answers share a batch, and the order of batches."""
-        self._rows, self._seed = options.rows, seed
+    def __init__(
+        self, corpus: Corpus, options: ShallowOptions, seed: int, hear: Hear | None = None
+    ) -> None:
+        """seed: decides which answers share a batch, and the order of batches. hear: see
+        RequestWithEncoder."""
+        self._rows, self._seed, self._hear = options.rows, seed, hear
+        self._sounds = [document.sound for document in corpus.documents]
         opening = list(corpus.opening)
         self._pairs: list[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]] = []
         for document in corpus.documents:
@@ -152,24 +151,28 @@ class Pairs:
             yield self._made(range(len(self._pairs))[first : first + self._rows])
 
     def _cut(self, order: NDArray[Any], rng: np.random.Generator) -> list[list[int]]:
-        """Batches of members whose sources are about as long."""
+        """Batches of members whose sources are about as long, or whose answers about sound are."""
         batches: list[list[int]] = []
         for first in range(0, len(order), self._rows * _ALIKE):
             near = order[first : first + self._rows * _ALIKE].tolist()
-            near.sort(key=lambda member: len(self._pairs[member][0]))
+            near.sort(key=lambda member: tuple(map(len, self._pairs[member])))
             batches += [near[at : at + self._rows] for at in range(0, len(near), self._rows)]
         return [batches[at] for at in rng.permutation(len(batches))]
 
     def _made(self, members: Sequence[int]) -> Batch:
         source, tokens, wanted = zip(*(self._pairs[member] for member in members), strict=True)
-        lengths = torch.tensor([len(each) for each in source])
-        most = int(lengths.max())
-        return {
-            "source": _filled_up(source, most, 0),
-            "filled": torch.arange(most)[None] < lengths[:, None],
+        made = {
             "tokens": _filled_up(tokens, max(map(len, tokens)), 0),
             "wanted": _filled_up(wanted, max(map(len, wanted)), -1),
         }
+        sounds = [self._sounds[member] for member in members]
+        if self._hear is not None:
+            heard = [self._hear(*sound) for sound in sounds if sound is not None]
+            return {**made, "features": torch.from_numpy(np.stack(heard))}
+        lengths = torch.tensor([len(each) for each in source])
+        most = int(lengths.max())
+        filled = torch.arange(most)[None] < lengths[:, None]
+        return {**made, "source": _filled_up(source, most, 0), "filled": filled}
 
 
 def _filled_up(rows: Sequence[NDArray[Any]], length: int, value: int) -> Tensor:
@@ -191,7 +194,12 @@ class ShallowModule(nn.Module):
         given: dict[str, Any] = {"dtype": pick_dtype(device, options.dtype), "device": device}
         spec, weights = target.spec, target.weights
         self.device, self._distil = device, options.distil
-        self._encoder = TorchModel(lambda ops: build_encoder(ops, spec, weights), **given)
+        self._encoder = TorchModel(
+            lambda ops: build_encoder(ops, spec, weights),
+            features=spec.source.width,
+            stride=spec.source.stride,
+            **given,
+        )
         self._target = TorchModel(
             lambda ops: build_target(ops, spec, weights), share=self._encoder, **given
         )
@@ -234,6 +242,8 @@ class ShallowModule(nn.Module):
         return {self._own[name]: values for name, values in self.draft.trained_arrays().items()}
 
     def _remember(self, batch: Batch) -> TorchMemory:
+        if "features" in batch:
+            return TorchMemory.of(self._encoder(features=batch["features"]).staged)
         filled = batch["filled"]
         seen = filled[:, None].expand(-1, filled.shape[1], -1)
         return TorchMemory.of(self._encoder(batch["source"], mask=seen).staged, filled)

@@ -18,10 +18,11 @@ from quickdraft.registry import TRAINED, TRAINED_WITH_ENCODER
 
 if TYPE_CHECKING:
     from quickdraft.drafters.train.data import Corpus
-    from quickdraft.drafters.train.kinds import DraftTraining
+    from quickdraft.drafters.train.kinds import DraftTraining, Hear
     from quickdraft.drafters.train.loop import LoopOptions, Outcome, Status
     from quickdraft.export.checkpoints.base import Checkpoint
     from quickdraft.export.trained import Target, TargetWithEncoder
+    from quickdraft.types import SourceSpec
 
 KINDS = tuple(kind for kind in (*TRAINED, *TRAINED_WITH_ENCODER) if kind != "predictor")
 
@@ -144,8 +145,14 @@ def _prepare(
     target = _target(checkpoint, options["kind"])
     corpus = read_corpus(options["data"], checkpoint.source.fingerprint, target.spec.vocab_size)
     training, held_out = corpus.split(options["held_out"])
-    given = options["settings"], options["seed"], device
-    return checkpoint, corpus, _of_kind(options["kind"], target, training, held_out, *given)
+    given = {
+        "training": training,
+        "held_out": held_out,
+        "options": options["settings"],
+        "seed": options["seed"],
+        "device": device,
+    }
+    return checkpoint, corpus, _of_kind(options["kind"], target, given)
 
 
 def _target(checkpoint: Checkpoint, kind: str) -> Target | TargetWithEncoder:
@@ -165,16 +172,35 @@ def _target(checkpoint: Checkpoint, kind: str) -> Target | TargetWithEncoder:
     return TargetWithEncoder.of(checkpoint) if encodes else Target.of(checkpoint)
 
 
-def _of_kind(kind: str, target: Any, *given: Any) -> DraftTraining:
+def _of_kind(kind: str, target: Any, given: dict[str, Any]) -> DraftTraining:
     """What is to be trained, with the rest of its request."""
     from quickdraft.drafters.train import kinds
     from quickdraft.registry import lookup
 
     encodes = kind in kinds.KINDS_WITH_ENCODER
     known = kinds.KINDS_WITH_ENCODER if encodes else kinds.KINDS
-    request = (kinds.RequestWithEncoder if encodes else kinds.Request)(target, *given)
+    if encodes:
+        hear = _hear(target.spec.source)
+        request: Any = kinds.RequestWithEncoder(target=target, hear=hear, **given)
+    else:
+        request = kinds.Request(target=target, **given)
     prepared: DraftTraining = lookup("kind of draft", known, kind)(request)
     return prepared
+
+
+def _hear(reads: SourceSpec) -> Hear | None:
+    """What reads sound for a model, if it does."""
+    from quickdraft.runtime.audio.mel import HOP, log_mel
+    from quickdraft.runtime.audio.sound import open_sound
+
+    if not reads.width:
+        return None
+
+    def hear(path: str, start: int) -> Any:
+        with open_sound(Path(path)) as sound:
+            return log_mel(sound.read(start, reads.length * HOP), reads.length, reads.width)
+
+    return hear
 
 
 def _identity(

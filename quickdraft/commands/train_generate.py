@@ -31,7 +31,7 @@ def _temperatures(ctx: click.Context, param: click.Parameter, value: str) -> tup
 @click.option(
     "--prompts", required=True, multiple=True, metavar="FILE",
     type=click.Path(path_type=Path, dir_okay=False, exists=True),
-    help="JSON lines with a prompt each (.jsonl or .jsonl.gz). Repeatable.",
+    help="JSON lines with a prompt, or a file of sound, each (.jsonl or .jsonl.gz). Repeatable.",
 )  # fmt: skip
 @click.option(
     "-o", "--out", required=True, type=click.Path(path_type=Path, dir_okay=False),
@@ -69,12 +69,13 @@ def generate(
     depends on the seed and its id alone. Ctrl-C, or whatever else ends this, loses at most the
     answer that runs: the same command goes on where it stopped.
     """
-    from quickdraft.runtime.answering import AnswerOptions, read_prompts, shuffled
+    from quickdraft.runtime.answering import AnswerOptions, read_prompts, shuffled, windows_of
 
     chosen = AnswerOptions(**options)
     asked = shuffled(read_prompts(prompts), chosen.seed)[:limit]
     loading.setdefault("store", False)  # nobody wants these drafted in a conversation
     with open_model(model, **loading) as loaded:
+        asked = shuffled(windows_of(asked, loaded), chosen.seed)
         if chosen.max_new_tokens >= loaded.spec.context_length:
             raise OptionError(
                 f"max_new_tokens is {chosen.max_new_tokens} and the model holds "

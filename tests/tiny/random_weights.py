@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from safetensors.numpy import save_file
 
+from quickdraft.export.architectures.base import find_any
 from quickdraft.export.checkpoints.base import WeightMap
 from quickdraft.export.weights import Weight, dense_weight
 
@@ -24,3 +29,23 @@ class RandomWeights(WeightMap):
         elif "embed" not in name:
             values *= 1.3 / np.sqrt(shape[-1])
         return dense_weight(name, values.astype(np.float32))
+
+
+def write_weights(folder: Path, config: Mapping[str, Any]) -> None:
+    """model.safetensors with every tensor that a config's family asks for."""
+    family, weights = find_any(config), _Kept()
+    family.gather(family.read(config), weights)
+    arrays = {name: weight.dense() for name, weight in weights.kept.items()}
+    save_file(arrays, folder / "model.safetensors")
+
+
+class _Kept(RandomWeights):
+    """Random tensors that remember which were asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: dict[str, Weight] = {}
+
+    def expect(self, name: str, shape: tuple[int, ...]) -> Weight:
+        """As RandomWeights."""
+        return self.kept.setdefault(name, super().expect(name, shape))

@@ -7,13 +7,10 @@ import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from safetensors.numpy import save_file
-from tiny.random_weights import RandomWeights
+from tiny.random_weights import write_weights
 from tiny.seq2seq_configs import SEQ2SEQ_CONFIGS
 
-from quickdraft.export.architectures.marian import FAMILY
 from quickdraft.export.checkpoints.sentencepiece_file import CONTROL, NORMAL, UNKNOWN, Piece
-from quickdraft.export.weights import Weight
 
 BEGINS = (Piece("<unk>", 0, UNKNOWN), Piece("<s>", 0, CONTROL), Piece("</s>", 0, CONTROL))
 ENGLISH = ("▁the", "▁", "▁rain", "t", "h", "e", "r", "a", "i", "n", "</", "s", ">", "▁in")
@@ -108,20 +105,5 @@ def write_marian(folder: Path) -> dict[str, int]:
         "decoder_start_token_id": ids["<pad>"],
     }
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    weights = _Kept()
-    FAMILY.gather(FAMILY.read(config), weights)
-    arrays = {name: weight.dense() for name, weight in weights.kept.items()}
-    save_file(arrays, folder / "model.safetensors")
+    write_weights(folder, config)
     return ids
-
-
-class _Kept(RandomWeights):
-    """Random tensors that remember which were asked for."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.kept: dict[str, Weight] = {}
-
-    def expect(self, name: str, shape: tuple[int, ...]) -> Weight:
-        """As RandomWeights."""
-        return self.kept.setdefault(name, super().expect(name, shape))

@@ -14,9 +14,13 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("accelerate")
 
+from tiny.checkpoint import EOS, tiny_tokenizer_json
 from tiny.hf_folder import write_hf_folder
 from tiny.process import call
+from tiny.random_weights import write_weights
 from tiny.seq2seq_checkpoint import tiny_t5
+from tiny.seq2seq_configs import SEQ2SEQ_CONFIGS
+from tiny.sounds import pcm16, tone
 
 import quickdraft
 from quickdraft.export.checkpoints.base import Checkpoint, WeightMap
@@ -24,6 +28,7 @@ from quickdraft.export.heads.shallow import ShallowSettings, untrained
 from quickdraft.export.pipeline import export_model
 from quickdraft.export.trained import TargetWithEncoder, read_trained, write_trained
 from quickdraft.export.weights import dense_weight
+from quickdraft.kvcache.memory import Source
 
 pytestmark = pytest.mark.torch
 
@@ -143,3 +148,55 @@ def test_kinds_fit_models(world: World, tmp_path: Path) -> None:
                 out, "--steps", 1)  # fmt: skip
     assert done.returncode == 2
     assert "does not say what they begin with" in done.stderr
+
+
+def write_whisper(folder: Path) -> None:
+    """A tiny Whisper of random weights, with windows of 0.6 s."""
+    folder.mkdir()
+    config = {**SEQ2SEQ_CONFIGS["whisper"][1], "decoder_layers": 3, "eos_token_id": EOS}
+    config |= {"model_type": "whisper", "is_encoder_decoder": True}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "tokenizer.json").write_bytes(tiny_tokenizer_json())
+    write_weights(folder, config)
+
+
+def test_speech_is_learnt_from_sound_files(tmp_path: Path) -> None:
+    checkpoint, answers, out = tmp_path / "w", tmp_path / "a.jsonl", tmp_path / "d.safetensors"
+    write_whisper(checkpoint)
+    export_model(checkpoint, tmp_path / "plain", weights="fp32", formats=("reference",))
+    rows = []
+    for n in range(6):
+        name = f"{n}.wav"
+        (tmp_path / name).write_bytes(pcm16(tone(200 + 90 * n, 1.3, 16_000)))
+        rows.append(json.dumps({"file": name, "id": n}) + "\n")
+    (tmp_path / "sounds.jsonl").write_text("".join(rows))
+    done = call("train", "generate", tmp_path / "plain", "--prompts", tmp_path / "sounds.jsonl",
+                "-o", answers, "-n", 12, "--temperature", 0)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in answers.read_text().splitlines()[1:]]
+    assert {line["id"] for line in lines} == {f"{n}#{at}" for n in range(6) for at in range(3)}
+    assert {line["start"] for line in lines} == {0, 9600, 19200}
+    assert all(Path(line["sound"]).is_file() and not line["prompt"] for line in lines)
+    done = call("train", "draft", checkpoint, "--kind", "shallow", "--data", answers, "-o", out,
+                "--steps", 30, "--rate", 0.01, "--held-out", 0.2, "--json")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    report = json.loads(Path(f"{out}.json").read_text())
+    history = [point["figures"]["loss"] for point in report["history"]["held_out"]]
+    assert history[-1] < history[0]
+    export_model(checkpoint, tmp_path / "b", weights="fp32", formats=("reference",), trained=[out])
+    with quickdraft.load(tmp_path / "b", drafter="shallow") as model:
+        source = Source(features=np.random.default_rng(1).normal(size=(60, 16)).astype(np.float32))
+        options = {"max_new_tokens": 12, "temperature": 0.0, "ignore_eos": True}
+        drafted = model.generate(source, num_draft_tokens=4, **options)
+        plain = model.generate(source, num_draft_tokens=0, **options)
+    assert drafted.token_ids == plain.token_ids
+    assert sum(step.drafted for step in drafted.steps) > 0
+
+
+def test_text_and_sound_are_not_mixed(world: World, tmp_path: Path) -> None:
+    rows = tmp_path / "sounds.jsonl"
+    rows.write_text(json.dumps({"file": "x.wav"}) + "\n")
+    plain = world.checkpoint.parent / "plain"
+    done = call("train", "generate", plain, "--prompts", rows, "-o", tmp_path / "a.jsonl")
+    assert done.returncode == 2
+    assert "answers about text, rows with a 'prompt'" in done.stderr
