@@ -53,8 +53,11 @@ def _settings(
     "-o", "--out", required=True, type=click.Path(path_type=Path, dir_okay=False),
     help="File of the trained draft (.safetensors).",
 )  # fmt: skip
-@click.option("--minutes", type=float, help="Budget of time, interruptions left out.")
-@click.option("--steps", type=int, help="Budget of steps, for the same result every time.")
+@click.option(
+    "--budget", "minutes", type=float, metavar="MINUTES",
+    help="Of training, interruptions left out.",
+)  # fmt: skip
+@click.option("--steps", type=int, help="The same in steps, for the same result every time.")
 @click.option("--rate", type=float, help="Highest learning rate.  [default: that of the kind]")
 @click.option("--accumulate", default=1, show_default=True, help="Batches of a step.")
 @click.option(

@@ -147,7 +147,7 @@ def test_killed_it_reaches_the_same_end(world: World, tmp_path: Path) -> None:
 def test_an_interrupt_keeps_the_state(world: World, tmp_path: Path) -> None:
     out = tmp_path / "draft"
     line = [*PROGRAM, "train", "draft", world.checkpoint, "--data", world.answers, "-o", out]
-    command = [*map(str, [*line, *SMALL, "--minutes", 5, "--save-minutes", 0])]
+    command = [*map(str, [*line, *SMALL, "--budget", 5, "--save-minutes", 0])]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     while not (tmp_path / "draft.state").exists():
         assert process.poll() is None
@@ -165,8 +165,8 @@ def test_an_interrupt_keeps_the_state(world: World, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ((), "either steps or minutes"),
-        (("--steps", 3, "--minutes", 1), "either steps or minutes"),
+        ((), "either a budget"),
+        (("--steps", 3, "--budget", 1), "either a budget"),
         (("--steps", 3, "-s", "wide=3"), "no option 'wide'"),
         (("--steps", 3, "-s", "layers=99"), "must be between"),
         (("--steps", 3, "-s", "layers"), "KEY=VALUE"),
