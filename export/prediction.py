@@ -39,7 +39,8 @@ from quickdraft.export.trained import Target, Trained
 from quickdraft.export.weights import Weight
 
 KIND = "predictor"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+PART_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+"""Of the parts, after their role."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ def read_settings(settings: Mapping[str, Any]) -> PredictionSettings:
         decoded = strict_json.decode(PredictionSettings, dict(settings), "the settings")
     except strict_json.JsonProblem as problem:
         raise CheckpointError(f"the predictor cannot be used: {problem}") from None
-    if not _NAME.fullmatch(decoded.name):
+    if not PART_NAME.fullmatch(decoded.name):
         raise _wrong(f"its name {decoded.name[:80]!r} is not letters, digits, '.', '_' and '-'")
     return decoded
 
@@ -190,8 +191,9 @@ def _auxiliary(
         raise _wrong(
             f"its sibling has {spec.vocab_size} tokens and the target {target.spec.vocab_size}"
         )
+    part = f"auxiliary-{settings.name}"
     own = {
-        name.removeprefix("auxiliary."): replace(weights[name], name=f"{settings.name}.{name}")
+        name.removeprefix("auxiliary."): replace(weights[name], name=f"{part}.{name}")
         for name in weights
         if name.startswith("auxiliary.")
     }

@@ -37,17 +37,19 @@ class Rows:
     sha256: str
 
 
-def read_documents(files: Iterable[Path]) -> list[Document]:
+def read_documents(files: Iterable[Path], fingerprint: str) -> list[Document]:
     """The documents of `.txt` files, of `.jsonl` files (fields such as `text`, or `prompt` with
     `answer`) and of files of `quickdraft train generate`; each also as `.gz`.
 
+    fingerprint: of the checkpoint whose tokens the last ones must hold.
+
     Raises:
-        InputError: a file cannot be read, or holds no text.
+        InputError: a file cannot be read, holds no text, or answers of another model.
     """
     documents: list[Document] = []
     for file in files:
         before = len(documents)
-        documents.extend(_documents(file))
+        documents.extend(_documents(file, fingerprint))
         if len(documents) == before:
             raise InputError(f"{file} holds no text to train on")
     return documents
@@ -96,15 +98,15 @@ def make_rows(
     return Rows(table[held_out:], table[:held_out], hashlib.sha256(table.tobytes()).hexdigest())
 
 
-def _documents(file: Path) -> Iterator[Document]:
+def _documents(file: Path, fingerprint: str) -> Iterator[Document]:
     inner = file.name.removesuffix(".gz")
     if inner.endswith((".jsonl", ".ndjson")):
-        yield from _lines_of_json(file)
+        yield from _lines_of_json(file, fingerprint)
     else:
         yield from _pieces(_read(file))
 
 
-def _lines_of_json(file: Path) -> Iterator[Document]:
+def _lines_of_json(file: Path, fingerprint: str) -> Iterator[Document]:
     for number, line in enumerate(_read(file).split("\n"), 1):
         if not line.strip():
             continue
@@ -113,7 +115,13 @@ def _lines_of_json(file: Path) -> Iterator[Document]:
         except strict_json.JsonProblem as problem:
             raise InputError(f"{file}: line {number} {problem}") from None
         if number == 1 and isinstance(value, dict) and value.get("quickdraft") == "answers":
-            _, answers = read_answers(file)
+            header, answers = read_answers(file)
+            if header.fingerprint != fingerprint:
+                raise InputError(
+                    f"{file} holds answers of {header.model} ({header.fingerprint[:12]}...), which "
+                    f"are tokens of that model, and this is the checkpoint {fingerprint[:12]}...; "
+                    "give answers of that, or text"
+                )
             yield from ([*answer.prompt, *answer.answer] for answer in answers)
             return
         yield from _pieces(_text_of(file, number, value))
