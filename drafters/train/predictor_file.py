@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 
 from quickdraft import strict_json
 from quickdraft.drafters.train.history import History
@@ -43,7 +42,7 @@ from quickdraft.drafters.train.predictor_options import (
 )
 from quickdraft.drafters.train.siblings import SiblingModel
 from quickdraft.drafters.train.streams import LayerRunner
-from quickdraft.drafters.train.text import Rows, make_rows, read_documents
+from quickdraft.drafters.train.text import Rows, encoder_of, make_rows, read_documents
 from quickdraft.errors import Cancelled
 from quickdraft.export.checkpoints.base import Checkpoint, WeightMap
 from quickdraft.export.layer_maps import kept_layers, pruned_sources, sibling_sources
@@ -272,18 +271,6 @@ def _rows(checkpoint: Checkpoint, data: Sequence[Path], options: PredictorOption
         held_out=options.held_out,
         seed=options.seed,
     )
-
-
-def encoder_of(checkpoint: Checkpoint) -> Callable[[str], Sequence[int]]:
-    """A text to its tokens, with the one that a text of this model begins with."""
-    tokenizer = Tokenizer.from_str(checkpoint.tokenizer.tokenizer_json.decode("utf-8"))
-    bos = checkpoint.tokenizer.bos_token_id if checkpoint.tokenizer.add_bos else None
-
-    def encode(text: str) -> Sequence[int]:
-        ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
-        return ids if bos is None else [bos, *ids]
-
-    return encode
 
 
 def _distil(job: _Job, fitted: Fitted) -> tuple[Fitted, History]:

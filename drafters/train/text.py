@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
 
 from quickdraft import strict_json
 from quickdraft.answers import read_answers
 from quickdraft.errors import InputError
+from quickdraft.export.checkpoints.base import Checkpoint
 
 Ids = Sequence[int]
 Document = str | Ids
@@ -53,6 +55,18 @@ def read_documents(files: Iterable[Path], fingerprint: str) -> list[Document]:
         if len(documents) == before:
             raise InputError(f"{file} holds no text to train on")
     return documents
+
+
+def encoder_of(checkpoint: Checkpoint) -> Callable[[str], Sequence[int]]:
+    """A text to its tokens, with the one that a text of this model begins with."""
+    tokenizer = Tokenizer.from_str(checkpoint.tokenizer.tokenizer_json.decode("utf-8"))
+    bos = checkpoint.tokenizer.bos_token_id if checkpoint.tokenizer.add_bos else None
+
+    def encode(text: str) -> Sequence[int]:
+        ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+        return ids if bos is None else [bos, *ids]
+
+    return encode
 
 
 def make_rows(

@@ -45,9 +45,14 @@ def _settings(
     help="What to train; see docs/training.md.",
 )  # fmt: skip
 @click.option(
-    "--data", required=True, multiple=True, metavar="FILE",
+    "--data", multiple=True, metavar="FILE",
     type=click.Path(path_type=Path, dir_okay=False, exists=True),
     help="Answers of the model, from `quickdraft train generate`. Repeatable.",
+)  # fmt: skip
+@click.option(
+    "--text", multiple=True, metavar="FILE",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help="People's text to learn from: .txt, .jsonl, or .gz of these. Repeatable.",
 )  # fmt: skip
 @click.option(
     "-o", "--out", required=True, type=click.Path(path_type=Path, dir_okay=False),
@@ -80,7 +85,7 @@ def _settings(
 def draft(
     model: str, out: Path, overwrite: bool, offline: bool, as_json: bool, **options: Any
 ) -> None:
-    """Train a draft on answers of its model.
+    """Train a draft on answers of its model, or on text before that.
 
     OUT is added to a bundle with `quickdraft export --trained OUT`. Beside it are OUT.json, with
     what was measured on the way, and OUT.png where matplotlib is installed. Ctrl-C, or whatever
@@ -90,6 +95,8 @@ def draft(
     require_training()
     from quickdraft.drafters.train.loop import LoopOptions, is_first_process, pick_device
 
+    if not options["data"] and not options["text"]:
+        raise OptionError("give answers of the model (--data FILE), text (--text FILE), or both")
     loop = _loop(options, LoopOptions)  # bad values fail before anything is read
     state = out.with_name(out.name + ".state")
     if out.exists() and not state.exists() and not overwrite:
@@ -134,6 +141,7 @@ def _prepare(
     from quickdraft.drafters.train.data import read_corpus
     from quickdraft.drafters.train.kinds import KINDS as KNOWN
     from quickdraft.drafters.train.kinds import Request
+    from quickdraft.drafters.train.text import encoder_of
     from quickdraft.export.pipeline import read_checkpoint
     from quickdraft.export.trained import Target
     from quickdraft.models.resolve import find_checkpoint
@@ -148,7 +156,13 @@ def _prepare(
         )
     checkpoint = read_checkpoint(path)
     target = Target.of(checkpoint)
-    corpus = read_corpus(options["data"], checkpoint.source.fingerprint, target.spec.vocab_size)
+    corpus = read_corpus(
+        options["data"],
+        checkpoint.source.fingerprint,
+        target.spec.vocab_size,
+        options["text"],
+        encoder_of(checkpoint),
+    )
     training, held_out = corpus.split(options["held_out"])
     prepare = lookup("kind of draft", KNOWN, options["kind"])
     request = Request(target, training, held_out, options["settings"], options["seed"], device)
@@ -212,7 +226,8 @@ def _card(
         "options": dict(prepared.options),
         "rate": loop.rate,
         "seed": loop.seed,
-        "answers": len(corpus),
+        "answers": len(corpus) - corpus.texts,
+        "texts": corpus.texts,
         "tokens": sum(len(d.tokens) - d.answer for d in corpus.documents),
         "data": corpus.sha256,
         "steps": outcome.steps,

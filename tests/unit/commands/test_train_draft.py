@@ -109,6 +109,55 @@ def test_answers_stay_the_target_s(world: World, backend: str) -> None:
     assert tokens / steps >= 2.0
 
 
+def test_in_stages_from_text_to_answers(world: World, tmp_path: Path) -> None:
+    """FastDraft: people's text, text of another kind besides, answers of the target."""
+    kinds = {
+        "text.txt": [f"the {n % 9} old dogs and the {n % 7} cats\n" for n in range(800)],
+        "code.txt": [f"for i in range({n % 9}): print(i)\n" for n in range(800)],
+    }
+    for name, lines in kinds.items():
+        (tmp_path / name).write_text("".join(lines))
+
+    def stage(out: str, *options: object) -> dict[str, Any]:
+        words = ["train", "draft", world.checkpoint, "-o", tmp_path / out, *options]
+        batch = [word for key, value in BATCH.items() for word in ("-s", f"{key}={value}")]
+        done = call(*words, *batch, "--rate", 0.004, "--json")
+        assert done.returncode == 0, done.stdout + done.stderr
+        told: dict[str, Any] = json.loads(done.stdout)
+        return told
+
+    shape = [word for key, value in SHAPE.items() for word in ("-s", f"{key}={value}")]
+    text, code = ("--text", tmp_path / "text.txt"), ("--text", tmp_path / "code.txt")
+    first = stage("first", *text, "--steps", 80, *shape)
+    assert first["held_out"]["accepted"] > 0.6
+    stage("second", *text, *code, "--steps", 40, "-s", f"start={tmp_path / 'first'}")
+    answers = ("--data", world.answers, "-s", f"start={tmp_path / 'second'}")
+    third = stage("third", *answers, "--steps", 100)
+    assert third["held_out"]["accepted"] >= 0.5
+    card = read_trained(tmp_path / "third").card
+    assert (card["answers"], card["texts"]) == (160, 0)
+    assert "on text, from scratch" in read_trained(tmp_path / "second").card["recipe"]
+    assert card["options"]["started"]["file"] == "second"
+    assert read_trained(tmp_path / "second").card["texts"] > 1
+    bundle = tmp_path / "bundle"
+    export_model(
+        world.checkpoint, bundle, weights="fp32", formats=("onnx",), trained=[tmp_path / "third"]
+    )
+    options: dict[str, Any] = {"max_new_tokens": 48, "ignore_eos": True}
+    with quickdraft.load(bundle, drafter="none") as plain:
+        expected = plain.generate("the old dog", **options).token_ids
+    with quickdraft.load(bundle, drafter="compact", store=False) as model:
+        result = model.generate("the old dog", num_draft_tokens=4, **options)
+    assert result.token_ids == expected
+    assert result.timings.draft_n_accepted
+
+
+def test_something_to_learn_from(world: World, tmp_path: Path) -> None:
+    done = call("train", "draft", world.checkpoint, "-o", tmp_path / "a", "--steps", 3)
+    assert done.returncode == 2
+    assert "give answers of the model (--data FILE), text (--text FILE)" in done.stderr
+
+
 def test_the_same_seed_gives_the_same_file(world: World, tmp_path: Path) -> None:
     for name in ("a", "b"):
         train(world.checkpoint, world.answers, tmp_path / name, "--steps", 6)
