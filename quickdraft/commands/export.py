@@ -93,12 +93,12 @@ def export(
     from quickdraft.models.adapters.via_optimum import export_via_optimum
     from quickdraft.models.admission import admit
     from quickdraft.models.formats import WITH_PARTS, default_formats
-    from quickdraft.models.shipped import with_shipped
+    from quickdraft.models.shipped import left_out, with_shipped
 
     chosen = tuple(name.strip() for name in formats.split(","))
     if chosen == ("auto",):
         chosen = default_formats()
-    drafts = drafts and set(chosen) <= set(WITH_PARTS)
+    fits = set(chosen) <= set(WITH_PARTS)
     if via is not None:
         _check_plain(weights, hidden_states or (), formats, trained)
     started = time.perf_counter()
@@ -117,10 +117,14 @@ def export(
                 formats=chosen,
                 progress=bars,
                 overwrite=overwrite,
-                trained=with_shipped(checkpoint, trained) if drafts else trained,
+                trained=with_shipped(checkpoint, trained) if drafts and fits else trained,
                 admit=partial(admit, provenance=provenance),
             )
-    facts = _facts(out, manifest) | {"seconds": round(time.perf_counter() - started, 3)}
+    lacking = left_out(checkpoint, trained) if drafts and (via or not fits) else ()
+    facts = _facts(out, manifest) | {
+        "left_out": [file.stem for file in lacking],
+        "seconds": round(time.perf_counter() - started, 3),
+    }
     if as_json:
         print_json({**facts, "peak_memory": machine.peak_memory()})
         return
@@ -174,6 +178,12 @@ def _show(facts: dict[str, Any], manifest: Manifest) -> None:
     click.echo(f"{names}, in {facts['seconds']:.1f} s{memory}")
     if facts["parts"]:
         click.echo(f"with {', '.join(facts['parts'])}")
+    if facts["left_out"]:
+        formats = ", ".join(dict.fromkeys(v.target_format for v in variants))
+        click.echo(
+            f"without {', '.join(facts['left_out'])}, which come with quickdraft for this "
+            f"checkpoint and cannot be added to {formats} here"
+        )
 
 
 def _checkpoint(source: str, bars: Bars, offline: bool) -> tuple[Path, Provenance | None]:

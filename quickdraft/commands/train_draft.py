@@ -87,10 +87,11 @@ def draft(
 ) -> None:
     """Train a draft on answers of its model, or on text before that.
 
-    OUT is added to a bundle with `quickdraft export --trained OUT`. Beside it are OUT.json, with
-    what was measured on the way, and OUT.png where matplotlib is installed. Ctrl-C, or whatever
-    else ends this, loses a few minutes at most: OUT.state holds the state, and the same command
-    goes on from there to the same end. Several GPUs: `accelerate launch -m quickdraft train draft`.
+    OUT is added to a bundle with `quickdraft export --trained OUT`. Beside it are its card (.md),
+    OUT.json, with what was measured on the way, and OUT.png where matplotlib is installed. Ctrl-C,
+    or whatever else ends this, loses a few minutes at most: OUT.state holds the state, and the same
+    command goes on from there to the same end. Several GPUs: `accelerate launch -m quickdraft train
+    draft`.
     """
     require_training()
     from quickdraft.drafters.train.loop import LoopOptions, is_first_process, pick_device
@@ -222,6 +223,7 @@ def _card(
     """What people should know of a draft."""
     return {
         "target": checkpoint.source.name,
+        "licence": checkpoint.source.licence,
         "recipe": prepared.recipe,
         "options": dict(prepared.options),
         "rate": loop.rate,
@@ -245,7 +247,7 @@ def _write(
     card: dict[str, Any],
 ) -> int:
     """Write the draft, then its report; the bytes of the draft."""
-    from quickdraft.drafters.train.report import write_report
+    from quickdraft.drafters.train.report import write_card, write_report
     from quickdraft.export.trained import write_trained
     from quickdraft.hashes import storage_error
 
@@ -263,7 +265,24 @@ def _write(
     plot = out.with_name(out.name + ".png") if find_spec("matplotlib") is not None else None
     report = {"title": f"{kind} draft of {checkpoint.source.name}", **card}
     write_report(out.with_name(out.name + ".json"), outcome.history, report, plot)
+    write_card(out, f"A draft for {checkpoint.source.name} ({kind})", _page(card))
     return out.stat().st_size
+
+
+def _page(card: dict[str, Any]) -> dict[str, str]:
+    """The card in words."""
+    from quickdraft.drafters.train.report import licence_of
+
+    figures = ", ".join(f"{name} {value:.3f}" for name, value in card["held_out"].items())
+    data = [f"{card['answers']} answers of {card['target']}"] if card["answers"] else []
+    data += [f"{card['texts']} texts"] if card["texts"] else []
+    return {
+        "Data": f"{' and '.join(data)}, {card['tokens']} tokens (sha256 {card['data'][:16]})",
+        "Recipe": f"{card['recipe']}; rate {card['rate']:g}, seed {card['seed']}",
+        "Time": f"{card['steps']} steps in {duration(card['seconds'])} on {card['device']}",
+        "Acceptance": f"held out: {figures}",
+        "Licence": licence_of(card["target"], card["licence"]),
+    }
 
 
 def _show(told: dict[str, Any], as_json: bool, interrupted: bool) -> None:

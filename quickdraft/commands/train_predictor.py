@@ -135,9 +135,9 @@ def predictor(
     """Fit a predictor of the KV cache.
 
     MODEL is what a bundle is made from: a .gguf file, a checkpoint folder, or a name. `quickdraft
-    export MODEL --trained OUT` then makes a bundle that can start early. Beside OUT are OUT.json,
-    with what was measured, and, after training where matplotlib is installed, OUT.png. Ctrl-C, or
-    whatever else ends this, loses a few minutes at most: the same command goes on where it
+    export MODEL --trained OUT` then makes a bundle that can start early. Beside OUT are its card
+    (.md), OUT.json, with what was measured, and, after training, OUT.png with matplotlib. Ctrl-C,
+    or whatever else ends this, loses a few minutes at most: the same command goes on where it
     stopped. Several GPUs: `accelerate launch -m quickdraft train predictor`.
     """
     require_training()
@@ -198,13 +198,26 @@ def _read(model: str, offline: bool, quiet: bool) -> Checkpoint:
 
 def _report(made: Made) -> None:
     """Write what was measured beside the file."""
-    from quickdraft.drafters.train.report import write_report
+    from quickdraft.drafters.train.report import licence_of, write_card, write_report
 
     assert made.file is not None  # asked only then  # noqa: S101
     is_drawn = bool(made.history.training) and find_spec("matplotlib") is not None
     plot = made.file.with_name(f"{made.file.name}.png") if is_drawn else None
     facts = {"title": f"predictor of {made.card['model']}", **made.card}
     write_report(made.file.with_name(f"{made.file.name}.json"), made.history, facts, plot)
+    card, found = made.card, made.card["continuations"]
+    words = [licence_of(card["model"], card["licence"])]
+    if "sibling" in card:
+        words.append(licence_of(card["sibling"], card["sibling_licence"]))
+    figures = (f"{name} {found[name]:.3f}" for name in ("exact", "predicted", "without"))
+    page = {
+        "Data": f"{card['text']['tokens']} tokens of text (sha256 {card['text']['sha256'][:16]})",
+        "Recipe": card["recipe"],
+        "Time": f"{duration(card['seconds'])} on {card['device']}",
+        "Quality": f"nats a token after {found['prefix']} tokens: {', '.join(figures)}",
+        "Licence": "; ".join(words),
+    }
+    write_card(made.file, f"A predictor for {card['model']}", page)
 
 
 def _show(out: Path, card: Any) -> None:

@@ -87,6 +87,13 @@ def test_its_card_says_what_it_is(world: World) -> None:
     assert trained.card["answers"] == 160
     assert trained.card["steps"] == 150
     assert trained.card["held_out"] == world.told["held_out"]
+    page = world.draft.with_suffix(".md").read_text()
+    for fact in ("Data", "Recipe", "Time", "Acceptance", "Licence"):  # as of shipped drafts
+        assert f"| {fact} |" in page
+    assert "160 answers of checkpoint" in page
+    assert "tokens_per_step" in page
+    assert trained.card["licence"] is None
+    assert "which names none here" in page
     assert world.told["bytes"] == world.draft.stat().st_size < 300_000
 
 

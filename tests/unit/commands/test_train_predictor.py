@@ -77,6 +77,9 @@ def test_its_card_and_report(world: World) -> None:
     report = json.loads(world.ridge.with_name("ridge.safetensors.json").read_text())
     assert report["continuations"] == found
     assert not report["history"]["held_out"]
+    page = world.ridge.with_suffix(".md").read_text()
+    for fact in ("Data", "Recipe", "Time", "Quality", "Licence"):
+        assert f"| {fact} |" in page
     assert not world.ridge.with_name("ridge.safetensors.png").exists()
     assert not world.ridge.with_name("ridge.safetensors.work").exists()
 
