@@ -189,6 +189,7 @@ class DrafterContext:
     target, given its name or path and the name of a backend (or `auto`); it raises InputError
     where the tokenizers differ. open_head: loads a part of the target's bundle by its name; it
     raises InputError where there is none, or the backend puts out no hidden states for it.
+    auxiliaries: names of the auxiliary models in that bundle.
     """
 
     vocab_size: int
@@ -197,6 +198,7 @@ class DrafterContext:
     store: Path | None = None
     open_model: Callable[[str, str], DraftModel] | None = None
     open_head: Callable[[str], HeadModel] | None = None
+    auxiliaries: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

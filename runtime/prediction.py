@@ -181,10 +181,13 @@ class Prediction:
         backend: Backend,
         predictors: Sequence[PredictorEntry] = (),
         second: Callable[[], Backend] | None = None,
+        missing: str | None = None,
     ) -> None:
         """backend: the target's. predictors: best first. second: loads the target once more; None
-        lets the one backend do both."""
+        lets the one backend do both. missing: why there are no predictors, and what to do; None
+        where the bundle has none."""
         self._backend = backend
+        self._missing = missing
         self.entries = {entry.name: entry for entry in predictors}
         self._predictors = {entry.name: _Lazy(entry.open) for entry in predictors}
         self._second = _Lazy(second) if second is not None else None
@@ -196,7 +199,11 @@ class Prediction:
         """For a loaded target of a verified bundle. threads: of its steps, None for its default.
         Nothing is predicted on a simulated device, whose profile says nothing of that."""
         if isinstance(backend, SimulatedBackend):
-            return cls(backend)
+            return cls(
+                backend,
+                missing=f"nothing is predicted on {backend.device}, whose profile does not say how "
+                "long it takes; measure it on a real device, or leave the option out",
+            )
 
         def second() -> Backend:
             half = max(1, (threads or physical_cores() or 2) // 2)
@@ -220,11 +227,12 @@ class Prediction:
             OptionError: the bundle has none, or none of that name.
         """
         if not self.entries:
-            raise OptionError(
-                f"prefill is '{prefill}', and there is no predictor for the backend "
-                f"{self._backend.name!r} in this bundle; fit one with 'quickdraft train predictor' "
-                "and export the model with it (--trained FILE), or leave the option out"
+            why = self._missing or (
+                f"there is no predictor for the backend {self._backend.name!r} in this bundle; fit "
+                "one with 'quickdraft train predictor' and export the model with it (--trained "
+                "FILE), or leave the option out"
             )
+            raise OptionError(f"prefill is '{prefill}', and {why}")
         name = prefill.predictor
         if name is not None and name not in self.entries:
             raise OptionError(
