@@ -136,7 +136,9 @@ class StateReader(Drafter, Protocol):
     def read(self, start: int, states: Mapping[int, NDArray[np.float32]]) -> None:
         """Hidden states that the target had at tokens of the prompt, from number `start` on:
         float32 [rows, hidden] by number of layers passed. Called in order after `begin`; what was
-        kept of an earlier answer, or is predicted, is left out."""
+        kept of an earlier answer, or is predicted, is left out. Once exact rows have taken the
+        place of predicted ones, called again in the middle of an answer, from an earlier number on:
+        these states, also of the answer so far, stand for all that was known from there on."""
 
 
 class HeadOutput(NamedTuple):

@@ -128,16 +128,16 @@ class Speculation:
             for drafter in self._drafters:
                 drafter.begin(tokens, settings)
 
-    def read(self, start: int, output: StepOutput, count: int) -> None:
-        """Show drafters the target's hidden states at `count` tokens of the prompt, from number
-        `start` on."""
+    def read(self, start: int, states: Mapping[int, NDArray[np.float32]], count: int) -> None:
+        """Show drafters the target's hidden states at `count` tokens, from number `start` on: of
+        the prompt, or, after a refresh, of all that was decided."""
         if not self.drafting.hidden or not count:
             return
         with self.drafting.lock:
             for source, drafter in zip(self.drafting.sources, self._drafters, strict=True):
                 if source.hidden:
-                    states = {k: output.hidden_states[k][:count] for k in source.hidden}
-                    cast(StateReader, drafter).read(start, states)
+                    known = {k: states[k][:count] for k in source.hidden}
+                    cast(StateReader, drafter).read(start, known)
 
     def propose(self, root: int, room: int, context_length: int) -> Proposal:
         """The next tree: what the drafters make of the tokens so far, cut to what pays.
