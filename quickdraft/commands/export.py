@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,7 +99,7 @@ def export(
     chosen = tuple(name.strip() for name in formats.split(","))
     if chosen == ("auto",):
         chosen = default_formats()
-    fits = set(chosen) <= set(WITH_PARTS)
+    fits = via is None and set(chosen) <= set(WITH_PARTS)
     if via is not None:
         _check_plain(weights, hidden_states or (), formats, trained)
     started = time.perf_counter()
@@ -120,11 +121,8 @@ def export(
                 trained=with_shipped(checkpoint, trained) if drafts and fits else trained,
                 admit=partial(admit, provenance=provenance),
             )
-    lacking = left_out(checkpoint, trained) if drafts and (via or not fits) else ()
-    facts = _facts(out, manifest) | {
-        "left_out": [file.stem for file in lacking],
-        "seconds": round(time.perf_counter() - started, 3),
-    }
+    lacking = left_out(checkpoint, trained) if drafts and not fits else ()
+    facts = _facts(out, manifest, lacking, round(time.perf_counter() - started, 3))
     if as_json:
         print_json({**facts, "peak_memory": machine.peak_memory()})
         return
@@ -150,8 +148,10 @@ def _check_plain(*options: Any) -> None:
         )
 
 
-def _facts(out: Path, manifest: Manifest) -> dict[str, Any]:
-    """What the bundle holds."""
+def _facts(
+    out: Path, manifest: Manifest, lacking: Sequence[Path], seconds: float
+) -> dict[str, Any]:
+    """What the bundle holds, and which shipped drafts it lacks."""
     variants = manifest.roles["target"]
     beside = [v.name for role in manifest.roles if role != "target" for v in manifest.roles[role]]
     return {
@@ -163,6 +163,8 @@ def _facts(out: Path, manifest: Manifest) -> dict[str, Any]:
         "weights": [v.weight_format for v in variants],
         "parts": list(dict.fromkeys(beside)),
         "size": sum(entry.size for entry in manifest.files.values()),
+        "left_out": [file.stem for file in lacking],
+        "seconds": seconds,
     }
 
 
