@@ -51,7 +51,8 @@ def open_auxiliary(context: DrafterContext, options: Mapping[str, Any]) -> Draft
         )
     values = dataclasses.asdict(chosen)
     settings = small_model.SmallModelOptions(model=values.pop("part"), **values)
-    return small_model.drafts_of("auxiliary", model, settings)
+    source = small_model.drafts_of("auxiliary", model, settings)
+    return dataclasses.replace(source, part=chosen.part)
 
 
 def _only(names: Sequence[str]) -> str:

@@ -141,6 +141,14 @@ class StateReader(Drafter, Protocol):
         these states, also of the answer so far, stand for all that was known from there on."""
 
 
+class CacheReader(Drafter, Protocol):
+    """A drafter whose source names a part of the bundle that it runs."""
+
+    def adopt(self, tokens: Sequence[int], cache: Any) -> None:
+        """Take a cache of that part that holds these first tokens of the conversation. Called after
+        `begin`, before anything is proposed."""
+
+
 class HeadOutput(NamedTuple):
     """What a head makes of m rows.
 
@@ -213,7 +221,8 @@ class DrafterSource:
     every node it wants to observe. hidden: hidden states it wants to observe and read (its drafters
     are StateReaders), by number of layers passed. costly: proposing takes a good part of a step, so
     it is asked only where that is expected to pay. nbytes: memory it holds for all conversations
-    together. close: saves and releases; called once.
+    together. close: saves and releases; called once. part: name of the part of the bundle whose
+    caches its drafters may be given (they are CacheReaders); empty for none.
     """
 
     name: str
@@ -224,6 +233,7 @@ class DrafterSource:
     costly: bool = False
     nbytes: Callable[[], int] = lambda: 0
     close: Callable[[], None] = lambda: None
+    part: str = ""
 
 
 Opener = Callable[[DrafterContext, Mapping[str, Any]], DrafterSource]

@@ -128,11 +128,13 @@ class PredictionReport:
 @dataclass(frozen=True)
 class PredictorEntry:
     """A predictor of a bundle. open: loads it. exact_first: how many of the first tokens the target
-    runs itself; they draw the attention of all that follow."""
+    runs itself; they draw the attention of all that follow. auxiliary: name of its auxiliary model
+    in the bundle."""
 
     name: str
     open: Callable[[], Predictor]
     exact_first: int = 0
+    auxiliary: str = ""
 
 
 class _Closable(Protocol):
@@ -214,6 +216,7 @@ class Prediction:
                 variant.name,
                 partial(open_predictor, folder, manifest, backend, variant.name, threads),
                 int(variant.details.get("exact_first", 0)),
+                str(variant.details.get("auxiliary", "")),
             )
             for variant in parts(manifest, backend.name, "predictor")
         ]

@@ -125,7 +125,10 @@ class Session:
             last = np.array([len(first) - 1], np.int64)
             self.backend.step(first, self.cache, last, cancel, full_logits=False)
             self.cache.commit(range(len(first)))
-        predictor.predict(np.asarray(self.tokens[:rows], np.int64), self.cache, cancel)
+        read = np.asarray(self.tokens[:rows], np.int64)
+        auxiliary = predictor.predict(read, self.cache, cancel)
+        if auxiliary is not None and self.speculation is not None:
+            self.speculation.adopt(entry.auxiliary, self.tokens[:rows], auxiliary)
         self.prefill, self.predictor = prefill, entry.name
         return clock.now() - started
 

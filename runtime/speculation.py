@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quickdraft.drafters.base import (
+    CacheReader,
     Draft,
     DrafterSource,
     DraftSettings,
@@ -24,6 +25,7 @@ from quickdraft.drafters.controller import Decision
 from quickdraft.drafters.merge import Merged, chain_of, cut, merge
 from quickdraft.drafters.tree import Tree
 from quickdraft.errors import BackendError
+from quickdraft.kvcache.base import KvCache
 from quickdraft.runtime import clock
 from quickdraft.runtime.backends.base import StepOutput
 from quickdraft.runtime.drafting import Drafting
@@ -138,6 +140,14 @@ class Speculation:
                 if source.hidden:
                     known = {k: states[k][:count] for k in source.hidden}
                     cast(StateReader, drafter).read(start, known)
+
+    def adopt(self, part: str, tokens: Sequence[int], cache: KvCache) -> None:
+        """Let drafters that run the part of that name go on from its cache of these tokens, which
+        nobody else uses any more."""
+        for source, drafter in zip(self.drafting.sources, self._drafters, strict=True):
+            if source.part == part:
+                cast(CacheReader, drafter).adopt(tokens, cache)
+                return
 
     def propose(self, root: int, room: int, context_length: int) -> Proposal:
         """The next tree: what the drafters make of the tokens so far, cut to what pays.

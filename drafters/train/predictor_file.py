@@ -259,6 +259,7 @@ def _settings(
         sources=sources,
         exact_first=options.exact_first,
         method=options.method,
+        whole=options.whole,
     )
 
 

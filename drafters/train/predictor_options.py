@@ -34,7 +34,8 @@ class PredictorOptions:
     the others where it is empty. tokens: of text to fit to. length: of a row of text. held_out:
     rows to choose penalties by and to measure on. exact_first: first tokens of a prompt that the
     target prefills itself. measured: how many of the held-out rows continuations are measured on.
-    device: what layers run on: `auto`, `cpu` or `cuda`.
+    device: what layers run on: `auto`, `cpu` or `cuda`. whole: whether the predictor keeps all of
+    the auxiliary's keys and values, so that the drafter `auxiliary` need not read the prompt again.
 
     Of training by gradient alone: minutes or steps, the budget; rate, of learning; losses: what
     each counts, by name, those of `Losses` where nothing is said; train_layers: whether the
@@ -53,6 +54,7 @@ class PredictorOptions:
     measured: int = 16
     seed: int = 0
     device: str = "auto"
+    whole: bool = False
     minutes: float | None = None
     steps: int | None = None
     rate: float | None = None

@@ -117,6 +117,11 @@ def _losses(
 @click.option(
     "--device", type=click.Choice(("auto", "cpu", "cuda")), default="auto", show_default=True
 )
+@click.option(
+    "--for-drafting", "whole", is_flag=True,
+    help="Keep all keys and values of the auxiliary, so that it drafts on without reading the "
+    "prompt again; predicting takes some percent longer.",
+)  # fmt: skip
 @click.option("--name", default="", help="Of the parts in the bundle.")
 @click.option("--seed", default=0, show_default=True, help="Of the order of the text.")
 @click.option("--overwrite", is_flag=True, help="Replace a file that is already there.")

@@ -263,6 +263,21 @@ def test_answers_of_another_model_are_no_text(world: World, tmp_path: Path) -> N
     assert "answers of checkpoint" in told["error"]["message"]
 
 
+def test_one_for_drafting_says_so(world: World, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert fit(world, out, "--for-drafting")["code"] == 0
+    assert read_trained(out).settings["whole"]
+    assert not read_trained(world.ridge).settings["whole"]
+    assert same(out, world.ridge)
+    bundle = tmp_path / "bundle"
+    export_model(world.checkpoint, bundle, weights="fp32", formats=("onnx",), trained=[out])
+    drafting: dict[str, Any] = {"drafter": "auxiliary", "store": False, "prefill": "predicted"}
+    with quickdraft.load(bundle, backend="onnxruntime", **drafting) as model:
+        prompt = "37 dogs and 5 cats in the 4 house"
+        result = model.generate(prompt, max_new_tokens=8, ignore_eos=True, num_draft_tokens=3)
+    assert sum(step.drafted for step in result.steps)
+
+
 class Runner:
     """A model of five layers that do what a table says to the first token and the others."""
 
