@@ -6,7 +6,7 @@ On request only: it is made to be early with the first token, not to be cheap wi
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -18,10 +18,11 @@ from quickdraft.errors import OptionError
 
 @dataclass(frozen=True)
 class AuxiliaryOptions:
-    """part: name of the auxiliary model in the bundle. The others as in SmallModelOptions."""
+    """part: name of the auxiliary model in the bundle; may be left out where there is one. The
+    others as in SmallModelOptions."""
 
     LIMITS: ClassVar[Mapping[str, tuple[Any, ...]]] = small_model.SmallModelOptions.LIMITS
-    part: str
+    part: str = ""
     method: str = "auto"
     depth: int = 5
     width: int = 3
@@ -41,6 +42,7 @@ def open_auxiliary(context: DrafterContext, options: Mapping[str, Any]) -> Draft
         raise OptionError(
             "drafter auxiliary is a part of its model's bundle, and there is none here"
         )
+    chosen = dataclasses.replace(chosen, part=chosen.part or _only(context.auxiliaries))
     model = context.open_head(chosen.part)
     if model.features or "kind" in model.details:
         raise OptionError(
@@ -49,4 +51,25 @@ def open_auxiliary(context: DrafterContext, options: Mapping[str, Any]) -> Draft
         )
     values = dataclasses.asdict(chosen)
     settings = small_model.SmallModelOptions(model=values.pop("part"), **values)
-    return small_model.drafts_of("auxiliary", model, settings)
+    source = small_model.drafts_of("auxiliary", model, settings)
+    return dataclasses.replace(source, part=chosen.part)
+
+
+def _only(names: Sequence[str]) -> str:
+    """The auxiliary model that is meant where none is named.
+
+    Raises:
+        OptionError: there is none, or more than one.
+    """
+    if len(names) == 1:
+        return names[0]
+    if not names:
+        raise OptionError(
+            "drafter auxiliary drafts with the auxiliary model of a predictor, and this bundle has "
+            "none for its backend; fit one with 'quickdraft train predictor' and export the model "
+            "with it (--trained FILE)"
+        )
+    raise OptionError(
+        f"the bundle has the auxiliary models {', '.join(names)}; say which one drafts with the "
+        f"option part, such as auxiliary.part={names[0]}"
+    )

@@ -136,7 +136,17 @@ class StateReader(Drafter, Protocol):
     def read(self, start: int, states: Mapping[int, NDArray[np.float32]]) -> None:
         """Hidden states that the target had at tokens of the prompt, from number `start` on:
         float32 [rows, hidden] by number of layers passed. Called in order after `begin`; what was
-        kept of an earlier answer, or is predicted, is left out."""
+        kept of an earlier answer, or is predicted, is left out. Once exact rows have taken the
+        place of predicted ones, called again in the middle of an answer, from an earlier number on:
+        these states, also of the answer so far, stand for all that was known from there on."""
+
+
+class CacheReader(Drafter, Protocol):
+    """A drafter whose source names a part of the bundle that it runs."""
+
+    def adopt(self, tokens: Sequence[int], cache: Any) -> None:
+        """Take a cache of that part that holds these first tokens of the conversation. Called after
+        `begin`, before anything is proposed."""
 
 
 class HeadOutput(NamedTuple):
@@ -189,6 +199,7 @@ class DrafterContext:
     target, given its name or path and the name of a backend (or `auto`); it raises InputError
     where the tokenizers differ. open_head: loads a part of the target's bundle by its name; it
     raises InputError where there is none, or the backend puts out no hidden states for it.
+    auxiliaries: names of the auxiliary models in that bundle.
     """
 
     vocab_size: int
@@ -197,6 +208,7 @@ class DrafterContext:
     store: Path | None = None
     open_model: Callable[[str, str], DraftModel] | None = None
     open_head: Callable[[str], HeadModel] | None = None
+    auxiliaries: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -209,7 +221,8 @@ class DrafterSource:
     every node it wants to observe. hidden: hidden states it wants to observe and read (its drafters
     are StateReaders), by number of layers passed. costly: proposing takes a good part of a step, so
     it is asked only where that is expected to pay. nbytes: memory it holds for all conversations
-    together. close: saves and releases; called once.
+    together. close: saves and releases; called once. part: name of the part of the bundle whose
+    caches its drafters may be given (they are CacheReaders); empty for none.
     """
 
     name: str
@@ -220,6 +233,7 @@ class DrafterSource:
     costly: bool = False
     nbytes: Callable[[], int] = lambda: 0
     close: Callable[[], None] = lambda: None
+    part: str = ""
 
 
 Opener = Callable[[DrafterContext, Mapping[str, Any]], DrafterSource]

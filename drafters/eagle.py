@@ -117,15 +117,19 @@ class Eagle:
         self._tokens = list(tokens)
         # A row in the cache has read the token after it, one that waits has not.
         self._waiting = [(row, states) for row, states in self._waiting if row < shared]
-        kept = sum(row + 1 < shared for row in self._read)
-        if kept < len(self._read):
-            self.cache.truncate(kept)
-            del self._read[kept:]
-            self._root = None
+        self._forget(sum(row + 1 < shared for row in self._read))
 
     def read(self, start: int, states: States) -> None:
-        """Keep the hidden states of tokens of the prompt, until the head is asked."""
-        self._keep(start, self._joined(states))
+        """Keep the hidden states of tokens, until the head is asked. Where a row before known ones
+        was left out, these are read anew behind it."""
+        rows = self._joined(states)
+        known = [*self._read, *(row for row, _ in self._waiting)]
+        told = range(start, start + len(rows))
+        gap = min(set(told) - set(known), default=None)
+        if gap is not None and known and gap < known[-1]:
+            self._waiting = [(row, kept) for row, kept in self._waiting if row < gap]
+            self._forget(sum(row < gap for row in self._read))
+        self._keep(start, rows)
 
     def observe(self, observation: Observation) -> None:
         """Keep the hidden states that chose these tokens."""
@@ -146,6 +150,13 @@ class Eagle:
             return None
         draft = self._grow(budget)
         return draft if len(draft.tree) > 1 else None
+
+    def _forget(self, kept: int) -> None:
+        """Keep that many rows of the cache."""
+        if kept < len(self._read):
+            self.cache.truncate(kept)
+            del self._read[kept:]
+            self._root = None
 
     def _joined(self, states: States) -> Floats:
         """float32 [rows, width], a copy."""

@@ -41,6 +41,16 @@ class Reader:
         self._strange = 0
         self.hear(tokens)
 
+    def adopt(self, tokens: Sequence[int], cache: Any) -> None:
+        """Go on from a cache of the model that holds these tokens of the conversation, unless it is
+        of another kind or no more than what is read already."""
+        kinds = [(type(each), getattr(each, "kv_type", None)) for each in (cache, self.cache)]
+        if kinds[0] != kinds[1] or self._known >= len(tokens):
+            return
+        self.cache, self._staged = cache, None
+        self._read = list(tokens)
+        self._known = common_prefix(self._read, self.tokens)
+
     def hear(self, tokens: Sequence[int]) -> None:
         """The conversation goes on."""
         self.tokens += tokens

@@ -99,11 +99,11 @@ def open_small_model(context: DrafterContext, options: Mapping[str, Any]) -> Dra
 
 def drafts_of(name: str, model: DraftModel, options: SmallModelOptions) -> DrafterSource:
     """The drafter `name`, whose conversations share a model and have a cache each."""
-    caches: WeakSet[Any] = WeakSet()
+    readers: WeakSet[Reader] = WeakSet()
 
     def new() -> SmallModel:
         drafter = SmallModel(model, options)
-        caches.add(drafter.reader.cache)
+        readers.add(drafter.reader)
         return drafter
 
     return DrafterSource(
@@ -111,7 +111,7 @@ def drafts_of(name: str, model: DraftModel, options: SmallModelOptions) -> Draft
         GRADES,
         new,
         costly=True,
-        nbytes=lambda: sum(cache.nbytes for cache in list(caches)),
+        nbytes=lambda: sum(reader.cache.nbytes for reader in list(readers)),
     )
 
 
@@ -129,6 +129,10 @@ class SmallModel:
         self._settings = settings
         self._rng = np.random.default_rng(settings.seed)
         self.reader.begin(tokens)
+
+    def adopt(self, tokens: Sequence[int], cache: Any) -> None:
+        """Go on from a cache of its model, see CacheReader."""
+        self.reader.adopt(tokens, cache)
 
     def observe(self, observation: Observation) -> None:
         """Follow the conversation."""

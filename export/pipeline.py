@@ -18,6 +18,7 @@ from quickdraft.export.checkpoints.base import Checkpoint, SourceTokenizer
 from quickdraft.export.emitters.base import Emit, EmitRequest, refuse_readers
 from quickdraft.export.parts import generation_of, parts_of
 from quickdraft.export.quantize import weight_format
+from quickdraft.hashes import hash_files
 from quickdraft.manifest import (
     EXPORT_REVISION,
     Manifest,
@@ -120,7 +121,7 @@ def export_checkpoint(
         for index, part in enumerate(parts):
             variants = tuple(of_parts[index] for of_parts in emitted)
             roles[part.role] = roles.get(part.role, ()) + variants
-        return _write(writer, checkpoint, spec, roles, report)
+        return _write(writer, checkpoint, spec, roles, report, _versions(trained))
 
 
 def _silent(stage: str, done: int, total: int) -> None:
@@ -145,6 +146,7 @@ def _write(
     spec: ModelSpec,
     roles: Mapping[Role, tuple[Variant, ...]],
     report: Progress,
+    written_by: Mapping[str, str],
 ) -> Manifest:
     variants = [variant for each in roles.values() for variant in each]
     maps = {variant.token_map for variant in variants if variant.token_map is not None}
@@ -174,7 +176,7 @@ def _write(
         files=writer.files,
         source=checkpoint.source,
         generation=generation_of(checkpoint),
-        written_by=_versions(),
+        written_by=written_by,
     )
     finished = writer.finish(manifest)
     report("write", len(names), len(names))
@@ -193,8 +195,11 @@ def _write_source(
     return entry
 
 
-def _versions() -> Mapping[str, str]:
+def _versions(trained: Sequence[Path]) -> Mapping[str, str]:
+    """What a bundle is made by: versions, and a hash of the trained parts."""
     versions = {"quickdraft": quickdraft.__version__, "export": EXPORT_REVISION}
+    if trained:
+        versions["trained"] = hash_files(trained)
     for package in ("onnx-ir", "numpy"):
         versions[package] = importlib.metadata.version(package)
     return versions

@@ -39,7 +39,8 @@ from quickdraft.export.trained import Target, Trained
 from quickdraft.export.weights import Weight
 
 KIND = "predictor"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+PART_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+"""Of the parts, after their role."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class PredictionSettings:
 
     name: of the parts, after their role. sources: for each target layer what its maps read, see
     predictor_graph.Prediction. exact_first: how many first tokens the target should prefill itself.
-    method: how the maps were found.
+    method: how the maps were found. whole: see predictor_graph.Prediction.
     """
 
     name: str
@@ -74,6 +75,7 @@ class PredictionSettings:
     sources: tuple[tuple[int, ...], ...]
     exact_first: int
     method: str
+    whole: bool = False
 
 
 def attach(trained: Trained, target: Target) -> Sequence[Part]:
@@ -85,7 +87,8 @@ def attach(trained: Trained, target: Target) -> Sequence[Part]:
     settings = read_settings(trained.settings)
     prediction = read_prediction(settings, trained.weights, target)
     # Computed layers are the first ones of the auxiliary, so its spec cut short fits their cache.
-    cut = replace(prediction.spec, layers=prediction.spec.layers[: prediction.computed])
+    count = len(prediction.spec.layers) if settings.whole else prediction.computed
+    cut = replace(prediction.spec, layers=prediction.spec.layers[:count])
     auxiliary = f"auxiliary-{settings.name}"
     details = {
         "method": settings.method,
@@ -112,6 +115,7 @@ def attach(trained: Trained, target: Target) -> Sequence[Part]:
                 "features": settings.features,
                 "computed_layers": prediction.computed,
                 "exact_first": settings.exact_first,
+                "whole": settings.whole,
             },
         ),
     )
@@ -127,7 +131,7 @@ def read_settings(settings: Mapping[str, Any]) -> PredictionSettings:
         decoded = strict_json.decode(PredictionSettings, dict(settings), "the settings")
     except strict_json.JsonProblem as problem:
         raise CheckpointError(f"the predictor cannot be used: {problem}") from None
-    if not _NAME.fullmatch(decoded.name):
+    if not PART_NAME.fullmatch(decoded.name):
         raise _wrong(f"its name {decoded.name[:80]!r} is not letters, digits, '.', '_' and '-'")
     return decoded
 
@@ -154,6 +158,7 @@ def read_prediction(settings: PredictionSettings, weights: WeightMap, target: Ta
             for index, sources in enumerate(settings.sources)
         ),
         scales={source: scale for source, scale in scales.items() if scale is not None},
+        whole=settings.whole,
     )
     has_scale = prediction.scales or any(b and b.scale for b in prediction.bridges)
     is_normed = reads_normed(own) and not (settings.features == "kv" and prediction.scales)
@@ -190,8 +195,9 @@ def _auxiliary(
         raise _wrong(
             f"its sibling has {spec.vocab_size} tokens and the target {target.spec.vocab_size}"
         )
+    part = f"auxiliary-{settings.name}"
     own = {
-        name.removeprefix("auxiliary."): replace(weights[name], name=f"{settings.name}.{name}")
+        name.removeprefix("auxiliary."): replace(weights[name], name=f"{part}.{name}")
         for name in weights
         if name.startswith("auxiliary.")
     }

@@ -17,6 +17,7 @@ from quickdraft.export.architectures.decoder import (
     DecoderWeights,
     LayerWeights,
     Linear,
+    decoder_cache,
     decoder_embedding,
     decoder_keys,
     decoder_layer,
@@ -55,7 +56,8 @@ class Prediction:
 
     spec, weights: of the auxiliary. bridges: after each of its layers. maps: by target layer; their
     sources count auxiliary layers passed (features `hidden`) or name auxiliary layers (`kv`).
-    scales: of the norm of the stream, by source, ones where it is absent.
+    scales: of the norm of the stream, by source, ones where it is absent. whole: whether the
+    predictor fills the cache of all of the auxiliary's layers, so that it can go on from there.
     """
 
     features: Features
@@ -64,6 +66,7 @@ class Prediction:
     bridges: tuple[Bridge | None, ...]
     maps: tuple[Maps, ...]
     scales: Mapping[int, Weight]
+    whole: bool = False
 
     @property
     def computed(self) -> int:
@@ -123,6 +126,12 @@ def build_predictor(
         read(last, normed, normed)
     else:
         read(last, *_project(ops, spec, weights.layers[last], x))
+    if prediction.whole:
+        for index in range(last, len(weights.layers) - 1):
+            x = decoder_layer(ops, spec, index, weights.layers[index], x, positions)
+            x = cross_bridge(ops, spec, weights, prediction.bridges[index], x)
+        index = len(weights.layers) - 1
+        decoder_cache(ops, spec, index, weights.layers[index], x, positions)
 
 
 def cross_bridge(

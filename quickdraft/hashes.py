@@ -13,7 +13,7 @@ import os
 import stat
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -104,6 +104,17 @@ def hash_file(path: Path) -> str:
     """sha256 of one file in hex; see `HashMemory`, which is for several."""
     with HashMemory() as memory:
         return memory.hash_file(path)
+
+
+def hash_files(paths: Iterable[Path]) -> str:
+    """sha256 of the hashes of files, hex, whatever their order; empty for no files.
+
+    Raises:
+        BundleError: see hash_file.
+    """
+    with HashMemory() as memory:
+        found = sorted(memory.hash_file(path) for path in paths)
+    return hashlib.sha256("\n".join(found).encode()).hexdigest() if found else ""
 
 
 class HashMemory:

@@ -150,7 +150,8 @@ class Manifest:
 
     generation: defaults, as in generation_config.json; of an encoder-decoder model also what its
     answers begin with (decoder_start_token_id, forced_bos_token_id, ...) and the tokens that are
-    suppressed, as transformers names them. written_by: versions by package.
+    suppressed, as transformers names them. written_by: versions by package, and with `trained` a
+    hash of the files of trained parts.
     """
 
     model: ModelSpec

@@ -169,6 +169,7 @@ class Drafting:
                 store=store_folder(key, setup.store),
                 open_model=open_model,
                 open_head=None if setup.open_head is None else open_head,
+                auxiliaries=tuple(v.name for v in parts(manifest, backend.name, "auxiliary")),
             )
             sources = []
             for name in setup.names_in(manifest, backend.name):

@@ -113,6 +113,8 @@ class Decoder:
         if self._speculation is not None:
             nodes = self._plan.config.num_draft_tokens
             self._speculation.begin(prompt, self._settings(), nodes)
+            if self._session.refreshed is None:  # also where it has just been swapped in
+                self._tell(self.cached)
 
     def _settings(self) -> DraftSettings:
         """What drafters are told of this answer."""
@@ -159,9 +161,16 @@ class Decoder:
             cache.commit(range(len(chunk)))
 
     def _show(self, output: StepOutput, count: int) -> None:
-        """Let drafters read the hidden states of prompt rows that are not committed yet."""
+        """Let drafters read the hidden states of rows that are not committed yet."""
         if self._speculation is not None:
-            self._speculation.read(self._session.cache.length, output, count)
+            start = self._session.cache.length
+            self._speculation.read(start, output.hidden_states, count)
+
+    def _tell(self, length: int) -> None:
+        """Let drafters read the hidden states of rows below `length` that a refresh computed."""
+        found = self._session.told.take(length)
+        if found is not None and self._speculation is not None:
+            self._speculation.read(*found, length - found[0])
 
     def _predict(self, prompt: Sequence[int]) -> None:
         """Predict rows of the prompt where that was asked for and pays; take note of all there are,
@@ -211,6 +220,7 @@ class Decoder:
             tree = tree.after(missing)
             rows = np.arange(offset, len(tree))
         output = self._step(tree, rows)
+        self._show(output, offset)
         spent = clock.now() - started
         predicted = self._session.cache.predicted
         return _Verified(proposal, output, offset, len(tree), spent, predicted)
@@ -225,7 +235,8 @@ class Decoder:
                 session.refreshed = self._backend.new_cache()
             size = self._plan.config.prefill_chunk_size
             known = session.prediction, session.refreshed, session.tokens
-            self._refresh = Refresh(*known, size)
+            hidden = () if self._speculation is None else self._speculation.drafting.hidden
+            self._refresh = Refresh(*known, size, session.told, hidden)
 
     def _swap(self) -> list[int]:
         """Go over to exact rows once nearly all are there; returns the tokens of those that are
@@ -235,6 +246,7 @@ class Decoder:
         if refresh is None or not predicted or not refresh.ended or refresh.error is not None:
             return []
         session.use_refreshed()
+        self._tell(session.cache.length)
         self._exact_from = self._length - self._prompt_length
         return session.tokens[session.cache.length : self._length - 1]
 

@@ -128,11 +128,13 @@ class PredictionReport:
 @dataclass(frozen=True)
 class PredictorEntry:
     """A predictor of a bundle. open: loads it. exact_first: how many of the first tokens the target
-    runs itself; they draw the attention of all that follow."""
+    runs itself; they draw the attention of all that follow. auxiliary: name of its auxiliary model
+    in the bundle."""
 
     name: str
     open: Callable[[], Predictor]
     exact_first: int = 0
+    auxiliary: str = ""
 
 
 class _Closable(Protocol):
@@ -181,10 +183,13 @@ class Prediction:
         backend: Backend,
         predictors: Sequence[PredictorEntry] = (),
         second: Callable[[], Backend] | None = None,
+        missing: str | None = None,
     ) -> None:
         """backend: the target's. predictors: best first. second: loads the target once more; None
-        lets the one backend do both."""
+        lets the one backend do both. missing: why there are no predictors, and what to do; None
+        where the bundle has none."""
         self._backend = backend
+        self._missing = missing
         self.entries = {entry.name: entry for entry in predictors}
         self._predictors = {entry.name: _Lazy(entry.open) for entry in predictors}
         self._second = _Lazy(second) if second is not None else None
@@ -196,7 +201,11 @@ class Prediction:
         """For a loaded target of a verified bundle. threads: of its steps, None for its default.
         Nothing is predicted on a simulated device, whose profile says nothing of that."""
         if isinstance(backend, SimulatedBackend):
-            return cls(backend)
+            return cls(
+                backend,
+                missing=f"nothing is predicted on {backend.device}, whose profile does not say how "
+                "long it takes; measure it on a real device, or leave the option out",
+            )
 
         def second() -> Backend:
             half = max(1, (threads or physical_cores() or 2) // 2)
@@ -207,6 +216,7 @@ class Prediction:
                 variant.name,
                 partial(open_predictor, folder, manifest, backend, variant.name, threads),
                 int(variant.details.get("exact_first", 0)),
+                str(variant.details.get("auxiliary", "")),
             )
             for variant in parts(manifest, backend.name, "predictor")
         ]
@@ -220,11 +230,12 @@ class Prediction:
             OptionError: the bundle has none, or none of that name.
         """
         if not self.entries:
-            raise OptionError(
-                f"prefill is '{prefill}', and there is no predictor for the backend "
-                f"{self._backend.name!r} in this bundle; fit one with 'quickdraft train predictor' "
-                "and export the model with it (--trained FILE), or leave the option out"
+            why = self._missing or (
+                f"there is no predictor for the backend {self._backend.name!r} in this bundle; fit "
+                "one with 'quickdraft train predictor' and export the model with it (--trained "
+                "FILE), or leave the option out"
             )
+            raise OptionError(f"prefill is '{prefill}', and {why}")
         name = prefill.predictor
         if name is not None and name not in self.entries:
             raise OptionError(

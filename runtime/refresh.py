@@ -20,6 +20,7 @@ from quickdraft.errors import Cancelled
 from quickdraft.kvcache.base import KvCache
 from quickdraft.runtime.backends.base import Backend, CancelToken
 from quickdraft.runtime.prediction import Prediction
+from quickdraft.runtime.told_states import ToldStates
 
 FEW = 8
 """Rows that a step of the answer may compute besides its own. While the thread computes the last
@@ -37,11 +38,19 @@ class Refresh:
     """
 
     def __init__(
-        self, prediction: Prediction, cache: KvCache, tokens: Sequence[int], chunk: int
+        self,
+        prediction: Prediction,
+        cache: KvCache,
+        tokens: Sequence[int],
+        chunk: int,
+        told: ToldStates,
+        hidden: Sequence[int] = (),
     ) -> None:
         """tokens: of the conversation so far; the last one is in no cache yet. chunk: rows of one
-        step."""
+        step. told: grows by the hidden states `hidden` of the rows, and is the thread's as the
+        cache is."""
         self.cache = cache
+        self._told, self._hidden = told, hidden
         self.backend: Backend | None = None
         self._prediction = prediction
         self._tokens = list(tokens)  # grows at its end only, so the thread may read it meanwhile
@@ -90,7 +99,9 @@ class Refresh:
             while tokens := self._next():
                 tree = Tree.chain(tokens)
                 last = np.array([len(tree) - 1], np.int64)
-                backend.step(tree, self.cache, last, self._cancel, full_logits=False)
+                output = backend.step(tree, self.cache, last, self._cancel, full_logits=False)
+                if self._hidden:
+                    self._told.add(self.cache.length, output.hidden_states, self._hidden)
                 self.cache.commit(range(len(tree)))
         finally:
             self._seconds = time.perf_counter() - self._started

@@ -18,6 +18,7 @@ from quickdraft.runtime.backends.base import Backend, CancelToken, Seq2SeqBacken
 from quickdraft.runtime.drafting import Drafting
 from quickdraft.runtime.prediction import EXACT, Prediction, PredictionReport, Prefill
 from quickdraft.runtime.speculation import Speculation
+from quickdraft.runtime.told_states import ToldStates
 
 
 class Session:
@@ -28,8 +29,9 @@ class Session:
     tokens: all tokens known; the cache holds the first `cache.length` of them. speculation: its
     drafters, None to decode plainly. prediction: what predicts for it. prefill, predictor: how
     the predicted rows of the cache came about, where it has any. refreshed: a cache that holds
-    exact rows of the first `refreshed.length` tokens, where a refresh has begun. source: what an
-    encoder-decoder model answers about, None before it was asked. memories: of the model's sources.
+    exact rows of the first `refreshed.length` tokens, where a refresh has begun. told: hidden
+    states of rows of it that drafters do not know yet. source: what an encoder-decoder model
+    answers about, None before it was asked. memories: of the model's sources.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class Session:
         self.prediction = prediction or Prediction(backend)
         self.prefill, self.predictor = EXACT, ""
         self.refreshed: KvCache | None = None
+        self.told = ToldStates()
         self.tokens: list[int] = []
         self.source: Source | None = None
         self.memory: Memory | None = None
@@ -81,7 +84,7 @@ class Session:
         memory, known = self._memories.get(source, lambda new: backend.encode(new, cancel))
         if self.source is None or self.memory is not memory:
             self.cache, self.memory = backend.new_cache(memory), memory
-            self.tokens, self.refreshed = [], None
+            self.tokens, self.refreshed, self.told = [], None, ToldStates()
         self.source = source
         return known
 
@@ -96,6 +99,7 @@ class Session:
         self.tokens = list(prompt)
         if self.refreshed is not None:
             self.refreshed.truncate(min(self.refreshed.length, shared))
+            self.told.truncate(self.refreshed.length)
         kept = min(self.cache.length, shared)
         if self.cache.predicted:
             usable = predicted and kept >= self.cache.predicted
@@ -121,7 +125,10 @@ class Session:
             last = np.array([len(first) - 1], np.int64)
             self.backend.step(first, self.cache, last, cancel, full_logits=False)
             self.cache.commit(range(len(first)))
-        predictor.predict(np.asarray(self.tokens[:rows], np.int64), self.cache, cancel)
+        read = np.asarray(self.tokens[:rows], np.int64)
+        auxiliary = predictor.predict(read, self.cache, cancel)
+        if auxiliary is not None and self.speculation is not None:
+            self.speculation.adopt(entry.auxiliary, self.tokens[:rows], auxiliary)
         self.prefill, self.predictor = prefill, entry.name
         return clock.now() - started
 
@@ -140,5 +147,5 @@ class Session:
         """Forget everything."""
         with self.busy():
             self.cache.truncate(0)
-            self.refreshed = None
+            self.refreshed, self.told = None, ToldStates()
             self.tokens = []

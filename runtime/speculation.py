@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quickdraft.drafters.base import (
+    CacheReader,
     Draft,
     DrafterSource,
     DraftSettings,
@@ -24,6 +25,7 @@ from quickdraft.drafters.controller import Decision
 from quickdraft.drafters.merge import Merged, chain_of, cut, merge
 from quickdraft.drafters.tree import Tree
 from quickdraft.errors import BackendError
+from quickdraft.kvcache.base import KvCache
 from quickdraft.runtime import clock
 from quickdraft.runtime.backends.base import StepOutput
 from quickdraft.runtime.drafting import Drafting
@@ -128,16 +130,24 @@ class Speculation:
             for drafter in self._drafters:
                 drafter.begin(tokens, settings)
 
-    def read(self, start: int, output: StepOutput, count: int) -> None:
-        """Show drafters the target's hidden states at `count` tokens of the prompt, from number
-        `start` on."""
+    def read(self, start: int, states: Mapping[int, NDArray[np.float32]], count: int) -> None:
+        """Show drafters the target's hidden states at `count` tokens, from number `start` on: of
+        the prompt, or, after a refresh, of all that was decided."""
         if not self.drafting.hidden or not count:
             return
         with self.drafting.lock:
             for source, drafter in zip(self.drafting.sources, self._drafters, strict=True):
                 if source.hidden:
-                    states = {k: output.hidden_states[k][:count] for k in source.hidden}
-                    cast(StateReader, drafter).read(start, states)
+                    known = {k: states[k][:count] for k in source.hidden}
+                    cast(StateReader, drafter).read(start, known)
+
+    def adopt(self, part: str, tokens: Sequence[int], cache: KvCache) -> None:
+        """Let drafters that run the part of that name go on from its cache of these tokens, which
+        nobody else uses any more."""
+        for source, drafter in zip(self.drafting.sources, self._drafters, strict=True):
+            if source.part == part:
+                cast(CacheReader, drafter).adopt(tokens, cache)
+                return
 
     def propose(self, root: int, room: int, context_length: int) -> Proposal:
         """The next tree: what the drafters make of the tokens so far, cut to what pays.

@@ -1,14 +1,16 @@
 """Training of the compact draft (quickdraft.export.heads.compact).
 
-After Zafrir et al., FastDraft (arXiv 2411.11055): the last of its stages, cross entropy on answers
-of the target, where prompts, which are people's text, count a little. On request the target's
-distribution is learnt besides (`distil`): of few answers that says more than their tokens.
+After Zafrir et al., FastDraft (arXiv 2411.11055): cross entropy in stages, on people's text, then
+on code with text, at last on answers of the target, each going on from the draft of the one before
+(`start`). Prompts, which are people's text, count a little. On request the target's distribution is
+learnt besides (`distil`): of few answers that says more than their tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,7 +20,8 @@ from torch import Tensor, nn
 
 from quickdraft.drafters.options import checked
 from quickdraft.drafters.train.acceptance import chain_tokens_per_step
-from quickdraft.drafters.train.data import Packed, document_mask
+from quickdraft.drafters.train.compact_start import read_start
+from quickdraft.drafters.train.data import Corpus, Packed, document_mask
 from quickdraft.drafters.train.kinds import DraftTraining, Request
 from quickdraft.drafters.train.loop import Batch, LoopOptions, pick_dtype
 from quickdraft.drafters.train.target_states import TargetStates
@@ -47,7 +50,7 @@ class CompactOptions:
     prompt_weight: what tokens of prompts count against those of answers. distil: share of the
     target's distribution in what is learnt; above 0, the target has to be run. rows, length: of a
     batch. dtype: of all products. keep: megabytes for hidden states of the target, on the CPU, with
-    distil.
+    distil. start: file of a compact draft to go on from; it then decides on the shape.
     """
 
     LIMITS: ClassVar[Mapping[str, tuple[Any, ...]]] = {
@@ -76,6 +79,7 @@ class CompactOptions:
     length: int = 512
     dtype: str = "auto"
     keep: int = 4096
+    start: str = ""
 
 
 def prepare_compact(request: Request) -> DraftTraining:
@@ -85,8 +89,33 @@ def prepare_compact(request: Request) -> DraftTraining:
         OptionError: an option is unknown or has a bad value.
     """
     options = checked(CompactOptions, "compact", request.options)
+    start = read_start(Path(options.start), request) if options.start else None
+    if start is not None:
+        options = replace(options, **start.shape(asdict(options), request.options))
+    settings = _settings(options, request.target.spec.vocab_size)
+    known = () if start is None else start.tokens.tolist()
+    tokens = request.training.commonest(settings.vocab_size, rather=known)
+    initial = initial_weights(request.target, settings, tokens, request.seed)
+    if start is not None:
+        initial = start.weights_in(settings, initial)
+    module = CompactModule(request, settings, options, initial)
+    held_out = Packed(request.held_out, options.rows, options.length)
+    training = Packed(request.training, options.rows, options.length, request.seed)
+    learnt = f"{1 - options.distil:g} CE + {options.distil:g} KL" if options.distil else "CE"
+    begun = "from scratch" if start is None else f"from {start.facts['recipe']!r}"
+    return DraftTraining(
+        CompactTrainee(module, training, held_out),
+        {**asdict(options), **({} if start is None else {"started": start.facts})},
+        asdict(settings),
+        module.tensors,
+        f"FastDraft, {learnt} on {_data(request.training, options)}, {begun}",
+        _loop,
+    )
+
+
+def _settings(options: CompactOptions, vocab_size: int) -> CompactSettings:
     heads = max(options.width // options.head_dim, 1)
-    settings = CompactSettings(
+    return CompactSettings(
         layers=options.layers,
         width=options.width,
         heads=heads,
@@ -94,22 +123,16 @@ def prepare_compact(request: Request) -> DraftTraining:
         head_dim=options.head_dim,
         mlp_width=options.mlp_width or 3 * options.width,
         window=options.window,
-        vocab_size=min(options.vocab_size, request.target.spec.vocab_size),
+        vocab_size=min(options.vocab_size, vocab_size),
     )
-    tokens = request.training.commonest(settings.vocab_size)
-    module = CompactModule(request, settings, options, tokens)
-    held_out = Packed(request.held_out, options.rows, options.length)
-    training = Packed(request.training, options.rows, options.length, request.seed)
-    learnt = f"{1 - options.distil:g} CE + {options.distil:g} KL" if options.distil else "CE"
-    return DraftTraining(
-        CompactTrainee(module, training, held_out),
-        asdict(options),
-        asdict(settings),
-        module.tensors,
-        f"FastDraft, fine-tuning from scratch: {learnt} on answers, prompts count "
-        f"{options.prompt_weight:g}",
-        _loop,
-    )
+
+
+def _data(corpus: Corpus, options: CompactOptions) -> str:
+    """What is learnt from."""
+    answers = f"answers, prompts count {options.prompt_weight:g}"
+    if not corpus.texts:
+        return answers
+    return "text" if corpus.texts == len(corpus) else f"text and {answers}"
 
 
 def _loop(**given: Any) -> LoopOptions:
@@ -207,12 +230,13 @@ class CompactModule(nn.Module):
         request: Request,
         settings: CompactSettings,
         options: CompactOptions,
-        tokens: NDArray[np.int32],
+        initial: Mapping[str, NDArray[Any]],
     ) -> None:
+        """initial: weights to train from, see `initial_weights`."""
         super().__init__()
+        tokens: NDArray[np.int32] = initial["tokens"]
         target, self.device = request.target, request.device
         dtype = pick_dtype(self.device, options.dtype)
-        initial = initial_weights(target, settings, tokens, request.seed)
         weights = {name: dense_weight(name, values) for name, values in initial.items()}
         self._own = {f"{settings.name}.{name}": name for name in initial}
         self.draft = TorchModel(

@@ -1,10 +1,11 @@
-"""Answers of the target as batches: documents packed into rows, in an order that a seed decides."""
+"""Answers of the target, and people's text, as batches: documents packed into rows, in an order
+that a seed decides."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from quickdraft.answers import read_answers
+from quickdraft.drafters.train.text import Document as Text
+from quickdraft.drafters.train.text import read_documents
 from quickdraft.errors import InputError, OptionError
 
 Tokens = NDArray[np.int32]
@@ -23,19 +26,21 @@ _OPEN_ROWS = 64
 
 @dataclass(frozen=True)
 class Document:
-    """A prompt with its answer. tokens: int32, of both; answer: where the answer begins; key: of
-    its id, spread evenly over 64 bits. sound: in place of a prompt, a file and a sample of it."""
+    """A prompt with its answer, or a text. tokens: int32, of both; answer: where the answer begins,
+    of a text after its first token; key: of its id, spread evenly over 64 bits. sound: in place of
+    a prompt, a file and a sample of it. is_text: whether people wrote it, and not the target."""
 
     tokens: Tokens
     answer: int
     key: int
     sound: tuple[str, int] | None = None
+    is_text: bool = False
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Documents of one target. sha256: of all of them in their order, hex. opening: what answers of
-    an encoder-decoder model begin with, whose prompts are sources; empty for others."""
+    """Documents for one target. sha256: of all of them in their order, hex. opening: what answers
+    of an encoder-decoder model begin with, whose prompts are sources; empty for others."""
 
     documents: tuple[Document, ...]
     vocab_size: int
@@ -47,69 +52,84 @@ class Corpus:
 
     def split(self, share: float = 0.05) -> tuple[Corpus, Corpus]:
         """Those to train on and about `share` of them, at least one, to hold out. Which these are
-        depends on the ids alone: what was held out once is so in every larger file."""
-        order = sorted(document.key for document in self.documents)
+        depends on the ids alone: what was held out once is so in every larger file. Where there
+        are answers, text is not tested on."""
+        tested = [document for document in self.documents if not document.is_text]
+        order = sorted(document.key for document in tested or self.documents)
         limit = max(int(share * 2**64), order[0])
         held = [document.key <= limit for document in self.documents]
-        return self._part(held, False), self._part(held, True)
+        only = [h and not (tested and d.is_text) for h, d in zip(held, self.documents, strict=True)]
+        return self._part([not each for each in held]), self._part(only)
 
-    def _part(self, held: Sequence[bool], which: bool) -> Corpus:
-        chosen = zip(self.documents, held, strict=True)
-        documents = tuple(document for document, is_held in chosen if is_held is which)
+    @property
+    def texts(self) -> int:
+        """How many documents are text."""
+        return sum(document.is_text for document in self.documents)
+
+    def _part(self, wanted: Sequence[bool]) -> Corpus:
+        chosen = zip(self.documents, wanted, strict=True)
+        documents = tuple(document for document, is_wanted in chosen if is_wanted)
         if not documents:
             raise InputError(
-                f"{len(self)} answers are too few to train on some and test on others; let "
-                "`quickdraft train generate` make more"
+                f"{len(self)} answers or texts are too few to train on some and test on others; "
+                "let `quickdraft train generate` make more, or give more text"
             )
         return Corpus(documents, self.vocab_size, self.sha256, self.opening)
 
-    def commonest(self, count: int, always: Sequence[int] = ()) -> Tokens:
+    def commonest(
+        self, count: int, always: Sequence[int] = (), rather: Sequence[int] = ()
+    ) -> Tokens:
         """The `count` tokens that answers use most, those of `always` among them: int32, ascending.
-        Of equally common ones, and where answers use fewer, the lower ids."""
+        Of equally common ones, and where answers use fewer, those of `rather`, then the lower
+        ids."""
         uses = np.zeros(self.vocab_size, np.int64)
         for document in self.documents:
             answer = document.tokens[document.answer :]
             uses += np.bincount(answer, minlength=self.vocab_size)
+        uses *= 2
+        uses[[*rather]] += 1
         uses[[*always]] = np.iinfo(np.int64).max
         order = np.argsort(-uses, kind="stable")
         return np.sort(order[: min(count, self.vocab_size)]).astype(np.int32)
 
 
-def read_corpus(files: Sequence[Path], fingerprint: str, vocab_size: int) -> Corpus:
-    """The answers of one target from files of `quickdraft train generate`.
+def read_corpus(
+    files: Sequence[Path],
+    fingerprint: str,
+    vocab_size: int,
+    texts: Sequence[Path] = (),
+    encode: Callable[[str], Sequence[int]] | None = None,
+) -> Corpus:
+    """The answers of one target from files of `quickdraft train generate`, and people's text.
 
-    fingerprint: of its checkpoint.
+    fingerprint: of its checkpoint. texts: see text.read_documents. encode: a text to its tokens.
 
     Raises:
-        InputError: a file is damaged, or holds answers of another model.
+        InputError: a file is damaged, or holds answers of another model, or answers where text
+            should be.
     """
     documents: list[Document] = []
-    digest = hashlib.sha256()
     openings = set()
     for file in files:
-        header, answers = read_answers(file)
-        openings.add(_opening(file, header.options.get("opening", [])))
-        if header.fingerprint != fingerprint:
-            raise InputError(
-                f"{file} holds answers of {header.model} ({header.fingerprint[:12]}...), and the "
-                f"draft is for the checkpoint {fingerprint[:12]}...; use answers of that"
-            )
-        for answer in answers:
-            tokens = np.array([*answer.prompt, *answer.answer], np.int32)
-            if tokens.max(initial=0) >= vocab_size:
-                raise InputError(f"{file}: {answer.id!r} has a token above {vocab_size - 1}")
-            if len(answer.answer):
-                key = hashlib.blake2b(answer.id.encode(), digest_size=8).digest()
-                at = len(answer.prompt)
-                sound = (answer.sound, answer.start) if answer.sound else None
-                documents.append(Document(tokens, at, int.from_bytes(key), sound))
-                digest.update(at.to_bytes(4) + tokens.tobytes())
-                digest.update(b"" if sound is None else repr(sound).encode())
-    if not documents:
-        raise InputError(f"{', '.join(map(str, files))}: there is no answer to train on")
+        opening, found = _answers(file, fingerprint, vocab_size)
+        openings.add(opening)
+        documents += found
     if len(openings) > 1:
         raise InputError(f"{', '.join(map(str, files))}: answers begin with different tokens")
-    return Corpus(tuple(documents), vocab_size, digest.hexdigest(), openings.pop())
+    if texts:
+        assert encode is not None  # who gives text can read it  # noqa: S101
+        read = read_documents(texts, fingerprint)
+        documents += [_text(text, encode, vocab_size) for text in read]
+    documents = [document for document in documents if len(document.tokens) > document.answer]
+    if not documents:
+        named = ", ".join(map(str, [*files, *texts]))
+        raise InputError(f"{named}: there is no answer or text to train on")
+    digest = hashlib.sha256()
+    for document in documents:
+        digest.update(document.answer.to_bytes(4) + document.tokens.tobytes())
+        digest.update(b"" if document.sound is None else repr(document.sound).encode())
+    opening = openings.pop() if openings else ()
+    return Corpus(tuple(documents), vocab_size, digest.hexdigest(), opening)
 
 
 def _opening(file: Path, value: Any) -> tuple[int, ...]:
@@ -119,9 +139,45 @@ def _opening(file: Path, value: Any) -> tuple[int, ...]:
     return tuple(ids)
 
 
+def _answers(
+    file: Path, fingerprint: str, vocab_size: int
+) -> tuple[tuple[int, ...], list[Document]]:
+    """What the answers of a file begin with, and the answers."""
+    header, answers = read_answers(file)
+    opening = _opening(file, header.options.get("opening", []))
+    if header.fingerprint != fingerprint:
+        raise InputError(
+            f"{file} holds answers of {header.model} ({header.fingerprint[:12]}...), and the "
+            f"draft is for the checkpoint {fingerprint[:12]}...; use answers of that"
+        )
+    documents = []
+    for answer in answers:
+        tokens = np.array([*answer.prompt, *answer.answer], np.int32)
+        if tokens.max(initial=0) >= vocab_size:
+            raise InputError(f"{file}: {answer.id!r} has a token above {vocab_size - 1}")
+        sound = (answer.sound, answer.start) if answer.sound else None
+        key = _key(answer.id.encode())
+        documents.append(Document(tokens, len(answer.prompt), key, sound))
+    return opening, documents
+
+
+def _text(text: Text, encode: Callable[[str], Sequence[int]], vocab_size: int) -> Document:
+    if not isinstance(text, str):
+        raise InputError("a file of answers is given as text (--text); give it as --data")
+    tokens = np.array(encode(text), np.int32)
+    if tokens.max(initial=0) >= vocab_size:
+        raise InputError(f"the tokenizer knows a token above {vocab_size - 1}, the model does not")
+    # Nothing comes before the first token that could tell it.
+    return Document(tokens, 1, _key(tokens.tobytes()), is_text=True)
+
+
+def _key(data: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest())
+
+
 class Packed:
-    """Batches of a corpus, every document once per epoch and whole in one row; what is too long is
-    cut (see `cut`).
+    """Batches of a corpus, every document once per epoch and whole in one row; an answer that is
+    too long is cut (see `cut`), a text is divided.
 
     A batch: `tokens` int64 [rows, length], padded with 0; `positions` int64, from 0 in every
     document; `documents` int64, 1, 2, ... within a row and 0 for padding; `answer` bool, tokens
@@ -136,7 +192,7 @@ class Packed:
                 "of 8 tokens"
             )
         self._seed, self._rows, self._length = seed, rows, length
-        cuts = [cut(document, length) for document in corpus.documents]
+        cuts = [piece for document in corpus.documents for piece in _fitting(document, length)]
         self._documents = cuts
         order = np.random.default_rng([seed, 0]).permutation(len(cuts))
         self._packed = _pack([len(d.tokens) for d in cuts], order.tolist(), length)
@@ -180,6 +236,14 @@ class Packed:
                 at = end
         made = {"tokens": tokens, "positions": positions, "documents": documents, "answer": answer}
         return {name: torch.from_numpy(values) for name, values in made.items()}
+
+
+def _fitting(document: Document, length: int) -> list[Document]:
+    """A document as those of at most `length` tokens."""
+    if not document.is_text:
+        return [cut(document, length)]
+    parts = [document.tokens[at : at + length] for at in range(0, len(document.tokens), length)]
+    return [replace(document, tokens=part) for part in parts if len(part) > document.answer]
 
 
 def cut(document: Document, length: int) -> Document:

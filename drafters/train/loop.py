@@ -14,8 +14,9 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -24,9 +25,10 @@ from torch import Tensor, nn
 
 from quickdraft.drafters.train.checkpoint import Progress, load_checkpoint, save_checkpoint
 from quickdraft.drafters.train.history import History, Point
-from quickdraft.errors import OptionError, QuickdraftError
+from quickdraft.errors import Cancelled, OptionError, QuickdraftError
 
 Batch = dict[str, Tensor]
+T = TypeVar("T")
 
 
 class Trainee(Protocol):
@@ -73,7 +75,7 @@ class LoopOptions:
 
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.minutes is None):
-            raise OptionError("give a budget of training: either steps or minutes")
+            raise OptionError("give training one limit: either a budget in minutes or steps")
         for name, least in (("steps", 1), ("accumulate", 1), ("evaluations", 1), ("seed", 0)):
             value = getattr(self, name)
             if value is not None and value < least:
@@ -121,7 +123,8 @@ def pick_device(name: str = "auto") -> torch.device:
         raise OptionError(f"device is {name!r}; available: auto, cpu, cuda")
     if name == "cuda" and not torch.cuda.is_available():
         raise OptionError("device is 'cuda' and torch sees no such GPU here; use cpu or auto")
-    device: torch.device = PartialState(cpu=_is_cpu(name)).device
+    # The first process may do for hours what the others wait for; see `first_alone`.
+    device: torch.device = PartialState(cpu=_is_cpu(name), timeout=timedelta(days=7)).device
     return device
 
 
@@ -138,6 +141,34 @@ def pick_dtype(device: torch.device, name: str = "auto") -> torch.dtype:
 def is_first_process() -> bool:
     """Whether this is the process that writes files, of those that a launcher started."""
     return bool(PartialState().is_main_process)
+
+
+def first_alone(work: Callable[[], T]) -> T:
+    """What `work` returns, done by the first process; the others do it afterwards, when what it
+    writes is there for them to find.
+
+    Raises:
+        Cancelled: the first process failed, and says why itself. What `work` raises.
+    """
+    if not is_first_process():
+        if _agree(False):
+            raise Cancelled("the first process stopped, and says why")
+        return work()
+    try:
+        done = work()
+    except BaseException:
+        _agree(True)
+        raise
+    _agree(False)
+    return done
+
+
+def _agree(has_failed: bool) -> bool:
+    """What the first process says of itself, to all of them."""
+    state = PartialState()
+    if state.num_processes == 1:
+        return has_failed
+    return bool(broadcast(torch.tensor([float(has_failed)], device=state.device))[0])
 
 
 def train(

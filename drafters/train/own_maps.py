@@ -39,3 +39,16 @@ def _folded(
     if norm is not None and norm.weight is not None:
         weight = weight * (norm.weight.dense() + np.float32(spec.norm_offset))
     return np.ascontiguousarray(weight), bias
+
+
+def copied_maps(target: DecoderSpec, auxiliary: DecoderSpec, sources: Sources) -> dict[str, Any]:
+    """Tensors of a trained file for features `kv`: keys and values as the auxiliary has them, cut
+    or filled up with zeros where the target's are of another width. To train from."""
+    tensors: dict[str, Any] = {}
+    for index, (source,) in enumerate(sources):
+        wide = auxiliary.layers[source].num_kv_heads * auxiliary.head_dim
+        rows = target.layers[index].num_kv_heads * target.head_dim
+        for name in ("key", "value"):
+            tensors[f"map.{index}.{source}.{name}"] = np.eye(rows, wide, dtype=np.float32)
+            tensors[f"map.{index}.{name}_bias"] = np.zeros(rows, np.float32)
+    return tensors

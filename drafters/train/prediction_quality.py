@@ -51,11 +51,13 @@ def measure(
     prefix: int,
     exact_first: int,
     dtype: torch.dtype = torch.float32,
+    device: torch.device = torch.device("cpu"),  # noqa: B008  # does not change
 ) -> Continuations:
     """Go on after the first `prefix` tokens of every row [rows, length], to its end."""
     spec, layers = target.spec, target.weights.layers
-    model = TorchModel(lambda ops: build_decoder(ops, spec, target.weights), dtype=dtype)
-    shared = {"dtype": dtype, "share": model}
+    place: dict[str, Any] = {"dtype": dtype, "device": device}
+    model = TorchModel(lambda ops: build_decoder(ops, spec, target.weights), **place)
+    shared: dict[str, Any] = {**place, "share": model}
     bare = replace(prediction, bridges=(None,) * len(prediction.bridges))
     predictor = TorchModel(lambda ops: build_predictor(ops, prediction, spec, layers), **shared)
     auxiliary = TorchModel(lambda ops: build_auxiliary(ops, prediction), **shared)
@@ -64,7 +66,7 @@ def measure(
     step = max(1, _LOGITS // (spec.vocab_size * rows.shape[1]))
     for start in range(0, len(rows), step):
         part = slice(start, start + step)
-        tokens = torch.tensor(rows[part], dtype=torch.int64)
+        tokens = torch.tensor(rows[part], dtype=torch.int64, device=device)
         found = _figures(model, predictor, (auxiliary, skipping), tokens, prefix, exact_first)
         for name, value in found.items():
             sums[name] = sums.get(name, 0.0) + value
@@ -95,8 +97,8 @@ def _figures(
     }
     exact = _log_probs(target(following, past=before).logits)
     predicted = _log_probs(target(following, past=Past(before.positions, mixed)).logits)
-    positions = torch.arange(prefix, tokens.shape[1])
-    without = _log_probs(target(following, positions=positions).logits)
+    rest = torch.arange(prefix, tokens.shape[1], device=tokens.device)
+    without = _log_probs(target(following, positions=rest).logits)
     figures = {
         "exact": _nll(exact, wanted),
         "predicted": _nll(predicted, wanted),
@@ -105,7 +107,7 @@ def _figures(
         "agreement": float((exact.argmax(-1) == predicted.argmax(-1)).sum()),
     }
     for name, model in zip(("auxiliary", "skipping"), others, strict=True):
-        logits = model(tokens, rows=torch.arange(prefix, tokens.shape[1])).logits
+        logits = model(tokens, rows=rest).logits
         figures[name] = _nll(_log_probs(logits), wanted)
     return figures
 

@@ -86,6 +86,7 @@ def fit_predictor(
     *,
     identity: Mapping[str, Any],
     dtype: torch.dtype = torch.float32,
+    device: torch.device = torch.device("cpu"),  # noqa: B008  # does not change
     progress: Progress | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Fitted:
@@ -101,7 +102,7 @@ def fit_predictor(
     """
     folder.mkdir(parents=True, exist_ok=True)
     _check_identity(folder / "identity.json", identity)
-    return _Fit(plan, rows, folder, dtype, progress or _silent, stop).run()
+    return _Fit(plan, rows, folder, dtype, device, progress or _silent, stop).run()
 
 
 @dataclass
@@ -110,6 +111,7 @@ class _Fit:
     rows: Rows
     folder: Path
     dtype: torch.dtype
+    device: torch.device
     progress: Progress
     stop: Callable[[], bool]
     done: int = 0
@@ -124,8 +126,8 @@ class _Fit:
         count, length = self.tokens.shape
         self.of_target = StreamFiles(self.folder, (count, length, target.spec.hidden_size))
         self.of_auxiliary = StreamFiles(self.folder, (count, length, plan.spec.hidden_size))
-        self.target = LayerRunner(target.spec, target.weights, self.dtype)
-        self.auxiliary = LayerRunner(plan.spec, plan.weights, self.dtype)
+        self.target = LayerRunner(target.spec, target.weights, self.dtype, self.device)
+        self.auxiliary = LayerRunner(plan.spec, plan.weights, self.dtype, self.device)
         self.parts = list(batches(count, length))
         layers, own = len(target.spec.layers), len(plan.spec.layers)
         # The target's layers, the auxiliary's, the bridges' second pass, and the maps.

@@ -54,16 +54,17 @@ class Distillation(nn.Module):
         name: str,
         exact_first: int,
         losses: Losses,
-        dtype: torch.dtype,
-        device: torch.device,
+        train_layers: bool,
+        place: Mapping[str, Any],
     ) -> None:
+        """train_layers: whether weights of the auxiliary are trained, too. place: dtype, device."""
         super().__init__()
         spec, layers = target.spec, target.weights.layers
         self._exact_first, self._losses = exact_first, losses
-        place: dict[str, Any] = {"dtype": dtype, "device": device}
+        own = (f"predictor-{name}.", *([f"auxiliary-{name}."] if train_layers else []))
 
         def is_ours(weight: str) -> bool:
-            return weight.startswith((f"predictor-{name}.", f"auxiliary-{name}."))
+            return weight.startswith(own)
 
         # Not a part of this module: nothing of it is trained or kept in a checkpoint.
         self._target = (TorchModel(lambda ops: build_decoder(ops, spec, target.weights), **place),)
@@ -85,9 +86,10 @@ class Distillation(nn.Module):
         """The loss of a batch and its parts. tokens: int64 [b, s]; prefix: how many of them are
         predicted."""
         tokens, prefix = batch["tokens"], int(batch["prefix"])
+        rest = torch.arange(prefix, tokens.shape[1], device=tokens.device)
         (target,) = self._target
         with torch.no_grad():
-            whole = target(tokens, rows=torch.arange(prefix, tokens.shape[1]), keys=True)
+            whole = target(tokens, rows=rest, keys=True)
             assert whole.logits is not None  # a target has logits  # noqa: S101
             true = whole.logits[:, :-1].float().log_softmax(-1)
         staged = self.predictor(tokens[:, :prefix]).staged
@@ -101,11 +103,11 @@ class Distillation(nn.Module):
             )
             for mine, theirs in ((found.unrotated, exact.unrotated), (found.value, exact.value)):
                 distances.append((mine - theirs[:, :prefix])[:, first:].abs().float().mean())
-        positions = torch.arange(prefix, device=tokens.device)[None]
-        after = target(tokens[:, prefix:], past=Past(positions, rows))
+        before = torch.arange(prefix, device=tokens.device)[None]
+        after = target(tokens[:, prefix:], past=Past(before, rows))
         wanted = tokens[:, prefix + 1 :]
         answer, answered = _cross_entropy(after.logits, wanted)
-        own = self.auxiliary(tokens, rows=torch.arange(prefix, tokens.shape[1]))
+        own = self.auxiliary(tokens, rows=rest)
         auxiliary, _ = _cross_entropy(own.logits, wanted)
         cache = torch.stack(distances).sum() / len(whole.keys)
         divergence = (true.exp() * (true - answered)).sum(-1).mean()
@@ -161,15 +163,16 @@ def prepare_distillation(
     device: torch.device,
 ) -> Distillation:
     """A predictor with its maps and bridges ready to be trained; train_layers: and the auxiliary's
-    layers, which are then no longer the target's own and cost room of their own."""
+    layers, which, if it is pruned, are then no longer the target's own and cost room. tensors: with
+    all weights of a sibling."""
     start = dict(tensors)
     if train_layers and isinstance(settings.auxiliary, Pruned):
         start = {**_layers(target, settings.auxiliary.keep), **start}
     weights = WeightMap({name: dense_weight(name, np.asarray(v)) for name, v in start.items()})
     prediction = read_prediction(settings, weights, target)
-    return Distillation(
-        target, prediction, settings.name, settings.exact_first, losses, dtype, device
-    )
+    place = {"dtype": dtype, "device": device}
+    name, first = settings.name, settings.exact_first
+    return Distillation(target, prediction, name, first, losses, train_layers, place)
 
 
 def trained_tensors(module: Distillation, settings: PredictionSettings) -> dict[str, Any]:

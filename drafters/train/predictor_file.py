@@ -4,37 +4,59 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+import numpy as np
 import torch
-from tokenizers import Tokenizer
+from numpy.typing import NDArray
 
 from quickdraft import strict_json
+from quickdraft.drafters.train.history import History
 from quickdraft.drafters.train.large_tokens import enlarging_layers
-from quickdraft.drafters.train.loop import LoopOptions, pick_device, pick_dtype, train
-from quickdraft.drafters.train.own_maps import own_maps
+from quickdraft.drafters.train.loop import (
+    LoopOptions,
+    first_alone,
+    is_first_process,
+    pick_device,
+    pick_dtype,
+    train,
+)
+from quickdraft.drafters.train.own_maps import copied_maps, own_maps
 from quickdraft.drafters.train.prediction_quality import measure
 from quickdraft.drafters.train.predictor import Fitted, Plan, fit_predictor, pruned_auxiliary
 from quickdraft.drafters.train.predictor_distil import (
-    Losses,
     PredictorTrainee,
     prepare_distillation,
     trained_tensors,
 )
+from quickdraft.drafters.train.predictor_options import (
+    LAYOUT,
+    RATE,
+    SAVE_MINUTES,
+    SHARE,
+    PredictorOptions,
+    check_layers,
+    check_options,
+)
+from quickdraft.drafters.train.siblings import SiblingModel
 from quickdraft.drafters.train.streams import LayerRunner
-from quickdraft.drafters.train.text import Rows, make_rows, read_documents
-from quickdraft.errors import Cancelled, OptionError
+from quickdraft.drafters.train.text import Rows, encoder_of, make_rows, read_documents
+from quickdraft.errors import Cancelled
 from quickdraft.export.checkpoints.base import Checkpoint, WeightMap
-from quickdraft.export.layer_maps import FRACTIONS, Features, Layout, kept_layers, pruned_sources
-from quickdraft.export.prediction import KIND, PredictionSettings, Pruned, read_prediction
+from quickdraft.export.layer_maps import kept_layers, pruned_sources, sibling_sources
+from quickdraft.export.prediction import (
+    KIND,
+    PredictionSettings,
+    Pruned,
+    Sibling,
+    read_prediction,
+)
 from quickdraft.export.trained import Target, write_trained
 from quickdraft.export.weights import dense_weight
 from quickdraft.types import Progress
 
-Method = Literal["none", "ridge", "distil", "ridge-distil"]
-METHODS: tuple[Method, ...] = ("ridge", "ridge-distil", "distil", "none")
 _STEP_TOKENS = 2048
 """Of a step of training by gradient."""
 _PROBED, _PROBED_LENGTH = 8, 64
@@ -42,43 +64,43 @@ _PROBED, _PROBED_LENGTH = 8, 64
 
 
 @dataclass(frozen=True)
-class PredictorOptions:
-    """How a predictor is made.
+class Made:
+    """What came of it: the card of the file, and what was measured while it was trained. file: None
+    in all processes but the first, which writes it."""
 
-    keep: a share of the target's layers (a key of layer_maps.FRACTIONS), or the layers themselves.
-    layout: which layers a share is, see layer_maps.kept_layers.
-    features: what maps read. method: how maps are found: `ridge`; `none` for the target's own
-    projections; `ridge-distil` and `distil` for training by gradient that starts from these, for
-    `minutes` or `steps` at the learning rate `rate`, of the auxiliary's layers too if
-    `train_layers`. name: of the parts; made of the others where it is empty. tokens: of text to fit
-    to. length: of a row of text. held_out: rows to choose penalties by and to measure on.
-    exact_first: first tokens of a prompt that the target prefills itself. measured: how many of the
-    held-out rows continuations are measured on.
-    """
-
-    keep: float | tuple[int, ...] = 0.25
-    layout: Layout = "graded"
-    features: Features = "hidden"
-    method: Method = "ridge"
-    name: str = ""
-    tokens: int = 100_000
-    length: int = 512
-    held_out: int = 32
-    exact_first: int = 4
-    measured: int = 16
-    seed: int = 0
-    minutes: float | None = None
-    steps: int | None = None
-    rate: float = 2e-4
-    train_layers: bool = False
+    file: Path | None
+    card: Mapping[str, Any]
+    history: History
 
 
 @dataclass(frozen=True)
-class Made:
-    """What came of it: the card of the file."""
+class _Job:
+    """What is to be made, of what. tensors: of the file, that nothing is found for: those of a
+    sibling."""
 
-    file: Path
-    card: Mapping[str, Any]
+    checkpoint: Checkpoint
+    target: Target
+    sibling: SiblingModel | None
+    rows: Rows
+    options: PredictorOptions
+    settings: PredictionSettings
+    work: Path
+    progress: Progress | None
+    stop: Callable[[], bool]
+    device: torch.device
+    dtype: torch.dtype
+    tensors: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What must not change between a run and one that goes on from it."""
+        return {
+            "settings": strict_json.encode(self.settings),
+            "target": self.checkpoint.source.fingerprint,
+            "text": self.rows.sha256,
+            "dtype": str(self.dtype),
+            **(self.sibling.identity if self.sibling is not None else {}),
+        }
 
 
 def make_predictor(
@@ -87,153 +109,164 @@ def make_predictor(
     out: Path,
     options: PredictorOptions,
     *,
+    sibling: Checkpoint | None = None,
     progress: Progress | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Made:
     """Fit a predictor for a checkpoint and write it to `out`, with what it costs in its card.
 
-    A call that was interrupted goes on from the folder `OUT.work`, which is gone afterwards.
+    sibling: the model that is its auxiliary, in place of layers of the target. A call that was
+    interrupted goes on from the folder `OUT.work`, which is gone afterwards. Where a launcher
+    started several processes, all train and the first one does the rest.
 
     Raises:
-        OptionError: an option has a value it cannot have. InputError: bad or too little text.
-        CheckpointError, UnsupportedModel: the model. Cancelled: `stop` said so. StorageError.
+        OptionError: an option has a value it cannot have. InputError: bad or too little text, or
+        a sibling with another tokenizer. CheckpointError, UnsupportedModel: a model. Cancelled:
+        `stop` said so. StorageError.
     """
+    check_options(options, sibling is not None)
+    device = pick_device(options.device)
     target = Target.of(checkpoint)
-    spec = target.spec
-    _check(options, len(spec.layers))
-    rows, dtype = _rows(checkpoint, data, options), pick_dtype(torch.device("cpu"))
-    wanted = _wanted(target, rows, options, dtype)
-    settings = _settings(options, len(spec.layers), wanted)
-    assert isinstance(settings.auxiliary, Pruned)  # siblings are made elsewhere  # noqa: S101
-    keep = settings.auxiliary.keep
-    plan = Plan(
+    if sibling is None:
+        check_layers(options, len(target.spec.layers))
+    model = None if sibling is None else SiblingModel.of(sibling, checkpoint)
+    rows, dtype = _rows(checkpoint, data, options), pick_dtype(device)
+    job = _Job(
+        checkpoint,
         target,
-        *pruned_auxiliary(target, keep),
-        keep,
-        options.features,
-        settings.sources,
-        options.exact_first,
+        model,
+        rows,
+        options,
+        _settings(target, model, rows, options, dtype, device),
+        work_folder(out),
+        progress,
+        stop,
+        device,
+        dtype,
+        {} if model is None else model.tensors(),
     )
-    identity = {
-        "settings": strict_json.encode(settings),
-        "target": checkpoint.source.fingerprint,
-        "text": rows.sha256,
-        "dtype": str(dtype),
-    }
-    work = out.with_name(f"{out.name}.work")
-    if options.method in ("none", "distil"):
-        fitted = Fitted(own_maps(target, settings.sources), {}, 0.0)
-    else:
-        fitted = fit_predictor(
-            plan, rows, work, identity=identity, dtype=dtype, progress=progress, stop=stop
-        )
-    if options.method.endswith("distil"):
-        fitted = _distil(target, settings, fitted, rows, options, work, progress, stop)
-    card = _card(checkpoint, target, settings, fitted, rows, options)
+    fitted, history = _start(job), History()
+    if options.trains:
+        fitted, history = _distil(job, fitted)
+    if not is_first_process():
+        return Made(None, {}, history)
+    fitted = replace(fitted, tensors={**job.tensors, **fitted.tensors})
+    card = _card(job, fitted)
     write_trained(
         out,
         kind=KIND,
         target=checkpoint.source.fingerprint,
-        settings=strict_json.encode(settings),
+        settings=strict_json.encode(job.settings),
         tensors=fitted.tensors,
         card=card,
     )
-    shutil.rmtree(work, ignore_errors=True)
-    return Made(out, card)
+    shutil.rmtree(job.work, ignore_errors=True)
+    return Made(out, card, history)
 
 
-def _card(
-    checkpoint: Checkpoint,
-    target: Target,
-    settings: PredictionSettings,
-    fitted: Fitted,
-    rows: Rows,
-    options: PredictorOptions,
-) -> dict[str, Any]:
+def work_folder(out: Path) -> Path:
+    """Where the state of a predictor that is being made for `out` is kept."""
+    return out.with_name(f"{out.name}.work")
+
+
+def _start(job: _Job) -> Fitted:
+    """Maps and bridges as far as no gradient is needed."""
+    spec, sources, options = job.target.spec, job.settings.sources, job.options
+    auxiliary = job.settings.auxiliary
+    if job.sibling is not None:
+        keep, parts = None, (job.sibling.target.spec, job.sibling.target.weights)
+    else:
+        assert isinstance(auxiliary, Pruned)  # without a sibling  # noqa: S101
+        keep, parts = auxiliary.keep, pruned_auxiliary(job.target, auxiliary.keep)
+    if options.method in ("none", "distil"):
+        is_stream = options.features == "hidden"
+        maps = own_maps(job.target, sources) if is_stream else copied_maps(spec, parts[0], sources)
+        return Fitted(maps, {}, 0.0)
+    plan = Plan(job.target, *parts, keep, options.features, sources, options.exact_first)
+    return first_alone(
+        lambda: fit_predictor(
+            plan,
+            job.rows,
+            job.work,
+            identity=job.identity,
+            dtype=job.dtype,
+            device=job.device,
+            progress=job.progress,
+            stop=job.stop,
+        )
+    )
+
+
+def _card(job: _Job, fitted: Fitted) -> dict[str, Any]:
     """What people should know of the file."""
-    assert isinstance(settings.auxiliary, Pruned)  # noqa: S101
-    keep = list(settings.auxiliary.keep)
-    return {
+    options, auxiliary = job.options, job.settings.auxiliary
+    card: dict[str, Any] = {
         "kind": KIND,
-        "model": checkpoint.source.name,
-        "licence": checkpoint.source.licence,
-        "recipe": f"{options.method}, {options.features} features, layers {keep}",
-        "options": {**asdict(options), "keep": keep},
-        "text": {"sha256": rows.sha256, "tokens": int(rows.training.size)},
+        "model": job.checkpoint.source.name,
+        "licence": job.checkpoint.source.licence,
+    }
+    if job.sibling is not None:
+        source = job.sibling.checkpoint.source
+        card |= {"sibling": source.name, "sibling_licence": source.licence}
+        of, chosen = f"sibling {source.name}", {}
+    else:
+        assert isinstance(auxiliary, Pruned)  # without a sibling  # noqa: S101
+        chosen = {"keep": list(auxiliary.keep)}
+        of = f"layers {chosen['keep']}"
+    return {
+        **card,
+        "recipe": f"{options.method}, {options.features} features, {of}",
+        "options": {**asdict(options), **chosen, "losses": asdict(options.weights)},
+        "device": job.device.type,
+        "text": {"sha256": job.rows.sha256, "tokens": int(job.rows.training.size)},
         "seconds": round(fitted.seconds, 1),
         "errors": fitted.report,
-        "continuations": _measure(target, settings, fitted, rows, options),
+        "continuations": _measure(job, fitted),
     }
 
 
-def _check(options: PredictorOptions, count: int) -> None:
-    """Refuse options that a model with `count` layers cannot have."""
-    if options.method not in METHODS:
-        raise OptionError(f"--method {options.method} (there are: {', '.join(METHODS)})")
-    if options.method.endswith("distil") != (options.minutes != options.steps):
-        raise OptionError(
-            f"--method {options.method}: give --minutes or --steps to the methods that train by "
-            "gradient, distil and ridge-distil, and to these alone"
-        )
-    if options.method in ("none", "distil") and options.features != "hidden":
-        raise OptionError(f"--method {options.method} takes the stream: use --features hidden")
-    if not 1 <= options.measured <= options.held_out:
-        raise OptionError(f"--measure {options.measured} must be 1 to --held-out")
-    if not 0 <= options.exact_first < options.length // 2:
-        raise OptionError(f"--first {options.exact_first} must be below half of --length")
-    if isinstance(options.keep, tuple):
-        keep = options.keep
-        if list(keep) != sorted({k for k in keep if 0 <= k < count}) or len(keep) < 2:
-            raise OptionError(
-                f"--keep {','.join(map(str, keep))}: name two layers or more, ascending, of the "
-                f"{count} that the model has (0 to {count - 1})"
-            )
-    elif options.keep not in FRACTIONS:
-        known = ", ".join(f"{fraction:g}" for fraction in FRACTIONS)
-        raise OptionError(f"--keep {options.keep:g} is none of {known}; or name layers")
-    elif len(kept_layers(count, options.keep)) < 2:
-        raise OptionError(f"--keep {options.keep:g} of {count} layers is too few; keep more")
-
-
-def _wanted(
-    target: Target, rows: Rows, options: PredictorOptions, dtype: torch.dtype
-) -> tuple[int, ...]:
-    """Layers that an auxiliary should not lack."""
-    if options.layout != "graded" or isinstance(options.keep, tuple):
-        return ()
-    runner = LayerRunner(target.spec, target.weights, dtype)
-    return enlarging_layers(runner, rows.held_out[:_PROBED, :_PROBED_LENGTH])
-
-
-def _settings(options: PredictorOptions, count: int, wanted: tuple[int, ...]) -> PredictionSettings:
-    """wanted: layers that an auxiliary should not lack."""
-    if isinstance(options.keep, tuple):
-        keep, share = options.keep, f"{len(options.keep)}of{count}"
+def _settings(
+    target: Target,
+    sibling: SiblingModel | None,
+    rows: Rows,
+    options: PredictorOptions,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> PredictionSettings:
+    count = len(target.spec.layers)
+    auxiliary: Pruned | Sibling
+    if sibling is not None:
+        auxiliary = Sibling("sibling", dict(sibling.checkpoint.config))
+        sources = sibling_sources(count, len(sibling.target.spec.layers))
+        share = "sibling"
     else:
-        keep = kept_layers(count, options.keep, options.layout, wanted)
-        share = f"{options.keep:g}-{options.layout}"
+        layout = options.layout or LAYOUT
+        if isinstance(options.keep, tuple):
+            keep, share = options.keep, f"{len(options.keep)}of{count}"
+        else:
+            wanted: tuple[int, ...] = ()
+            if layout == "graded":
+                runner = LayerRunner(target.spec, target.weights, dtype, device)
+                wanted = enlarging_layers(runner, rows.held_out[:_PROBED, :_PROBED_LENGTH])
+            part = SHARE if options.keep is None else options.keep
+            keep, share = kept_layers(count, part, layout, wanted), f"{part:g}-{layout}"
+        auxiliary = Pruned("pruned", keep)
+        sources = pruned_sources(options.features, count, keep, len(keep) - 1)
     return PredictionSettings(
         name=options.name or f"{share}-{options.features}-{options.method}",
-        auxiliary=Pruned("pruned", keep),
+        auxiliary=auxiliary,
         features=options.features,
-        sources=pruned_sources(options.features, count, keep, len(keep) - 1),
+        sources=sources,
         exact_first=options.exact_first,
         method=options.method,
+        whole=options.whole,
     )
 
 
 def _rows(checkpoint: Checkpoint, data: Sequence[Path], options: PredictorOptions) -> Rows:
-    tokenizer = Tokenizer.from_str(checkpoint.tokenizer.tokenizer_json.decode("utf-8"))
-    bos = checkpoint.tokenizer.bos_token_id
-
-    def encode(text: str) -> Sequence[int]:
-        ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
-        starts = checkpoint.tokenizer.add_bos and bos is not None
-        return [bos, *ids] if starts and bos is not None else ids
-
     return make_rows(
-        read_documents(data),
-        encode,
+        read_documents(data, checkpoint.source.fingerprint),
+        encoder_of(checkpoint),
         length=options.length,
         tokens=options.tokens,
         held_out=options.held_out,
@@ -241,69 +274,59 @@ def _rows(checkpoint: Checkpoint, data: Sequence[Path], options: PredictorOption
     )
 
 
-def _distil(
-    target: Target,
-    settings: PredictionSettings,
-    fitted: Fitted,
-    rows: Rows,
-    options: PredictorOptions,
-    work: Path,
-    progress: Progress | None,
-    stop: Callable[[], bool],
-) -> Fitted:
+def _distil(job: _Job, fitted: Fitted) -> tuple[Fitted, History]:
     """Train what was fitted; the state is in the folder `work`."""
+    options, progress = job.options, job.progress
+    minutes = SAVE_MINUTES if options.save_minutes is None else options.save_minutes
     loop = LoopOptions(
-        minutes=options.minutes, steps=options.steps, rate=options.rate, seed=options.seed
+        minutes=options.minutes,
+        steps=options.steps,
+        rate=options.rate or RATE,
+        seed=options.seed,
+        device=options.device,
+        save_seconds=60 * minutes,
     )
-    device = pick_device(loop.device)
     module = prepare_distillation(
-        target,
-        settings,
-        fitted.tensors,
-        losses=Losses(),
+        job.target,
+        job.settings,
+        {**job.tensors, **fitted.tensors},
+        losses=options.weights,
         train_layers=options.train_layers,
-        dtype=pick_dtype(device),
-        device=device,
+        dtype=job.dtype,
+        device=job.device,
     )
-    work.mkdir(parents=True, exist_ok=True)
+    job.work.mkdir(parents=True, exist_ok=True)
+    rows = max(1, _STEP_TOKENS // options.length)
     outcome = train(
-        PredictorTrainee(module, rows, max(1, _STEP_TOKENS // options.length), options.seed),
+        PredictorTrainee(module, job.rows, rows, options.seed),
         loop,
-        file=work / "training.safetensors",
-        identity={"settings": strict_json.encode(settings), "text": rows.sha256},
-        progress=lambda status: (
-            progress("train", int(1000 * status.share), 1000) if progress else None
-        ),
-        stop=stop,
+        file=job.work / "training.safetensors",
+        identity={
+            **job.identity,
+            "losses": asdict(options.weights),
+            "train_layers": options.train_layers,
+        },
+        progress=lambda now: progress("train", int(1000 * now.share), 1000) if progress else None,
+        stop=job.stop,
     )
     if not outcome.finished:
         raise Cancelled("training was stopped; the same command goes on where it was")
-    report = {
-        **fitted.report,
-        "training": {
-            "steps": outcome.steps,
-            "losses": [dict(point.figures) for point in outcome.history.held_out],
-        },
-    }
-    seconds = fitted.seconds + outcome.seconds
-    return Fitted(trained_tensors(module, settings), report, seconds)
+    losses = [dict(point.figures) for point in outcome.history.held_out]
+    report = {**fitted.report, "training": {"steps": outcome.steps, "losses": losses}}
+    tensors = trained_tensors(module, job.settings)
+    return Fitted(tensors, report, fitted.seconds + outcome.seconds), outcome.history
 
 
-def _measure(
-    target: Target,
-    settings: PredictionSettings,
-    fitted: Fitted,
-    rows: Rows,
-    options: PredictorOptions,
-) -> Mapping[str, Any]:
-    weights = WeightMap({name: dense_weight(name, v) for name, v in fitted.tensors.items()})
-    prediction = read_prediction(settings, weights, replace(target))
+def _measure(job: _Job, fitted: Fitted) -> Mapping[str, Any]:
+    named = fitted.tensors.items()
+    weights = WeightMap({name: dense_weight(name, np.asarray(v)) for name, v in named})
     found = measure(
-        target,
-        prediction,
-        rows.held_out[: options.measured],
-        prefix=options.length // 2,
-        exact_first=options.exact_first,
-        dtype=pick_dtype(torch.device("cpu")),
+        job.target,
+        read_prediction(job.settings, weights, job.target),
+        job.rows.held_out[: job.options.measured],
+        prefix=job.options.length // 2,
+        exact_first=job.options.exact_first,
+        dtype=job.dtype,
+        device=job.device,
     )
     return asdict(found)

@@ -1,4 +1,4 @@
-"""What a run showed of itself, as a document and as a drawing."""
+"""What a run showed of itself, as a document, as a drawing, and as a card for people."""
 
 from __future__ import annotations
 
@@ -28,6 +28,30 @@ def write_report(
     _write(file, text.encode())
     if plot is not None:
         _write(plot, draw(history, str(facts.get("title", ""))))
+
+
+def card_file(out: Path) -> Path:
+    """Where the card of a trained file lies: beside it, as a page."""
+    is_usual = out.suffix == ".safetensors"
+    return out.with_suffix(".md") if is_usual else out.with_name(f"{out.name}.md")
+
+
+def write_card(out: Path, title: str, facts: Mapping[str, str]) -> None:
+    """Write the card of the trained file `out`: a page with a table.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    rows = [
+        f"| {name} | {' '.join(told.replace('|', '/').split())} |" for name, told in facts.items()
+    ]
+    page = [f"# {title}", "", "| | |", "|---|---|", *rows, ""]
+    _write(card_file(out), "\n".join(page).encode())
+
+
+def licence_of(model: str, licence: str | None) -> str:
+    """What a card says of the licence of what was learnt from a model."""
+    return f"that of {model}: {licence}" if licence else f"that of {model}, which names none here"
 
 
 def draw(history: History, title: str) -> bytes:

@@ -28,6 +28,7 @@ from quickdraft.export.predictor_graph import normed_stream
 
 Floats = NDArray[np.float32]
 _BATCH_TOKENS = 4096
+_CPU = torch.device("cpu")
 
 
 class StreamFiles:
@@ -77,11 +78,18 @@ class LayerRunner:
     """The pieces of a decoder on streams. One layer's weights are in memory at a time.
 
     dtype: what products of layers are computed in; streams, norms and projections are float32.
+    device: that layers run on; streams stay on the CPU.
     """
 
-    def __init__(self, spec: DecoderSpec, weights: DecoderWeights, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        spec: DecoderSpec,
+        weights: DecoderWeights,
+        dtype: torch.dtype,
+        device: torch.device = _CPU,
+    ) -> None:
         self.spec, self.weights = spec, weights
-        self._dtype = dtype
+        self._dtype, self._device = dtype, device
         self._models: dict[str, tuple[int, TorchModel]] = {}
 
     def embed(self, tokens: NDArray[np.int32]) -> Floats:
@@ -91,9 +99,10 @@ class LayerRunner:
             x = decoder_embedding(ops, self.spec, self.weights, ops.positions())
             ops.hidden_state(x, 0)
 
-        model = self._model("embed", 0, lambda: TorchModel(build))
+        model = self._model("embed", 0, lambda: TorchModel(build, device=self._device))
         with torch.no_grad():
-            found = model(torch.tensor(tokens, dtype=torch.int64), hidden_states=(0,))
+            given = torch.tensor(tokens, dtype=torch.int64, device=self._device)
+            found = model(given, hidden_states=(0,))
         return _array(found.hidden_states[0])
 
     def layer(self, index: int, x: Floats) -> Floats:
@@ -137,9 +146,10 @@ class LayerRunner:
         outputs: int = 1,
     ) -> list[Floats]:
         hidden = self.spec.hidden_size
-        model = self._model(what, index, lambda: TorchModel(build, features=hidden, dtype=dtype))
+        place: dict[str, Any] = {"features": hidden, "dtype": dtype, "device": self._device}
+        model = self._model(what, index, lambda: TorchModel(build, **place))
         with torch.no_grad():
-            given = torch.tensor(np.asarray(x))
+            given = torch.tensor(np.asarray(x), device=self._device)
             found = model(features=given, hidden_states=range(outputs)).hidden_states
         return [_array(found[number]) for number in range(outputs)]
 
@@ -159,5 +169,5 @@ def batches(rows: int, length: int) -> Iterator[slice]:
 
 
 def _array(values: torch.Tensor) -> Floats:
-    result: Floats = values.float().numpy()
+    result: Floats = values.float().cpu().numpy()
     return result

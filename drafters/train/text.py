@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
 
 from quickdraft import strict_json
 from quickdraft.answers import read_answers
 from quickdraft.errors import InputError
+from quickdraft.export.checkpoints.base import Checkpoint
 
 Ids = Sequence[int]
 Document = str | Ids
@@ -37,20 +39,34 @@ class Rows:
     sha256: str
 
 
-def read_documents(files: Iterable[Path]) -> list[Document]:
+def read_documents(files: Iterable[Path], fingerprint: str) -> list[Document]:
     """The documents of `.txt` files, of `.jsonl` files (fields such as `text`, or `prompt` with
     `answer`) and of files of `quickdraft train generate`; each also as `.gz`.
 
+    fingerprint: of the checkpoint whose tokens the last ones must hold.
+
     Raises:
-        InputError: a file cannot be read, or holds no text.
+        InputError: a file cannot be read, holds no text, or answers of another model.
     """
     documents: list[Document] = []
     for file in files:
         before = len(documents)
-        documents.extend(_documents(file))
+        documents.extend(_documents(file, fingerprint))
         if len(documents) == before:
             raise InputError(f"{file} holds no text to train on")
     return documents
+
+
+def encoder_of(checkpoint: Checkpoint) -> Callable[[str], Sequence[int]]:
+    """A text to its tokens, with the one that a text of this model begins with."""
+    tokenizer = Tokenizer.from_str(checkpoint.tokenizer.tokenizer_json.decode("utf-8"))
+    bos = checkpoint.tokenizer.bos_token_id if checkpoint.tokenizer.add_bos else None
+
+    def encode(text: str) -> Sequence[int]:
+        ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+        return ids if bos is None else [bos, *ids]
+
+    return encode
 
 
 def make_rows(
@@ -96,15 +112,15 @@ def make_rows(
     return Rows(table[held_out:], table[:held_out], hashlib.sha256(table.tobytes()).hexdigest())
 
 
-def _documents(file: Path) -> Iterator[Document]:
+def _documents(file: Path, fingerprint: str) -> Iterator[Document]:
     inner = file.name.removesuffix(".gz")
     if inner.endswith((".jsonl", ".ndjson")):
-        yield from _lines_of_json(file)
+        yield from _lines_of_json(file, fingerprint)
     else:
         yield from _pieces(_read(file))
 
 
-def _lines_of_json(file: Path) -> Iterator[Document]:
+def _lines_of_json(file: Path, fingerprint: str) -> Iterator[Document]:
     for number, line in enumerate(_read(file).split("\n"), 1):
         if not line.strip():
             continue
@@ -113,7 +129,13 @@ def _lines_of_json(file: Path) -> Iterator[Document]:
         except strict_json.JsonProblem as problem:
             raise InputError(f"{file}: line {number} {problem}") from None
         if number == 1 and isinstance(value, dict) and value.get("quickdraft") == "answers":
-            _, answers = read_answers(file)
+            header, answers = read_answers(file)
+            if header.fingerprint != fingerprint:
+                raise InputError(
+                    f"{file} holds answers of {header.model} ({header.fingerprint[:12]}...), which "
+                    f"are tokens of that model, and this is the checkpoint {fingerprint[:12]}...; "
+                    "give answers of that, or text"
+                )
             yield from ([*answer.prompt, *answer.answer] for answer in answers)
             return
         yield from _pieces(_text_of(file, number, value))

@@ -178,7 +178,8 @@ def decoder_layer(
     values as they are projected: before their norms, before rope.
     """
     normed = decoder_norm(ops, spec, x, layer.attention_norm)
-    mixed = _attention(ops, spec, index, layer, normed, positions, projected)
+    attended = _attended(ops, spec, index, layer, normed, positions, projected)
+    mixed = _linear(ops, attended, layer.output)
     mixed = decoder_norm(ops, spec, mixed, layer.attention_post_norm)
     if spec.parallel:
         # Without a norm of its own, the MLP shares that of attention.
@@ -189,7 +190,15 @@ def decoder_layer(
     return ops.add(x, decoder_norm(ops, spec, inner, layer.mlp_post_norm))
 
 
-def _attention(
+def decoder_cache(
+    ops: Ops[V], spec: DecoderSpec, index: int, layer: LayerWeights, x: V, positions: V
+) -> None:
+    """Put a layer's keys and values in the cache without going on from it; as `decoder_layer`."""
+    normed = decoder_norm(ops, spec, x, layer.attention_norm)
+    _attended(ops, spec, index, layer, normed, positions, None)
+
+
+def _attended(
     ops: Ops[V],
     spec: DecoderSpec,
     index: int,
@@ -209,7 +218,7 @@ def _attention(
     if shape.rope is not None:
         q = ops.rope(q, positions, shape.rope, shape.num_heads)
     k = decoder_keys(ops, spec, index, layer, k, positions)
-    return _linear(ops, ops.attend(q, k, v, layer_attention(spec, index)), layer.output)
+    return ops.attend(q, k, v, layer_attention(spec, index))
 
 
 def decoder_keys(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,12 +94,12 @@ def export(
     from quickdraft.models.adapters.via_optimum import export_via_optimum
     from quickdraft.models.admission import admit
     from quickdraft.models.formats import WITH_PARTS, default_formats
-    from quickdraft.models.shipped import with_shipped
+    from quickdraft.models.shipped import left_out, with_shipped
 
     chosen = tuple(name.strip() for name in formats.split(","))
     if chosen == ("auto",):
         chosen = default_formats()
-    drafts = drafts and set(chosen) <= set(WITH_PARTS)
+    fits = via is None and set(chosen) <= set(WITH_PARTS)
     if via is not None:
         _check_plain(weights, hidden_states or (), formats, trained)
     started = time.perf_counter()
@@ -117,10 +118,11 @@ def export(
                 formats=chosen,
                 progress=bars,
                 overwrite=overwrite,
-                trained=with_shipped(checkpoint, trained) if drafts else trained,
+                trained=with_shipped(checkpoint, trained) if drafts and fits else trained,
                 admit=partial(admit, provenance=provenance),
             )
-    facts = _facts(out, manifest) | {"seconds": round(time.perf_counter() - started, 3)}
+    lacking = left_out(checkpoint, trained) if drafts and not fits else ()
+    facts = _facts(out, manifest, lacking, round(time.perf_counter() - started, 3))
     if as_json:
         print_json({**facts, "peak_memory": machine.peak_memory()})
         return
@@ -146,8 +148,10 @@ def _check_plain(*options: Any) -> None:
         )
 
 
-def _facts(out: Path, manifest: Manifest) -> dict[str, Any]:
-    """What the bundle holds."""
+def _facts(
+    out: Path, manifest: Manifest, lacking: Sequence[Path], seconds: float
+) -> dict[str, Any]:
+    """What the bundle holds, and which shipped drafts it lacks."""
     variants = manifest.roles["target"]
     beside = [v.name for role in manifest.roles if role != "target" for v in manifest.roles[role]]
     return {
@@ -159,6 +163,8 @@ def _facts(out: Path, manifest: Manifest) -> dict[str, Any]:
         "weights": [v.weight_format for v in variants],
         "parts": list(dict.fromkeys(beside)),
         "size": sum(entry.size for entry in manifest.files.values()),
+        "left_out": [file.stem for file in lacking],
+        "seconds": seconds,
     }
 
 
@@ -174,6 +180,12 @@ def _show(facts: dict[str, Any], manifest: Manifest) -> None:
     click.echo(f"{names}, in {facts['seconds']:.1f} s{memory}")
     if facts["parts"]:
         click.echo(f"with {', '.join(facts['parts'])}")
+    if facts["left_out"]:
+        formats = ", ".join(dict.fromkeys(v.target_format for v in variants))
+        click.echo(
+            f"without {', '.join(facts['left_out'])}, which come with quickdraft for this "
+            f"checkpoint and cannot be added to {formats} here"
+        )
 
 
 def _checkpoint(source: str, bars: Bars, offline: bool) -> tuple[Path, Provenance | None]:

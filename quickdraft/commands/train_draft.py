@@ -47,16 +47,24 @@ def _settings(
     help="What to train; see docs/training.md.",
 )  # fmt: skip
 @click.option(
-    "--data", required=True, multiple=True, metavar="FILE",
+    "--data", multiple=True, metavar="FILE",
     type=click.Path(path_type=Path, dir_okay=False, exists=True),
     help="Answers of the model, from `quickdraft train generate`. Repeatable.",
+)  # fmt: skip
+@click.option(
+    "--text", multiple=True, metavar="FILE",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help="People's text to learn from: .txt, .jsonl, or .gz of these. Repeatable.",
 )  # fmt: skip
 @click.option(
     "-o", "--out", required=True, type=click.Path(path_type=Path, dir_okay=False),
     help="File of the trained draft (.safetensors).",
 )  # fmt: skip
-@click.option("--minutes", type=float, help="Budget of time, interruptions left out.")
-@click.option("--steps", type=int, help="Budget of steps, for the same result every time.")
+@click.option(
+    "--budget", "minutes", type=float, metavar="MINUTES",
+    help="Of training, interruptions left out.",
+)  # fmt: skip
+@click.option("--steps", type=int, help="The same in steps, for the same result every time.")
 @click.option("--rate", type=float, help="Highest learning rate.  [default: that of the kind]")
 @click.option("--accumulate", default=1, show_default=True, help="Batches of a step.")
 @click.option(
@@ -79,16 +87,24 @@ def _settings(
 def draft(
     model: str, out: Path, overwrite: bool, offline: bool, as_json: bool, **options: Any
 ) -> None:
-    """Train a draft on answers of its model.
+    """Train a draft on answers of its model, or on text before that.
 
-    OUT is added to a bundle with `quickdraft export --trained OUT`. Beside it are OUT.json, with
-    what was measured on the way, and OUT.png where matplotlib is installed. Ctrl-C, or whatever
-    else ends this, loses a few minutes at most: OUT.state holds the state, and the same command
-    goes on from there to the same end. Several GPUs: `accelerate launch -m quickdraft train draft`.
+    OUT is added to a bundle with `quickdraft export --trained OUT`. Beside it are its card (.md),
+    OUT.json, with what was measured on the way, and OUT.png where matplotlib is installed. Ctrl-C,
+    or whatever else ends this, loses a few minutes at most: OUT.state holds the state, and the same
+    command goes on from there to the same end. Several GPUs: `accelerate launch -m quickdraft train
+    draft`.
     """
     require_training()
     from quickdraft.drafters.train.loop import LoopOptions, is_first_process, pick_device
 
+    if options["text"] and options["kind"] in TRAINED_WITH_ENCODER:
+        raise OptionError(
+            f"--kind {options['kind']} learns answers about sources, and --text has none; give "
+            "answers of the model as --data"
+        )
+    if not options["data"] and not options["text"]:
+        raise OptionError("give answers of the model (--data FILE), text (--text FILE), or both")
     loop = _loop(options, LoopOptions)  # bad values fail before anything is read
     state = out.with_name(out.name + ".state")
     if out.exists() and not state.exists() and not overwrite:
@@ -131,6 +147,7 @@ def _prepare(
 ) -> tuple[Checkpoint, Corpus, DraftTraining]:
     """The checkpoint of the target, the answers, and what is to be trained."""
     from quickdraft.drafters.train.data import read_corpus
+    from quickdraft.drafters.train.text import encoder_of
     from quickdraft.export.pipeline import read_checkpoint
     from quickdraft.models.resolve import find_checkpoint
 
@@ -143,7 +160,13 @@ def _prepare(
         )
     checkpoint = read_checkpoint(path)
     target = _target(checkpoint, options["kind"])
-    corpus = read_corpus(options["data"], checkpoint.source.fingerprint, target.spec.vocab_size)
+    corpus = read_corpus(
+        options["data"],
+        checkpoint.source.fingerprint,
+        target.spec.vocab_size,
+        options["text"],
+        encoder_of(checkpoint),
+    )
     training, held_out = corpus.split(options["held_out"])
     given = {
         "training": training,
@@ -256,11 +279,13 @@ def _card(
     """What people should know of a draft."""
     return {
         "target": checkpoint.source.name,
+        "licence": checkpoint.source.licence,
         "recipe": prepared.recipe,
         "options": dict(prepared.options),
         "rate": loop.rate,
         "seed": loop.seed,
-        "answers": len(corpus),
+        "answers": len(corpus) - corpus.texts,
+        "texts": corpus.texts,
         "tokens": sum(len(d.tokens) - d.answer for d in corpus.documents),
         "data": corpus.sha256,
         "steps": outcome.steps,
@@ -278,7 +303,7 @@ def _write(
     card: dict[str, Any],
 ) -> int:
     """Write the draft, then its report; the bytes of the draft."""
-    from quickdraft.drafters.train.report import write_report
+    from quickdraft.drafters.train.report import write_card, write_report
     from quickdraft.export.trained import write_trained
     from quickdraft.hashes import storage_error
 
@@ -296,7 +321,24 @@ def _write(
     plot = out.with_name(out.name + ".png") if find_spec("matplotlib") is not None else None
     report = {"title": f"{kind} draft of {checkpoint.source.name}", **card}
     write_report(out.with_name(out.name + ".json"), outcome.history, report, plot)
+    write_card(out, f"A draft for {checkpoint.source.name} ({kind})", _page(card))
     return out.stat().st_size
+
+
+def _page(card: dict[str, Any]) -> dict[str, str]:
+    """The card in words."""
+    from quickdraft.drafters.train.report import licence_of
+
+    figures = ", ".join(f"{name} {value:.3f}" for name, value in card["held_out"].items())
+    data = [f"{card['answers']} answers of {card['target']}"] if card["answers"] else []
+    data += [f"{card['texts']} texts"] if card["texts"] else []
+    return {
+        "Data": f"{' and '.join(data)}, {card['tokens']} tokens (sha256 {card['data'][:16]})",
+        "Recipe": f"{card['recipe']}; rate {card['rate']:g}, seed {card['seed']}",
+        "Time": f"{card['steps']} steps in {duration(card['seconds'])} on {card['device']}",
+        "Acceptance": f"held out: {figures}",
+        "Licence": licence_of(card["target"], card["licence"]),
+    }
 
 
 def _show(told: dict[str, Any], as_json: bool, interrupted: bool) -> None:

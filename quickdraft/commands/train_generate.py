@@ -47,8 +47,9 @@ def _temperatures(ctx: click.Context, param: click.Parameter, value: str) -> tup
 )
 @click.option("--limit", type=click.IntRange(min=1), help="Ask only so many prompts.")
 @click.option(
-    "--minutes", type=click.FloatRange(min=0, min_open=True), help="Begin no answer after that."
-)
+    "--budget", "minutes", type=click.FloatRange(min=0, min_open=True), metavar="MINUTES",
+    help="Begin no answer after that.",
+)  # fmt: skip
 @click.option("--seed", default=0, show_default=True)
 @click.option("--raw", is_flag=True, help="Continue prompts as they are, without chat template.")
 @loading_options()

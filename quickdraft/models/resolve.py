@@ -14,7 +14,7 @@ from pathlib import Path
 from quickdraft import checkpoint_folders
 from quickdraft.bundle import Bundle, is_bundle, open_bundle
 from quickdraft.errors import BundleError, CheckpointError, ModelNotFound, OptionError
-from quickdraft.hashes import HashMemory, hash_file
+from quickdraft.hashes import HashMemory, hash_file, hash_files
 from quickdraft.manifest import EXPORT_REVISION
 from quickdraft.models import hub, sources, store
 from quickdraft.models.adapters import adapt, recognise
@@ -206,12 +206,14 @@ def _made(
 ) -> Bundle:
     """The bundle of an origin: from the cache, or exported into it by one process only."""
     folder = store.bundle_folder(origin.model, origin.fingerprint, weights, formats)
-    bundle = _cached(folder, progress, tell=False)
+    trained = shipped_drafts(origin.fingerprint) if set(formats) <= {*WITH_PARTS} else ()
+    key = hash_files(trained)
+    bundle = _cached(folder, key, progress, tell=False)
     if bundle is not None:
         return bundle
     checkpoint = origin.fetch()
     with store.lock(folder.name, progress):
-        bundle = _cached(folder, progress)  # another process may have made it while we waited
+        bundle = _cached(folder, key, progress)  # another process may have made it while we waited
         if bundle is not None:
             return bundle
         from quickdraft.export.pipeline import export_model
@@ -225,23 +227,29 @@ def _made(
             weights=weights,
             formats=formats,
             progress=progress,
-            trained=shipped_drafts(origin.fingerprint) if set(formats) <= {*WITH_PARTS} else (),
+            trained=trained,
             admit=partial(admit, provenance=provenance),
         )
         return open_bundle(folder, progress=progress)
 
 
-def _cached(folder: Path, progress: Progress | None, *, tell: bool = True) -> Bundle | None:
-    """What the cache holds, if it can be used. tell: say why not."""
+def _cached(
+    folder: Path, trained: str, progress: Progress | None, *, tell: bool = True
+) -> Bundle | None:
+    """What the cache holds, if it can be used. trained: a hash of the drafts that ship for it.
+    tell: say why not."""
     level = logging.WARNING if tell else logging.DEBUG
     if not folder.exists():
         return None
     try:
         bundle = open_bundle(folder, progress=progress)
         revision = bundle.manifest.written_by.get("export")
-        if revision == EXPORT_REVISION:
+        if revision != EXPORT_REVISION:
+            _log.log(level, "a bundle in the cache is of export revision %s; made again", revision)
+        elif bundle.manifest.written_by.get("trained", "") != trained:
+            _log.log(level, "other drafts ship for a bundle in the cache; made again")
+        else:
             return bundle
-        _log.log(level, "a bundle in the cache is of export revision %s; made again", revision)
         return None
     except BundleError as error:
         # It is ours and can be made again, also after an upgrade that changed the format.

@@ -206,8 +206,9 @@ class Predictor(Protocol):
 
     def predict(
         self, tokens: NDArray[np.int64], cache: KvCache, cancel: CancelToken | None = None
-    ) -> None:
-        """Append a predicted row for every token that the cache has no row of, committed.
+    ) -> KvCache | None:
+        """Append a predicted row for every token that the cache has no row of, committed. Returns
+        the cache of its auxiliary model with a row of every token, None if it fills a part of it.
 
         tokens: int64 [n], n > cache.length, from the first token on. Rows that the cache holds are
         exact ones of the first tokens, and stay as they are. Afterwards all are marked predicted.

@@ -44,7 +44,7 @@ class HotpathPredictor:
 
     def predict(
         self, tokens: NDArray[np.int64], cache: KvCache, cancel: CancelToken | None = None
-    ) -> None:
+    ) -> KvCache | None:
         """See Predictor.predict."""
         session = self._session
         if session is None:
@@ -70,6 +70,7 @@ class HotpathPredictor:
             raise
         cache.commit(range(cache.staged))
         cache.mark_predicted()
+        return run.filled(len(tokens)) if self._variant.details.get("whole", False) else None
 
     def close(self) -> None:
         """Release the session."""
@@ -102,6 +103,12 @@ class _Run:
         chunk.positions[:] = np.arange(start, start + len(tokens))
         chunk.past[0], chunk.target_past[0] = start, row
         chunk.bound.run(cancel)
+
+    def filled(self, rows: int) -> BlockedCache:
+        """The auxiliary model's cache, once so many rows were run."""
+        self._own.stage(rows)
+        self._own.commit(range(rows))
+        return self._own
 
 
 class _Chunk:

@@ -49,12 +49,13 @@ class SlotsPredictor(ABC, Generic[C]):
         self.own_layout: CacheLayout = own
         self.target_layout: CacheLayout = target
         self.spec = variant.spec
+        self._is_whole = bool(variant.details.get("whole", False))
         self.target = backend.spec
         self._limit = min(self.spec.context_length, self.target.context_length)
 
     def predict(
         self, tokens: NDArray[np.int64], cache: KvCache, cancel: CancelToken | None = None
-    ) -> None:
+    ) -> KvCache | None:
         """See Predictor.predict."""
         if not isinstance(cache, self.caches):
             raise BackendError(f"this predictor fills other caches than {type(cache).__name__}")
@@ -81,6 +82,7 @@ class SlotsPredictor(ABC, Generic[C]):
             raise
         cache.commit(range(cache.staged))
         cache.mark_predicted()
+        return own if self._is_whole else None
 
     @abstractmethod
     def _new_cache(self, rows: int) -> C:

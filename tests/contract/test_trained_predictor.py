@@ -11,7 +11,7 @@ from tiny.checkpoint import tiny_checkpoint
 
 from quickdraft import strict_json
 from quickdraft.drafters.train.own_maps import own_maps
-from quickdraft.errors import CheckpointError
+from quickdraft.errors import CheckpointError, OptionError
 from quickdraft.export.layer_maps import pruned_sources
 from quickdraft.export.pipeline import export_checkpoint
 from quickdraft.export.prediction import PredictionSettings, Pruned
@@ -105,6 +105,44 @@ def test_an_auxiliary_of_the_targets_layers_costs_no_room(tmp_path: Path) -> Non
         sizes.append(sum(entry.size for entry in data))
     maps = file.stat().st_size
     assert sizes[0] < sizes[1] <= sizes[0] + 1.2 * maps
+
+
+def test_the_only_auxiliary_drafts_without_being_named(tmp_path: Path) -> None:
+    import quickdraft
+
+    def bundle_of(*names: str) -> str:
+        files = [write(tmp_path / f"{name}.safetensors", (0, 2), name=name) for name in names]
+        folder = tmp_path / f"bundle-{len(names)}"
+        export_checkpoint(
+            checkpoint(), folder, weights="fp32", formats=("reference",), trained=files
+        )
+        return str(folder)
+
+    drafting: dict[str, Any] = {"backend": "reference", "drafter": "auxiliary", "store": False}
+    with quickdraft.load(bundle_of("one"), **drafting) as model:
+        drafted = model.generate([5, 6, 7], max_new_tokens=8, ignore_eos=True, num_draft_tokens=2)
+    assert sum(step.drafted for step in drafted.steps)
+    with pytest.raises(OptionError, match="auxiliary-one, auxiliary-two; say which"):
+        quickdraft.load(bundle_of("one", "two"), **drafting)
+    with pytest.raises(OptionError, match="this bundle has none"):
+        quickdraft.load(bundle_of(), **drafting)
+
+
+def test_a_simulated_device_predicts_nothing_and_says_why(tmp_path: Path) -> None:
+    """It used to ask for a predictor that the bundle has."""
+    import quickdraft
+
+    file = write(tmp_path / "one.safetensors", (0, 2), name="one")
+    export_checkpoint(
+        checkpoint(), tmp_path / "b", weights="fp32", formats=("onnx",), trained=[file]
+    )
+    with pytest.raises(OptionError, match="nothing is predicted on simulated:") as error:
+        quickdraft.load(
+            str(tmp_path / "b"),
+            device="simulated:core-ultra-3-npu",
+            prefill="predicted",
+        )
+    assert "train predictor" not in str(error.value)
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:

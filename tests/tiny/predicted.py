@@ -56,6 +56,7 @@ def write_predicted_model(
 
     with (
         mock.patch.object(parts, "_attach", _attach),
+        mock.patch.object(pipeline, "hash_files", return_value="made up"),
         mock.patch.object(pipeline, "export_model", with_parts),
     ):
         return write_tiny_model(folder, formats=formats, **config)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tiny.process import call
 
 from quickdraft.bundle import open_bundle
+from quickdraft.export.trained import write_trained
+from quickdraft.models import shipped
 from quickdraft.runtime.native import library_path
 
 NATIVE = library_path() is not None
@@ -103,3 +106,20 @@ def test_a_name_that_leads_nowhere(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "did you mean" in done.stderr
     assert not (tmp_path / "bundle").exists()
+
+
+def test_shipped_drafts_that_a_format_cannot_hold_are_named(
+    tiny_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draft = tmp_path / "best-draft.safetensors"
+    tensors = {"bias": np.zeros(4, np.float32)}
+    write_trained(draft, kind="compact", target="t", settings={}, tensors=tensors, card={})
+    monkeypatch.setattr(shipped, "shipped_drafts", lambda fingerprint, folder: (draft,))
+    line = ("export", tiny_gguf, "--format", "genai", "--weights", "fp32", "-o")
+    done = call(*line, tmp_path / "a")
+    assert done.returncode == 0, done.stderr
+    assert "without best-draft, which come with quickdraft for this" in done.stdout
+    done = call(*line, tmp_path / "b", "--json")
+    assert json.loads(done.stdout)["left_out"] == ["best-draft"]
+    done = call(*line, tmp_path / "c", "--no-drafts")
+    assert "best-draft" not in done.stdout

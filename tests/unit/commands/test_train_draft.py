@@ -87,6 +87,13 @@ def test_its_card_says_what_it_is(world: World) -> None:
     assert trained.card["answers"] == 160
     assert trained.card["steps"] == 150
     assert trained.card["held_out"] == world.told["held_out"]
+    page = world.draft.with_suffix(".md").read_text()
+    for fact in ("Data", "Recipe", "Time", "Acceptance", "Licence"):  # as of shipped drafts
+        assert f"| {fact} |" in page
+    assert "160 answers of checkpoint" in page
+    assert "tokens_per_step" in page
+    assert trained.card["licence"] is None
+    assert "which names none here" in page
     assert world.told["bytes"] == world.draft.stat().st_size < 300_000
 
 
@@ -107,6 +114,55 @@ def test_answers_stay_the_target_s(world: World, backend: str) -> None:
             drawn = model.generate(prompt, temperature=1.0, seed=1, num_draft_tokens=4, **options)
             assert drawn.timings.draft_n_accepted
     assert tokens / steps >= 2.0
+
+
+def test_in_stages_from_text_to_answers(world: World, tmp_path: Path) -> None:
+    """FastDraft: people's text, text of another kind besides, answers of the target."""
+    kinds = {
+        "text.txt": [f"the {n % 9} old dogs and the {n % 7} cats\n" for n in range(800)],
+        "code.txt": [f"for i in range({n % 9}): print(i)\n" for n in range(800)],
+    }
+    for name, lines in kinds.items():
+        (tmp_path / name).write_text("".join(lines))
+
+    def stage(out: str, *options: object) -> dict[str, Any]:
+        words = ["train", "draft", world.checkpoint, "-o", tmp_path / out, *options]
+        batch = [word for key, value in BATCH.items() for word in ("-s", f"{key}={value}")]
+        done = call(*words, *batch, "--rate", 0.004, "--json")
+        assert done.returncode == 0, done.stdout + done.stderr
+        told: dict[str, Any] = json.loads(done.stdout)
+        return told
+
+    shape = [word for key, value in SHAPE.items() for word in ("-s", f"{key}={value}")]
+    text, code = ("--text", tmp_path / "text.txt"), ("--text", tmp_path / "code.txt")
+    first = stage("first", *text, "--steps", 80, *shape)
+    assert first["held_out"]["accepted"] > 0.6
+    stage("second", *text, *code, "--steps", 40, "-s", f"start={tmp_path / 'first'}")
+    answers = ("--data", world.answers, "-s", f"start={tmp_path / 'second'}")
+    third = stage("third", *answers, "--steps", 100)
+    assert third["held_out"]["accepted"] >= 0.5
+    card = read_trained(tmp_path / "third").card
+    assert (card["answers"], card["texts"]) == (160, 0)
+    assert "on text, from scratch" in read_trained(tmp_path / "second").card["recipe"]
+    assert card["options"]["started"]["file"] == "second"
+    assert read_trained(tmp_path / "second").card["texts"] > 1
+    bundle = tmp_path / "bundle"
+    export_model(
+        world.checkpoint, bundle, weights="fp32", formats=("onnx",), trained=[tmp_path / "third"]
+    )
+    options: dict[str, Any] = {"max_new_tokens": 48, "ignore_eos": True}
+    with quickdraft.load(bundle, drafter="none") as plain:
+        expected = plain.generate("the old dog", **options).token_ids
+    with quickdraft.load(bundle, drafter="compact", store=False) as model:
+        result = model.generate("the old dog", num_draft_tokens=4, **options)
+    assert result.token_ids == expected
+    assert result.timings.draft_n_accepted
+
+
+def test_something_to_learn_from(world: World, tmp_path: Path) -> None:
+    done = call("train", "draft", world.checkpoint, "-o", tmp_path / "a", "--steps", 3)
+    assert done.returncode == 2
+    assert "give answers of the model (--data FILE), text (--text FILE)" in done.stderr
 
 
 def test_the_same_seed_gives_the_same_file(world: World, tmp_path: Path) -> None:
@@ -147,7 +203,7 @@ def test_killed_it_reaches_the_same_end(world: World, tmp_path: Path) -> None:
 def test_an_interrupt_keeps_the_state(world: World, tmp_path: Path) -> None:
     out = tmp_path / "draft"
     line = [*PROGRAM, "train", "draft", world.checkpoint, "--data", world.answers, "-o", out]
-    command = [*map(str, [*line, *SMALL, "--minutes", 5, "--save-minutes", 0])]
+    command = [*map(str, [*line, *SMALL, "--budget", 5, "--save-minutes", 0])]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     while not (tmp_path / "draft.state").exists():
         assert process.poll() is None
@@ -165,8 +221,8 @@ def test_an_interrupt_keeps_the_state(world: World, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ((), "either steps or minutes"),
-        (("--steps", 3, "--minutes", 1), "either steps or minutes"),
+        ((), "either a budget"),
+        (("--steps", 3, "--budget", 1), "either a budget"),
         (("--steps", 3, "-s", "wide=3"), "no option 'wide'"),
         (("--steps", 3, "-s", "layers=99"), "must be between"),
         (("--steps", 3, "-s", "layers"), "KEY=VALUE"),

@@ -125,7 +125,7 @@ def test_an_interrupt_loses_one_answer(tiny_bundle: Path, prompts: Path, tmp_pat
 
 
 def test_time_is_kept(tiny_bundle: Path, prompts: Path, tmp_path: Path) -> None:
-    told = generate(tiny_bundle, prompts, tmp_path / "a.jsonl", "--minutes", "1e-9")
+    told = generate(tiny_bundle, prompts, tmp_path / "a.jsonl", "--budget", "1e-9")
     assert (told["code"], told["complete"], told["answers"]) == (0, False, 0)
 
 

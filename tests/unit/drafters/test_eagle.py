@@ -174,3 +174,19 @@ def test_parts_of_other_kinds_are_refused(details: dict[str, object]) -> None:
 def test_without_a_bundle_there_is_no_head() -> None:
     with pytest.raises(OptionError, match="bundle"):
         open_eagle(DrafterContext(VOCAB, CONTEXT), {})
+
+
+def test_a_prompt_that_is_told_late_is_read_before_what_came_after_it() -> None:
+    """As a refresh tells it: the answer has begun over predicted rows."""
+    drafter, head = opened(depth=1)
+    drafter.begin([1, 2, 3, 4], DraftSettings())
+    drafter.observe(told([1, 2, 3, 4], [5]))
+    drafter.observe(told([1, 2, 3, 4, 5], [6]))
+    assert drafter.propose(4) is not None
+    assert head.steps[-1][0] == [5, 6]
+    drafter.read(0, states([1, 2, 3, 4]))
+    drafter.read(4, states([5], 4))
+    drafter.observe(told([1, 2, 3, 4, 5, 6], [7]))
+    assert drafter.propose(4) is not None
+    assert head.steps[-1][0] == [2, 3, 4, 5, 6, 7]
+    assert drafter.cache.length == 6

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -14,9 +17,10 @@ from quickdraft.drafters.train.compact import CompactModule, CompactTrainee, pre
 from quickdraft.drafters.train.data import Corpus, Document  # noqa: E402
 from quickdraft.drafters.train.kinds import DraftTraining, Request  # noqa: E402
 from quickdraft.drafters.train.loop import LoopOptions, train  # noqa: E402
+from quickdraft.errors import CheckpointError, OptionError  # noqa: E402
 from quickdraft.export.checkpoints.base import WeightMap  # noqa: E402
 from quickdraft.export.heads.compact import CompactSettings, compact_part  # noqa: E402
-from quickdraft.export.trained import Target  # noqa: E402
+from quickdraft.export.trained import Target, write_trained  # noqa: E402
 from quickdraft.export.weights import dense_weight  # noqa: E402
 
 pytestmark = pytest.mark.torch
@@ -46,10 +50,10 @@ def sums(count: int, seed: int) -> Corpus:
     return Corpus(tuple(documents), 320, str(seed))
 
 
-def prepared(held_out: Corpus | None = None, **options: object) -> DraftTraining:
+def prepared(held_out: Corpus | None = None, seed: int = 0, **options: object) -> DraftTraining:
     target = Target.of(language_checkpoint())
     request = Request(
-        target, sums(60, 0), held_out or sums(12, 1), OPTIONS | options, 0, torch.device("cpu")
+        target, sums(60, 0), held_out or sums(12, 1), OPTIONS | options, seed, torch.device("cpu")
     )
     return prepare_compact(request)
 
@@ -135,6 +139,57 @@ def test_the_target_s_distribution_can_be_learnt() -> None:
         assert learnt < 0.3 * distance()
     assert teacher is trainee.module._teacher
     assert not [name for name, _ in trainee.module.named_parameters() if "lm_head" in name]
+
+
+def written(file: Path, training: DraftTraining, kind: str = "compact") -> Path:
+    write_trained(
+        file,
+        kind=kind,
+        target="any",
+        settings=training.settings,
+        tensors=training.tensors(),
+        card={"recipe": training.recipe},
+    )
+    return file
+
+
+def test_it_goes_on_from_another_draft(tmp_path: Path) -> None:
+    first = prepared()
+    _, figures = run(first, 120)
+    file = written(tmp_path / "first", first)
+    shapeless = {name: value for name, value in OPTIONS.items() if name in ("rows", "length")}
+    target = Target.of(language_checkpoint())
+    options = {**shapeless, "start": str(file), "vocab_size": 20}
+    request = Request(target, sums(60, 0), sums(12, 1), options, 5, torch.device("cpu"))
+    second = prepare_compact(request)
+    assert second.settings == {**first.settings, "vocab_size": 20}
+    assert second.options["width"] == 64
+    assert second.options["started"]["sha256"] == sha256(file.read_bytes()).hexdigest()
+    assert first.recipe in second.recipe
+    before = second.trainee.evaluate()
+    # Twelve words more that nobody says, and int8, are all that is new.
+    assert before["accepted"] == pytest.approx(figures["accepted"], abs=0.1)
+    assert before["accepted"] > 0.85
+    untrained = prepared(seed=5).trainee.evaluate()
+    assert untrained["accepted"] < 0.4
+    tokens = second.tensors()["tokens"].tolist()
+    assert set(WORDS.tolist()) < set(tokens)
+    assert len(tokens) == 20
+
+
+def test_what_it_does_not_go_on_from(tmp_path: Path) -> None:
+    file = written(tmp_path / "first", prepared())
+    with pytest.raises(OptionError, match="width of drafter compact is 32"):
+        prepared(start=str(file), width=32)
+    with pytest.raises(OptionError, match="of kind 'medusa'"):
+        prepared(start=str(written(tmp_path / "other", prepared(), "medusa")))
+    with pytest.raises(CheckpointError, match="is not a file"):
+        prepared(start=str(tmp_path / "nothing"))
+    wide = Target.of(language_checkpoint(hidden_size=64))
+    options = {**OPTIONS, "start": str(file)}
+    request = Request(wide, sums(60, 0), sums(12, 1), options, 0, torch.device("cpu"))
+    with pytest.raises(OptionError, match="a model of another shape"):
+        prepare_compact(request)
 
 
 @pytest.mark.parametrize("weight", [0.0, 1.0])

@@ -129,6 +129,7 @@ def test_the_commonest_tokens() -> None:
     assert data.commonest(2).tolist() == [5, 9]
     assert data.commonest(2, always=[3]).tolist() == [3, 9]
     assert data.commonest(99).tolist() == list(range(12))
+    assert data.commonest(5, rather=[8, 11, 5]).tolist() == [5, 7, 8, 9, 11]
     assert data.commonest(4).dtype == np.int32
 
 
@@ -149,6 +150,44 @@ def test_files_of_answers_are_joined(tmp_path: Path) -> None:
     assert data.sha256 != read_corpus([tmp_path / "a.jsonl"], "f", VOCAB).sha256
 
 
+def letters(text: str) -> list[int]:
+    return [1 + ord(letter) % 40 for letter in text]
+
+
+def test_text_is_divided_and_all_of_it_is_learnt(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("the quick brown fox jumps over the lazy dog")  # 43 letters
+    data = read_corpus([], "f", VOCAB, [tmp_path / "a.txt"], letters)
+    assert len(data) == data.texts == 1
+    packed = Packed(data, rows=1, length=16)
+    found = texts(next(iter(Packed(data, rows=4, length=16).all_batches())))
+    assert sorted(map(len, found)) == [11, 16, 16]
+    whole = letters("the quick brown fox jumps over the lazy dog")
+    assert sorted(found) == sorted(tuple(whole[at : at + 16]) for at in (0, 16, 32))
+    batch = packed.batch(0)
+    assert not batch["answer"][0, 0]
+    assert batch["answer"][0, 1:].sum() == (batch["documents"] > 0).sum() - 1
+
+
+def test_answers_are_what_is_tested_where_there_are_any(tmp_path: Path) -> None:
+    lines = [json.dumps({"text": f"text number {n}"}) for n in range(60)]
+    (tmp_path / "t.jsonl").write_text("\n".join(lines))
+    write(tmp_path / "a.jsonl")
+    only = read_corpus([], "f", VOCAB, [tmp_path / "t.jsonl"], letters)
+    both = read_corpus([tmp_path / "a.jsonl"], "f", VOCAB, [tmp_path / "t.jsonl"], letters)
+    assert (len(both), both.texts) == (64, 60)
+    training, held_out = both.split(0.3)
+    assert not held_out.texts
+    assert len(held_out) >= 1
+    assert training.texts < 60  # what would be held out alone is not learnt with answers
+    held = {document.key for document in only.split(0.3)[1].documents}
+    assert held
+    assert not held & {document.key for document in training.documents}
+    with pytest.raises(InputError, match="give it as --data"):
+        read_corpus([], "f", VOCAB, [tmp_path / "a.jsonl"], letters)
+    with pytest.raises(InputError, match="above 9"):
+        read_corpus([], "f", 10, [tmp_path / "t.jsonl"], letters)
+
+
 def test_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     write(tmp_path / "a.jsonl", "other")
     with pytest.raises(InputError, match="holds answers of m"):
@@ -157,7 +196,7 @@ def test_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="has a token above 49"):
         read_corpus([tmp_path / "b.jsonl"], "f", VOCAB)
     write(tmp_path / "c.jsonl", answer=[])
-    with pytest.raises(InputError, match="no answer to train on"):
+    with pytest.raises(InputError, match="no answer or text to train on"):
         read_corpus([tmp_path / "c.jsonl"], "f", VOCAB)
     with pytest.raises(InputError, match="cannot be read"):
         read_corpus([tmp_path / "d.jsonl"], "f", VOCAB)

@@ -5,20 +5,27 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tiny.bundles import TINY_FILES, write_tiny_bundle
+from tiny.gguf_models import tiny_llama
 
 import quickdraft.export.pipeline
 from quickdraft.bundle import open_bundle
 from quickdraft.errors import BundleError, DownloadError, ModelNotFound, OptionError
+from quickdraft.export.heads.compact import CompactSettings, tensor_shapes
+from quickdraft.export.trained import Target, write_trained
 from quickdraft.manifest import EXPORT_REVISION
 from quickdraft.models import hub, sources, store
 from quickdraft.models import resolve as resolving
 from quickdraft.models.formats import default_formats
 from quickdraft.models.resolve import resolve
+from quickdraft.models.shipped import shipped_drafts
 from quickdraft.runtime import native
 
 TESTS = Path(__file__).parents[2]
@@ -156,6 +163,53 @@ def test_a_bundle_of_an_older_export_is_made_again(
     assert caplog.text.count("export revision 1") == 1
     resolve(str(gguf))
     assert len(exports) == 2
+
+
+def test_a_bundle_is_made_again_when_other_drafts_ship(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """From a real export: what it writes down is what is compared."""
+    source = tmp_path / "small.gguf"
+    source.write_bytes(tiny_llama().to_bytes())
+    drafts = tmp_path / "drafts"
+    drafts.mkdir()
+    monkeypatch.setattr(resolving, "shipped_drafts", partial(shipped_drafts, folder=drafts))
+
+    def parts() -> set[str]:
+        found = resolve(str(source), formats=("onnx",)).manifest
+        return {variant.name for variant in found.roles.get("drafter", ())}
+
+    assert parts() == set()
+    for number in (1, 2):
+        write_compact(drafts / "compact.safetensors", source, seed=number)
+        before = store.entries()
+        assert parts() == {"compact"}
+        assert len(store.entries()) == len(before)
+        assert caplog.text.count("other drafts ship") == number
+        made = store.entries()[0].modified
+        assert parts() == {"compact"}
+        assert store.entries()[0].modified == made  # from the cache
+    (drafts / "compact.safetensors").unlink()
+    assert parts() == set()
+
+
+def write_compact(file: Path, source: Path, seed: int) -> None:
+    """An untrained draft for a checkpoint."""
+    checkpoint = quickdraft.export.pipeline.read_checkpoint(source)
+    target = Target.of(checkpoint)
+    settings = CompactSettings(1, 32, 2, 1, 16, 32, 16, 8)
+    rng = np.random.default_rng(seed)
+    shapes = tensor_shapes(target.spec, settings)
+    tensors: dict[str, Any] = {n: rng.standard_normal(s, np.float32) for n, s in shapes.items()}
+    tensors["tokens"] = np.arange(8, dtype=np.int32)
+    write_trained(
+        file,
+        kind="compact",
+        target=checkpoint.source.fingerprint,
+        settings=asdict(settings),
+        tensors=tensors,
+        card={},
+    )
 
 
 def test_a_failed_export_leaves_nothing(
