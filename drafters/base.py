@@ -143,7 +143,8 @@ class HeadOutput(NamedTuple):
     """What a head makes of m rows.
 
     ids: int64 [m, t], the target's tokens, likeliest first; log_probs: float32 [m, t], over the
-    head's vocabulary. states: float32 [n, hidden] of all rows; empty where the head offers none.
+    head's vocabulary. states: float32 [n, hidden] of all rows, where it offers several one beside
+    another; empty where the head offers none.
     """
 
     ids: NDArray[np.int64]

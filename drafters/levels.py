@@ -17,6 +17,10 @@ from quickdraft.drafters.tree import Tree
 
 SURE = (0.05, 0.15, 0.3, 0.45, 0.6, 0.75, 0.85, 0.92, 0.97)
 """Where the grades of nodes part, by the probability that a model gives them."""
+GRADES = (0.03, 0.1, 0.2, 0.35, 0.5, 0.65, 0.78, 0.86, 0.93, 0.97)
+"""How often nodes that a trained head proposes are accepted, by grade: to start from."""
+LEAST = 0.02
+"""A path that is less likely is not worth a look."""
 
 
 def grade(probability: float) -> int:

@@ -47,7 +47,8 @@ class BackendHead:
         self.context_length = backend.spec.context_length
         self._backend = backend
         self._token_map = token_map
-        self._state = int(variant.details.get("state", -1))
+        said = variant.details.get("state", ())
+        self._states: tuple[int, ...] = (said,) if isinstance(said, int) else tuple(said)
         self._none = np.zeros((0, backend.spec.hidden_size), np.float32)
 
     def new_cache(self) -> Any:
@@ -71,8 +72,9 @@ class BackendHead:
         output = self._backend.step(tree, cache, wanted, full_logits=False, features=features)
         top = output.top if output.top is not None else _top(output.logits)
         ids = top.ids if self._token_map is None else self._token_map[top.ids]
-        states = output.hidden_states.get(self._state, self._none)
-        return HeadOutput(ids, top.values - top.log_sum[:, None], states)
+        states = [output.hidden_states[number] for number in self._states] or [self._none]
+        joined = states[0] if len(states) == 1 else np.concatenate(states, axis=1)
+        return HeadOutput(ids, top.values - top.log_sum[:, None], joined)
 
     def logits(self, tree: Tree, cache: Any, rows: Sequence[int]) -> NDArray[np.float32]:
         """float32 [len(rows), vocabulary of the target]; tokens that it cannot draft have -inf.

@@ -178,7 +178,7 @@ def decoder_layer(
     values as they are projected: before their norms, before rope.
     """
     normed = decoder_norm(ops, spec, x, layer.attention_norm)
-    mixed = _attention(ops, spec, index, layer, normed, positions, projected)
+    mixed = decoder_attention(ops, spec, index, layer, normed, positions, projected)
     mixed = decoder_norm(ops, spec, mixed, layer.attention_post_norm)
     if spec.parallel:
         # Without a norm of its own, the MLP shares that of attention.
@@ -189,15 +189,17 @@ def decoder_layer(
     return ops.add(x, decoder_norm(ops, spec, inner, layer.mlp_post_norm))
 
 
-def _attention(
+def decoder_attention(
     ops: Ops[V],
     spec: DecoderSpec,
     index: int,
     layer: LayerWeights,
     x: V,
     positions: V,
-    projected: Callable[[tuple[V, V]], None] | None,
+    projected: Callable[[tuple[V, V]], None] | None = None,
 ) -> V:
+    """What attention of a layer makes of x [n, hidden], the normed stream; arguments as of
+    `decoder_layer`."""
     shape = spec.layers[index]
     value = replace(layer.value.weight, sensitive=True)
     pairs = [(part.weight, part.bias) for part in (layer.query, layer.key)]
