@@ -80,6 +80,7 @@ DRAFTERS: Mapping[str, str] = {
     "compact": "quickdraft.drafters.compact:open_compact",
     "shallow": "quickdraft.drafters.shallow:open_shallow",
     "eagle": "quickdraft.drafters.eagle:open_eagle",
+    "falcon": "quickdraft.drafters.falcon:open_falcon",
     "medusa": "quickdraft.drafters.medusa:open_medusa",
     "hydra": "quickdraft.drafters.hydra:open_hydra",
 }
@@ -87,6 +88,7 @@ TRAINED: Mapping[str, str] = {
     "predictor": "quickdraft.export.prediction:attach",
     "compact": "quickdraft.export.heads.compact:attach_compact",
     "eagle": "quickdraft.export.heads.eagle:attach_eagle",
+    "falcon": "quickdraft.export.heads.falcon:attach_falcon",
     "medusa": "quickdraft.export.heads.medusa:attach_medusa",
     "hydra": "quickdraft.export.heads.hydra:attach_hydra",
 }

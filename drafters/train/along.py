@@ -300,8 +300,17 @@ class Run:
         """bool [b, m, s + step * m]: a row sees what its row of step 0 saw, and its own rows of the
         steps since."""
         seen = self.mask[self.sequence, self.rows]
+        return torch.cat([seen, *[self.own_blocks(1)] * step], -1)
+
+    def own_blocks(self, block: int) -> Tensor:
+        """bool [b, m, m * block]: the `block` rows that belong to a row, of a later step."""
         own = torch.eye(self.rows.shape[1], dtype=torch.bool, device=self.device)
-        return torch.cat([seen, *[own.expand(len(seen), -1, -1)] * step], -1)
+        return own.repeat_interleave(block, 1).expand(len(self.rows), -1, -1)
+
+    def within_blocks(self, block: int) -> Tensor:
+        """bool [b, m * block, m * block]: the rows of one's own block up to oneself."""
+        own = self.own_blocks(block).repeat_interleave(block, 1)
+        return own.tril()
 
 
 def mean(values: Tensor, mask: Tensor) -> Tensor:

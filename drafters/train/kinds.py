@@ -57,6 +57,7 @@ Raises:
 KINDS: Mapping[str, str] = {
     "compact": "quickdraft.drafters.train.compact:prepare_compact",
     "eagle": "quickdraft.drafters.train.eagle:prepare_eagle",
+    "falcon": "quickdraft.drafters.train.falcon:prepare_falcon",
     "hydra": "quickdraft.drafters.train.hydra:prepare_hydra",
     "medusa": "quickdraft.drafters.train.medusa:prepare_medusa",
 }

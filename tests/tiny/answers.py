@@ -23,7 +23,7 @@ from tiny.toy_backend import (
     toy_source,
     toy_spec,
 )
-from tiny.toy_head import ToyHead
+from tiny.toy_head import ToyFalcon, ToyHead
 from tiny.toy_heads_ahead import ToyHydra, ToyMedusa
 
 from quickdraft.device_profiles.curve import Curve
@@ -49,6 +49,9 @@ FLAT = Curve((1, 2, 4, 8, 16, 32), (1.0, 1.02, 1.05, 1.1, 1.2, 1.6))
 STEEP = Curve((1, 2, 4, 8), (1.0, 1.8, 3.4, 6.6))
 """Drafting pays nearly never."""
 
+FOLLOWING = {"eagle": ToyHead, "falcon": ToyFalcon}
+"""Heads by the name of their part."""
+
 NEEDED = {"small_model": {"model": "toy"}, "auxiliary": {"part": "toy"}}
 """Options without which a drafter cannot be opened."""
 
@@ -63,6 +66,10 @@ def open_source(
         similar = lambda tokens: logits(tokens) + noise(tokens)  # noqa: E731
         return BackendDraftModel(ToyBackend(similar, toy_spec(vocab, CONTEXT)), vocab)
 
+    def similar_head(kind: type[ToyHead]) -> ToyHead:
+        noise = hashed(vocab, markov=0.0, scale=1.5)
+        return kind(lambda tokens: 3 * (logits(tokens) + noise(tokens)), vocab, CONTEXT)
+
     def open_head(name: str) -> ToyHead | ToyMedusa | ToyHydra | BackendHead:
         if name == "compact":
             return _compact(logits, vocab)
@@ -72,8 +79,7 @@ def open_source(
             return ToyMedusa(vocab, CONTEXT)
         if name.startswith("hydra-"):
             return ToyHydra(int(name.removeprefix("hydra-")), vocab, CONTEXT)
-        noise = hashed(vocab, markov=0.0, scale=1.5)
-        return ToyHead(lambda tokens: 3 * (logits(tokens) + noise(tokens)), vocab, CONTEXT)
+        return similar_head(FOLLOWING[name])
 
     context = DrafterContext(vocab, CONTEXT, open_model=open_model, open_head=open_head)
     source: DrafterSource = lookup("drafter", ALL, name)(

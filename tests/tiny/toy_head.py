@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,9 +26,10 @@ class ToyHead:
     features = 2 * WIDTH
 
     def __init__(self, logits_of: LogitsOf, vocab: int, context_length: int) -> None:
-        self.details = {"kind": "eagle", "hidden_states": [1], "state": 1}
+        self.details: dict[str, Any] = {"kind": "eagle", "hidden_states": [1], "state": 1}
         self.context_length = context_length
         self.closed = False
+        self.vocab = vocab
         self.steps: list[tuple[list[int], list[int], NDArray[np.float32]]] = []
         self._backend = ToyBackend(logits_of, toy_spec(vocab, context_length))
 
@@ -54,3 +56,29 @@ class ToyHead:
 
     def close(self) -> None:
         self.closed = True
+
+
+class ToyFalcon(ToyHead):
+    """Says a block of BLOCK tokens; token k of it is what it says next, moved on by k."""
+
+    BLOCK = 2
+
+    def __init__(self, logits_of: LogitsOf, vocab: int, context_length: int) -> None:
+        super().__init__(logits_of, vocab, context_length)
+        self.details |= {"kind": "falcon", "block": self.BLOCK}
+
+    def step(
+        self,
+        tree: Tree,
+        cache: ContiguousCache,
+        features: NDArray[np.float32],
+        rows: Sequence[int],
+    ) -> HeadOutput:
+        """State k of a row holds the row's token and k."""
+        places, depths = np.asarray(rows) % len(tree), np.asarray(rows) // len(tree)
+        said = super().step(tree, cache, features, places.tolist())
+        ids = (said.ids + depths[:, None]) % self.vocab
+        states = [said.states.copy() for _ in range(self.BLOCK)]
+        for depth, each in enumerate(states):
+            each[:, 1] = depth
+        return HeadOutput(ids, said.log_probs, np.concatenate(states, 1))
