@@ -63,10 +63,10 @@ class GrowingTree:
             node = self.parent[node]
         return nodes[::-1]
 
-    def subtree(self, nodes: Iterable[int]) -> tuple[list[int], Tree]:
-        """All nodes below the root that lead to these, ascending, and the tree that they make
-        without the root."""
-        kept = sorted({node for end in nodes for node in self.path(end)})
+    def subtree(self, nodes: Iterable[int], *, root: bool = False) -> tuple[list[int], Tree]:
+        """All nodes below the root that lead to these, ascending, and the tree that they make;
+        root: with the root."""
+        kept = sorted({node for end in nodes for node in self.path(end)} | ({0} if root else set()))
         return kept, self._tree(kept)
 
     def draft(self, budget: int) -> Draft:

@@ -81,6 +81,7 @@ DRAFTERS: Mapping[str, str] = {
     "shallow": "quickdraft.drafters.shallow:open_shallow",
     "eagle": "quickdraft.drafters.eagle:open_eagle",
     "falcon": "quickdraft.drafters.falcon:open_falcon",
+    "clover": "quickdraft.drafters.clover:open_clover",
     "medusa": "quickdraft.drafters.medusa:open_medusa",
     "hydra": "quickdraft.drafters.hydra:open_hydra",
 }
@@ -89,6 +90,7 @@ TRAINED: Mapping[str, str] = {
     "compact": "quickdraft.export.heads.compact:attach_compact",
     "eagle": "quickdraft.export.heads.eagle:attach_eagle",
     "falcon": "quickdraft.export.heads.falcon:attach_falcon",
+    "clover": "quickdraft.export.heads.clover:attach_clover",
     "medusa": "quickdraft.export.heads.medusa:attach_medusa",
     "hydra": "quickdraft.export.heads.hydra:attach_hydra",
 }

@@ -55,6 +55,7 @@ Raises:
 """
 
 KINDS: Mapping[str, str] = {
+    "clover": "quickdraft.drafters.train.clover:prepare_clover",
     "compact": "quickdraft.drafters.train.compact:prepare_compact",
     "eagle": "quickdraft.drafters.train.eagle:prepare_eagle",
     "falcon": "quickdraft.drafters.train.falcon:prepare_falcon",

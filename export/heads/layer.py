@@ -89,14 +89,14 @@ def layer_spec(kind: str, target: DecoderSpec, mlp_width: int, vocab_size: int) 
 def layer_weights(
     target: Target, own: Mapping[str, Weight], tokens: NDArray[np.int64], name: str
 ) -> DecoderWeights:
-    """The layer among a head's own weights, its `final_norm`, and of the target the embedding and
-    the rows of the output matrix that are `tokens`."""
+    """The layer among a head's own weights, its `final_norm` if there is one, and of the target the
+    embedding and the rows of the output matrix that are `tokens`."""
     linears: dict[str, Any] = {key: Linear(own[key]) for key in _LINEARS}
     norms: dict[str, Any] = {key: Norm(own[key]) for key in _NORMS}
     return DecoderWeights(
         embedding=target.weights.embedding,
         layers=(LayerWeights(**linears, **norms),),
-        final_norm=Norm(own["final_norm"]),
+        final_norm=Norm(own["final_norm"]) if "final_norm" in own else None,
         head=trimmed_head(target.weights.head, tokens, name),
     )
 

@@ -23,7 +23,7 @@ from tiny.toy_backend import (
     toy_source,
     toy_spec,
 )
-from tiny.toy_head import ToyFalcon, ToyHead
+from tiny.toy_head import ToyClover, ToyFalcon, ToyHead
 from tiny.toy_heads_ahead import ToyHydra, ToyMedusa
 
 from quickdraft.device_profiles.curve import Curve
@@ -49,7 +49,12 @@ FLAT = Curve((1, 2, 4, 8, 16, 32), (1.0, 1.02, 1.05, 1.1, 1.2, 1.6))
 STEEP = Curve((1, 2, 4, 8), (1.0, 1.8, 3.4, 6.6))
 """Drafting pays nearly never."""
 
-FOLLOWING = {"eagle": ToyHead, "falcon": ToyFalcon}
+FOLLOWING = {
+    "eagle": ToyHead,
+    "falcon": ToyFalcon,
+    "clover-1": ToyClover,
+    "clover-2": ToyClover,
+}
 """Heads by the name of their part."""
 
 NEEDED = {"small_model": {"model": "toy"}, "auxiliary": {"part": "toy"}}

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tiny.checkpoint import tiny_checkpoint
 
 from quickdraft.export.emitters.base import Part
-from quickdraft.export.heads import eagle, falcon
+from quickdraft.export.heads import clover, eagle, falcon
 from quickdraft.export.heads.parts import as_weights
 from quickdraft.export.pipeline import export_checkpoint
 from quickdraft.export.trained import Target, Trained, write_trained
@@ -42,8 +42,15 @@ class Kind:
 _SIZES = {"mlp_width": 64, "vocab_size": VOCAB}
 _TWO = eagle.EagleSettings((1, 2), **_SIZES, name="two", two_outputs=True)
 _FALCON = falcon.FalconSettings((1, 2), **_SIZES, block=3)
+_CLOVER = clover.CloverSettings(**_SIZES)
 
 KINDS: dict[str, Kind] = {
+    "clover": Kind(
+        vars(_CLOVER),
+        lambda target: clover.initial_weights(target, _CLOVER, TOKENS, seed=5),
+        clover.attach_clover,
+        [({"vocab_size": 95}, "tokens"), ({"mlp_width": 32}, "block_gate")],
+    ),
     "eagle": Kind(
         vars(_TWO) | {"hidden_states": [1, 2]},
         lambda target: eagle.initial_weights(target, _TWO, TOKENS, seed=5),

@@ -46,7 +46,9 @@ class ToyHead:
         assert features.shape == (len(tree), self.features)
         assert features.dtype == np.float32
         told, own = features[:, :WIDTH], features[:, WIDTH:]
-        assert not (told.any(axis=1) & own.any(axis=1)).any(), "states of the target and its own"
+        assert self.features == WIDTH or not (told.any(axis=1) & own.any(axis=1)).any(), (
+            "states of the target and its own"
+        )
         self.steps.append((tree.tokens.tolist(), tree.parent.tolist(), features.copy()))
         logits = self._backend.step(tree, cache, np.asarray(rows, np.int64)).logits
         top = top_tokens(logits, min(8, logits.shape[1]))
@@ -82,3 +84,14 @@ class ToyFalcon(ToyHead):
         for depth, each in enumerate(states):
             each[:, 1] = depth
         return HeadOutput(ids, said.log_probs, np.concatenate(states, 1))
+
+
+class ToyClover(ToyHead):
+    """Block and cell. The cell sees nothing but its path and the state before it; of a row it says
+    what `logits_of` says of the tokens of the path."""
+
+    features = WIDTH
+
+    def __init__(self, logits_of: LogitsOf, vocab: int, context_length: int) -> None:
+        super().__init__(logits_of, vocab, context_length)
+        self.details |= {"kind": "clover"}
