@@ -91,6 +91,7 @@ TRAINED: Mapping[str, str] = {
     "eagle": "quickdraft.export.heads.eagle:attach_eagle",
     "falcon": "quickdraft.export.heads.falcon:attach_falcon",
     "clover": "quickdraft.export.heads.clover:attach_clover",
+    "judge": "quickdraft.export.heads.judge:attach_judge",
     "medusa": "quickdraft.export.heads.medusa:attach_medusa",
     "hydra": "quickdraft.export.heads.hydra:attach_hydra",
 }

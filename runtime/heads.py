@@ -96,27 +96,34 @@ class BackendHead:
 
 
 def open_head(
-    folder: Path, manifest: Manifest, target: Backend, threads: int | None, name: str
+    folder: Path,
+    manifest: Manifest,
+    target: Backend,
+    threads: int | None,
+    name: str | None,
+    role: Role | None = None,
 ) -> BackendHead:
-    """Load the head, draft or auxiliary model `name` of a bundle for its loaded target.
+    """Load the head, draft or auxiliary model `name` of a bundle for its loaded target. role: what
+    else it is; the first of that where there is no name.
 
     Raises:
         InputError: the bundle has no such part for the backend, or its target does not put out
             what the head reads.
         BundleError: its files are damaged. BackendError: it cannot run here.
     """
-    auxiliaries = {variant.name for variant in parts(manifest, target.name, "auxiliary")}
-    role: Role = "auxiliary" if name in auxiliaries else "drafter"
+    if role is None:
+        auxiliaries = {variant.name for variant in parts(manifest, target.name, "auxiliary")}
+        role = "auxiliary" if name in auxiliaries else "drafter"
     variant = find_part(manifest, target.name, role, name)
     offered = opened_variant(manifest, target).step.hidden_states
     missing = [k for k in variant.details.get("hidden_states", ()) if k not in offered]
     if missing:
         raise InputError(
-            f"the draft {name!r} of {manifest.source.name} reads the hidden states after "
+            f"the {role} {variant.name!r} of {manifest.source.name} reads the hidden states after "
             f"{missing[0]} layers, which the model does not put out; export it again with both"
         )
     token_map = read_token_map(folder, variant, manifest.model.vocab_size)
-    backend = open_part(folder, manifest, target.name, role, name, threads)
+    backend = open_part(folder, manifest, target.name, role, variant.name, threads)
     return BackendHead(backend, variant, token_map, manifest.model.vocab_size)
 
 

@@ -60,6 +60,7 @@ KINDS: Mapping[str, str] = {
     "eagle": "quickdraft.drafters.train.eagle:prepare_eagle",
     "falcon": "quickdraft.drafters.train.falcon:prepare_falcon",
     "hydra": "quickdraft.drafters.train.hydra:prepare_hydra",
+    "judge": "quickdraft.drafters.train.judge:prepare_judge",
     "medusa": "quickdraft.drafters.train.medusa:prepare_medusa",
 }
 """Also the kinds of trained parts in registry.TRAINED."""

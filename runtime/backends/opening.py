@@ -33,7 +33,11 @@ OPENS: dict[str, tuple[TargetFormat, Flavour | None]] = {
 elsewhere is given the first variant, and refuses what it cannot open."""
 _ADAPTED = {"onnxruntime": "onnxruntime_adapted", "openvino": "openvino_adapted"}
 """Which backend stands in for another where the graphs are other exporters'."""
-_TRAINED_BY: Mapping[Role, str] = {"auxiliary": "predictor", "predictor": "predictor"}
+_TRAINED_BY: Mapping[Role, str] = {
+    "auxiliary": "predictor",
+    "predictor": "predictor",
+    "judge": "draft --kind judge",
+}
 """What of `quickdraft train` makes parts of a role, where it is not `draft`."""
 
 _log = logging.getLogger(__name__)

@@ -32,6 +32,7 @@ SIZES: Mapping[str, Mapping[str, Any]] = {
     "eagle": _STREAMS,
     "falcon": _STREAMS,
     "hydra": _AHEAD,
+    "judge": {"length": 64, "rows": 4, "common": 24, "dtype": "float32"},
     "medusa": _AHEAD,
 }
 """Options by kind, for a model of this size."""
