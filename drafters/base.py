@@ -177,6 +177,12 @@ class HeadModel(DraftModel, Protocol):
         """One step over the committed cache; keys and values are staged. features: float32
         [n, features]; rows: the m nodes that are asked. Valid until the next step."""
 
+    def whole(
+        self, tree: Tree, cache: Any, features: NDArray[np.float32] | None, rows: Sequence[int]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """The same, with all logits as of `logits`, and the states of all rows. features: None
+        where `features` is 0."""
+
     def close(self) -> None:
         """Release it."""
 

@@ -14,7 +14,13 @@ from quickdraft.drafters.tree import Tree
 from quickdraft.errors import InputError
 from quickdraft.kvcache.memory import Memory
 from quickdraft.manifest import Manifest, Role, Variant
-from quickdraft.runtime.backends.base import Backend, HeadBackend, Seq2SeqBackend, TopTokens
+from quickdraft.runtime.backends.base import (
+    Backend,
+    HeadBackend,
+    Seq2SeqBackend,
+    StepOutput,
+    TopTokens,
+)
 from quickdraft.runtime.backends.opening import (
     find_part,
     open_part,
@@ -72,9 +78,12 @@ class BackendHead:
         output = self._backend.step(tree, cache, wanted, full_logits=False, features=features)
         top = output.top if output.top is not None else _top(output.logits)
         ids = top.ids if self._token_map is None else self._token_map[top.ids]
+        return HeadOutput(ids, top.values - top.log_sum[:, None], self._joined(output))
+
+    def _joined(self, output: StepOutput) -> NDArray[np.float32]:
+        """Its states, one beside another."""
         states = [output.hidden_states[number] for number in self._states] or [self._none]
-        joined = states[0] if len(states) == 1 else np.concatenate(states, axis=1)
-        return HeadOutput(ids, top.values - top.log_sum[:, None], joined)
+        return states[0] if len(states) == 1 else np.concatenate(states, axis=1)
 
     def logits(self, tree: Tree, cache: Any, rows: Sequence[int]) -> NDArray[np.float32]:
         """float32 [len(rows), vocabulary of the target]; tokens that it cannot draft have -inf.
@@ -83,12 +92,23 @@ class BackendHead:
         Raises:
             ContextOverflow, BackendError: as steps of the backend.
         """
-        logits = self._backend.step(tree, cache, np.asarray(rows, np.int64)).logits
+        return self.whole(tree, cache, None, rows)[0]
+
+    def whole(
+        self, tree: Tree, cache: Any, features: NDArray[np.float32] | None, rows: Sequence[int]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """All logits of a step, and its states; see drafters.base.HeadModel.
+
+        Raises:
+            ContextOverflow, BackendError: as steps of the backend.
+        """
+        wanted = np.asarray(rows, np.int64)
+        output = self._backend.step(tree, cache, wanted, features=features)
         if self._token_map is None:
-            return logits
-        spread = np.full((len(logits), self.vocab_size), -np.inf, np.float32)
-        spread[:, self._token_map] = logits
-        return spread
+            return output.logits, self._joined(output)
+        spread = np.full((len(output.logits), self.vocab_size), -np.inf, np.float32)
+        spread[:, self._token_map] = output.logits
+        return spread, self._joined(output)
 
     def close(self) -> None:
         """Release the head."""

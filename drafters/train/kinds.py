@@ -62,5 +62,6 @@ KINDS: Mapping[str, str] = {
     "hydra": "quickdraft.drafters.train.hydra:prepare_hydra",
     "judge": "quickdraft.drafters.train.judge:prepare_judge",
     "medusa": "quickdraft.drafters.train.medusa:prepare_medusa",
+    "nested": "quickdraft.drafters.train.nested:prepare_nested",
 }
 """Also the kinds of trained parts in registry.TRAINED."""

@@ -25,6 +25,7 @@ from tiny.toy_backend import (
 )
 from tiny.toy_head import ToyClover, ToyFalcon, ToyHead
 from tiny.toy_heads_ahead import ToyHydra, ToyMedusa
+from tiny.toy_nested import ToyNested
 
 from quickdraft.device_profiles.curve import Curve
 from quickdraft.drafters.base import DrafterContext, DrafterSource, DraftModel
@@ -75,11 +76,15 @@ def open_source(
         noise = hashed(vocab, markov=0.0, scale=1.5)
         return kind(lambda tokens: 3 * (logits(tokens) + noise(tokens)), vocab, CONTEXT)
 
-    def open_head(name: str) -> ToyHead | ToyMedusa | ToyHydra | BackendHead:
+    def open_head(name: str) -> ToyHead | ToyMedusa | ToyHydra | ToyNested | BackendHead:
         if name == "compact":
             return _compact(logits, vocab)
         if name == "toy":
             return _auxiliary(logits, vocab)
+        if name.startswith("nested-"):
+            number = int(name.removeprefix("nested-"))
+            law = lambda tokens: number * logits(tokens)  # noqa: E731
+            return ToyNested(number, law, vocab, CONTEXT)
         if name == "medusa":
             return ToyMedusa(vocab, CONTEXT)
         if name.startswith("hydra-"):

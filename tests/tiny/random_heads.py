@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from tiny.checkpoint import tiny_checkpoint
 
 from quickdraft.export.emitters.base import Part
-from quickdraft.export.heads import clover, eagle, falcon
+from quickdraft.export.heads import clover, compact, eagle, falcon, nested
+from quickdraft.export.heads.layer import random_weights
 from quickdraft.export.heads.parts import as_weights
 from quickdraft.export.pipeline import export_checkpoint
 from quickdraft.export.trained import Target, Trained, write_trained
@@ -43,6 +44,15 @@ _SIZES = {"mlp_width": 64, "vocab_size": VOCAB}
 _TWO = eagle.EagleSettings((1, 2), **_SIZES, name="two", two_outputs=True)
 _FALCON = falcon.FalconSettings((1, 2), **_SIZES, block=3)
 _CLOVER = clover.CloverSettings(**_SIZES)
+_NESTED = nested.NestedSettings(
+    (1, 3), compact.CompactSettings(3, 32, 2, 1, 16, 64, 16, VOCAB, name="nested")
+)
+
+
+def _nested(target: Target) -> Tensors:
+    made = random_weights(compact.tensor_shapes(target.spec, _NESTED.shape), 5)
+    return {**made, "tokens": TOKENS}
+
 
 KINDS: dict[str, Kind] = {
     "clover": Kind(
@@ -62,6 +72,12 @@ KINDS: dict[str, Kind] = {
         lambda target: falcon.initial_weights(target, _FALCON, TOKENS, seed=5),
         falcon.attach_falcon,
         [({"block": 9}, "block"), ({"hidden_states": [2, 1]}, "hidden_states")],
+    ),
+    "nested": Kind(
+        _NESTED.values(),
+        _nested,
+        nested.attach_nested,
+        [({"exits": [1, 2]}, "exits"), ({"exits": [3, 1]}, "exits"), ({"width": 33}, "embed")],
     ),
 }
 

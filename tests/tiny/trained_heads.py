@@ -34,6 +34,10 @@ SIZES: Mapping[str, Mapping[str, Any]] = {
     "hydra": _AHEAD,
     "judge": {"length": 64, "rows": 4, "common": 24, "dtype": "float32"},
     "medusa": _AHEAD,
+    "nested": {
+        **{name: value for name, value in _ALL.items() if name != "keep"},
+        **{"exits": "1,2", "width": 32, "head_dim": 32, "window": 32, "dtype": "float32"},
+    },
 }
 """Options by kind, for a model of this size."""
 
