@@ -55,6 +55,7 @@ Raises:
 """
 
 KINDS: Mapping[str, str] = {
+    "chimera": "quickdraft.drafters.train.chimera:prepare_chimera",
     "clover": "quickdraft.drafters.train.clover:prepare_clover",
     "compact": "quickdraft.drafters.train.compact:prepare_compact",
     "eagle": "quickdraft.drafters.train.eagle:prepare_eagle",

@@ -23,7 +23,7 @@ from tiny.toy_backend import (
     toy_source,
     toy_spec,
 )
-from tiny.toy_head import ToyClover, ToyFalcon, ToyHead
+from tiny.toy_head import ToyChimera, ToyClover, ToyFalcon, ToyHead
 from tiny.toy_heads_ahead import ToyHydra, ToyMedusa
 from tiny.toy_nested import ToyNested
 
@@ -53,6 +53,7 @@ STEEP = Curve((1, 2, 4, 8), (1.0, 1.8, 3.4, 6.6))
 FOLLOWING = {
     "eagle": ToyHead,
     "falcon": ToyFalcon,
+    "chimera": ToyChimera,
     "clover-1": ToyClover,
     "clover-2": ToyClover,
 }

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tiny.checkpoint import tiny_checkpoint
 
 from quickdraft.export.emitters.base import Part
-from quickdraft.export.heads import clover, compact, eagle, falcon, nested
+from quickdraft.export.heads import chimera, clover, compact, eagle, falcon, nested
 from quickdraft.export.heads.layer import random_weights
 from quickdraft.export.heads.parts import as_weights
 from quickdraft.export.pipeline import export_checkpoint
@@ -43,6 +43,7 @@ class Kind:
 _SIZES = {"mlp_width": 64, "vocab_size": VOCAB}
 _TWO = eagle.EagleSettings((1, 2), **_SIZES, name="two", two_outputs=True)
 _FALCON = falcon.FalconSettings((1, 2), **_SIZES, block=3)
+_CHIMERA = chimera.ChimeraSettings(**_SIZES)
 _CLOVER = clover.CloverSettings(**_SIZES)
 _NESTED = nested.NestedSettings(
     (1, 3), compact.CompactSettings(3, 32, 2, 1, 16, 64, 16, VOCAB, name="nested")
@@ -55,6 +56,12 @@ def _nested(target: Target) -> Tensors:
 
 
 KINDS: dict[str, Kind] = {
+    "chimera": Kind(
+        vars(_CHIMERA),
+        lambda target: chimera.initial_weights(target, _CHIMERA, TOKENS, seed=5),
+        chimera.attach_chimera,
+        [({"vocab_size": 1}, "vocab_size"), ({"mlp_width": 32}, "gate")],
+    ),
     "clover": Kind(
         vars(_CLOVER),
         lambda target: clover.initial_weights(target, _CLOVER, TOKENS, seed=5),

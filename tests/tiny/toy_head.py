@@ -46,7 +46,7 @@ class ToyHead:
         assert features.shape == (len(tree), self.features)
         assert features.dtype == np.float32
         told, own = features[:, :WIDTH], features[:, WIDTH:]
-        assert self.features == WIDTH or not (told.any(axis=1) & own.any(axis=1)).any(), (
+        assert self.features != 2 * WIDTH or not (told.any(axis=1) & own.any(axis=1)).any(), (
             "states of the target and its own"
         )
         self.steps.append((tree.tokens.tolist(), tree.parent.tolist(), features.copy()))
@@ -95,3 +95,13 @@ class ToyClover(ToyHead):
     def __init__(self, logits_of: LogitsOf, vocab: int, context_length: int) -> None:
         super().__init__(logits_of, vocab, context_length)
         self.details |= {"kind": "clover"}
+
+
+class ToyChimera(ToyHead):
+    """Reads the states after layer 1 twice, once in place of embeddings."""
+
+    features = 3 * WIDTH
+
+    def __init__(self, logits_of: LogitsOf, vocab: int, context_length: int) -> None:
+        super().__init__(logits_of, vocab, context_length)
+        self.details |= {"kind": "chimera", "hidden_states": [1, 1]}

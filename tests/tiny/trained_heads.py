@@ -27,6 +27,7 @@ _STREAMS = {**_ALONG, "hidden_states": "0,2"}
 _COMPACT = {**_ALL, "layers": 1, "width": 32, "head_dim": 32, "window": 32, "dtype": "float32"}
 
 SIZES: Mapping[str, Mapping[str, Any]] = {
+    "chimera": _ALONG,
     "clover": _ALONG,
     "compact": _COMPACT,
     "eagle": _STREAMS,

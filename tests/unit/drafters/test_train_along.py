@@ -21,13 +21,19 @@ pytestmark = pytest.mark.torch
 RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "fspad": ("eagle", {"sampling_width": 16, "two_outputs": True, "align": 1.0}),
     "falcon": ("falcon", {}),
+    "chimera": ("chimera", {"heads": 3}),
     "clover": ("clover", {"heads": 3, "align": 0.5}),
 }
 STEPS, RATE = 120, 0.02
 # What is said of the first token after a row that the head has read, and of every one.
-LEAST = {"fspad": (0.95, 0.95), "clover": (0.95, 0.95), "falcon": (0.95, LIKELY - 0.12)}
+LEAST = {
+    "fspad": (0.95, 0.95),
+    "clover": (0.95, 0.95),
+    "chimera": (0.95, 0.95),
+    "falcon": (0.95, LIKELY - 0.12),
+}
 # Tokens per step of a greedy and of a drawn answer.
-SPEED = {"fspad": (3.0, 1.2), "clover": (3.0, 1.2), "falcon": (2.0, 1.2)}
+SPEED = {"fspad": (3.0, 1.2), "clover": (3.0, 1.2), "chimera": (3.0, 1.2), "falcon": (2.0, 1.2)}
 
 
 @pytest.mark.parametrize("name", RUNS)
