@@ -103,7 +103,8 @@ class BackendHead:
             ContextOverflow, BackendError: as steps of the backend.
         """
         wanted = np.asarray(rows, np.int64)
-        output = self._backend.step(tree, cache, wanted, features=features)
+        given: dict[str, Any] = {} if features is None else {"features": features}
+        output = self._backend.step(tree, cache, wanted, **given)
         if self._token_map is None:
             return output.logits, self._joined(output)
         spread = np.full((len(output.logits), self.vocab_size), -np.inf, np.float32)
