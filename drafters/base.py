@@ -153,7 +153,8 @@ class HeadOutput(NamedTuple):
     """What a head makes of m rows.
 
     ids: int64 [m, t], the target's tokens, likeliest first; log_probs: float32 [m, t], over the
-    head's vocabulary. states: float32 [n, hidden] of all rows; empty where the head offers none.
+    head's vocabulary. states: float32 [n, hidden] of all rows, where it offers several one beside
+    another; empty where the head offers none.
     """
 
     ids: NDArray[np.int64]
@@ -185,6 +186,12 @@ class HeadModel(DraftModel, Protocol):
     ) -> HeadOutput:
         """One step over the committed cache; keys and values are staged. features: float32
         [n, features]; rows: the m nodes that are asked. Valid until the next step."""
+
+    def whole(
+        self, tree: Tree, cache: Any, features: NDArray[np.float32] | None, rows: Sequence[int]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """The same, with all logits as of `logits`, and the states of all rows. features: None
+        where `features` is 0."""
 
     def close(self) -> None:
         """Release it."""

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from quickdraft.drafters import small_model
 from quickdraft.drafters.base import DrafterContext, DrafterSource
 from quickdraft.drafters.options import checked
-from quickdraft.errors import OptionError
+from quickdraft.drafters.parts import open_own
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,7 @@ def open_compact(context: DrafterContext, options: Mapping[str, Any]) -> Drafter
         InputError: the bundle has no such part.
     """
     chosen = checked(CompactOptions, "compact", options)
-    if context.open_head is None:
-        raise OptionError("drafter compact is a part of its model's bundle, and there is none here")
-    model = context.open_head(chosen.part)
-    if model.details.get("kind") != "compact":
-        raise OptionError(
-            f"part of drafter compact is {chosen.part!r}, which is no draft of this kind; name one"
-        )
+    model = open_own(context, "compact", chosen.part)
     values = dataclasses.asdict(chosen)
     settings = small_model.SmallModelOptions(model=values.pop("part"), **values)
     return small_model.drafts_of("compact", model, settings)

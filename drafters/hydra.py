@@ -22,17 +22,13 @@ from quickdraft.drafters.base import (
     HeadModel,
     Observation,
 )
-from quickdraft.drafters.levels import GrowingTree
+from quickdraft.drafters.following import likelihoods
+from quickdraft.drafters.levels import GRADES, LEAST, GrowingTree
 from quickdraft.drafters.options import checked
+from quickdraft.drafters.parts import open_own
 from quickdraft.drafters.tree import Tree
-from quickdraft.errors import OptionError
 
 Floats = NDArray[np.float32]
-
-LEAST = 0.02
-"""A path that is less likely is not worth a look."""
-GRADES = (0.03, 0.1, 0.2, 0.35, 0.5, 0.65, 0.78, 0.86, 0.93, 0.97)
-"""By the probability that a head gives a node (see quickdraft.drafters.levels)."""
 
 
 @dataclass(frozen=True)
@@ -55,15 +51,9 @@ def open_hydra(context: DrafterContext, options: Mapping[str, Any]) -> DrafterSo
         InputError: the bundle has no such parts, or its target puts out no hidden states for them.
     """
     chosen = checked(HydraOptions, "hydra", options)
-    if context.open_head is None:
-        raise OptionError("drafter hydra is a part of its model's bundle, and there is none here")
-    heads = [context.open_head(f"{chosen.part}-1")]
-    if heads[0].details.get("kind") != "hydra":
-        raise OptionError(
-            f"part of drafter hydra is {chosen.part!r}, which are no heads of this kind; name some"
-        )
+    heads = [open_own(context, "hydra", chosen.part, "-1")]
     count, (layer,) = heads[0].details["heads"], heads[0].details["hidden_states"]
-    heads += [context.open_head(f"{chosen.part}-{number}") for number in range(2, count + 1)]
+    heads += [open_own(context, "hydra", chosen.part, f"-{k}") for k in range(2, count + 1)]
     return DrafterSource(
         "hydra", GRADES, lambda: Hydra(heads, layer, chosen), hidden=(layer,), costly=True
     )
@@ -108,7 +98,7 @@ class Hydra:
             tokens = Tree.chain([tree.tokens[node] for node in level])  # no row looks at another
             features = np.stack([before[node] for node in level])
             said = head.step(tokens, cache, features, range(len(level)))
-            sure = np.exp(np.minimum(said.log_probs[:, : options.width], 0.0)).tolist()
+            sure = likelihoods(said, options.width)
             known = [np.concatenate(pair) for pair in zip(features, said.states, strict=True)]
             for row, node in enumerate(level):
                 tree.add(node, zip(said.ids[row].tolist(), sure[row], strict=False), LEAST)

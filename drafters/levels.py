@@ -17,6 +17,10 @@ from quickdraft.drafters.tree import Tree
 
 SURE = (0.05, 0.15, 0.3, 0.45, 0.6, 0.75, 0.85, 0.92, 0.97)
 """Where the grades of nodes part, by the probability that a model gives them."""
+GRADES = (0.03, 0.1, 0.2, 0.35, 0.5, 0.65, 0.78, 0.86, 0.93, 0.97)
+"""How often nodes that a trained head proposes are accepted, by grade: to start from."""
+LEAST = 0.02
+"""A path that is less likely is not worth a look."""
 
 
 def grade(probability: float) -> int:
@@ -59,10 +63,10 @@ class GrowingTree:
             node = self.parent[node]
         return nodes[::-1]
 
-    def subtree(self, nodes: Iterable[int]) -> tuple[list[int], Tree]:
-        """All nodes below the root that lead to these, ascending, and the tree that they make
-        without the root."""
-        kept = sorted({node for end in nodes for node in self.path(end)})
+    def subtree(self, nodes: Iterable[int], *, root: bool = False) -> tuple[list[int], Tree]:
+        """All nodes below the root that lead to these, ascending, and the tree that they make;
+        root: with the root."""
+        kept = sorted({node for end in nodes for node in self.path(end)} | ({0} if root else set()))
         return kept, self._tree(kept)
 
     def draft(self, budget: int) -> Draft:

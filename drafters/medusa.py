@@ -23,15 +23,11 @@ from quickdraft.drafters.base import (
     Observation,
 )
 from quickdraft.drafters.best_first import Context, Successor, grow
-from quickdraft.drafters.levels import grade
+from quickdraft.drafters.levels import GRADES, LEAST, grade
 from quickdraft.drafters.options import checked
+from quickdraft.drafters.parts import open_own
 from quickdraft.drafters.tree import Tree
-from quickdraft.errors import OptionError
 
-LEAST = 0.02
-"""A path that is less likely is not worth a look."""
-GRADES = (0.03, 0.1, 0.2, 0.35, 0.5, 0.65, 0.78, 0.86, 0.93, 0.97)
-"""By the probability that a head gives a node (see quickdraft.drafters.levels)."""
 _NOT_YET = -1
 
 
@@ -52,13 +48,7 @@ def open_medusa(context: DrafterContext, options: Mapping[str, Any]) -> DrafterS
         InputError: the bundle has no such part, or its target puts out no hidden states for it.
     """
     chosen = checked(MedusaOptions, "medusa", options)
-    if context.open_head is None:
-        raise OptionError("drafter medusa is a part of its model's bundle, and there is none here")
-    head = context.open_head(chosen.part)
-    if head.details.get("kind") != "medusa":
-        raise OptionError(
-            f"part of drafter medusa is {chosen.part!r}, which is no head of this kind; name one"
-        )
+    head = open_own(context, "medusa", chosen.part)
     (layer,) = head.details["hidden_states"]
     return DrafterSource(
         "medusa", GRADES, lambda: Medusa(head, chosen.width), hidden=(layer,), costly=True

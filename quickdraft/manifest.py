@@ -54,7 +54,7 @@ MAX_MANIFEST_BYTES = 1 << 20
 MAX_MANIFEST_DEPTH = 32
 MAX_FILES = 1000
 
-Role = Literal["target", "drafter", "auxiliary", "predictor", "encoder"]
+Role = Literal["target", "drafter", "auxiliary", "predictor", "encoder", "judge"]
 TargetFormat = Literal["onnx", "openvino", "coreml", "reference"]
 Flavour = Literal["hotpath", "portable", "static", "adapted"]
 """adapted: a graph that another exporter wrote, used as it is (docs/adapters.md)."""

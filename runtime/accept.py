@@ -2,12 +2,13 @@
 
 A rule walks a tree from its root. At each node it asks for the target's distribution after that
 path, decides the next token, and goes on if the tree holds that token. Every rule decides one token
-more than it accepts. `greedy` and `sampled` change nothing about the answer; `typical` does.
+more than it accepts. `greedy` and `sampled` change nothing about the answer; `typical` and `judged`
+do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -38,6 +39,8 @@ Rule = Callable[[Tree, Mapping[int, Drawn], NodeDistribution, np.random.Generato
 
 def rule_for(config: GenerationConfig) -> Rule:
     """The rule an answer asks for."""
+    if config.acceptance == "judge":
+        return partial(judged, sample=config.do_sample, least=config.judge_threshold)
     if not config.do_sample:
         return greedy  # what `typical` comes to where all probability is on one token
     if config.acceptance == "typical":
@@ -55,8 +58,7 @@ def greedy(
     """Accept a node iff it is the most likely token after its parent (V1)."""
     path = [0]
     while True:
-        token = distribution(path).mode()
-        child = _child(tree, path[-1], token)
+        child, token = _likeliest(tree, path[-1], distribution(path))
         if child is None:
             return Accepted(path, token)
         path.append(child)
@@ -79,16 +81,41 @@ def sampled(
     """
     path = [0]
     while True:
-        p = distribution(path)
-        child = None
-        drawn = laws.get(path[-1])
-        if drawn is not None:
-            child, p = _recursive_rejection(tree, path[-1], drawn, p, rng)
+        child, token = _drawn(tree, path[-1], distribution(path), laws, rng)
         if child is None:
-            token = p.draw(rng)
-            child = _child(tree, path[-1], token)
-            if child is None:
-                return Accepted(path, token)
+            return Accepted(path, token)
+        path.append(child)
+
+
+def judged(
+    tree: Tree,
+    laws: Mapping[int, Drawn],
+    distribution: NodeDistribution,
+    rng: np.random.Generator,
+    *,
+    sample: bool,
+    least: float,
+    fine: Sequence[float] = (),
+) -> Accepted:
+    """Accept what `greedy`, or with `sample` `sampled`, accepts, and where that is none of the
+    children the one that the judge is surest of, if it is surer of it than `least` (V6; Bachmann et
+    al., Judge Decoding, arXiv 2501.19309). Lossy: tokens come that the target would not have said.
+
+    fine: by node, the judge's probability that its token will do; empty for a tree of one node.
+    """
+    path = [0]
+    while True:
+        p = distribution(path)
+        child, token = (
+            _drawn(tree, path[-1], p, laws, rng) if sample else _likeliest(tree, path[-1], p)
+        )
+        if child is None and path[-1] < len(tree) - 1:
+            children = tree.children(path[-1])
+            surest = max(children, key=lambda node: fine[node], default=None)
+            if surest is not None and fine[surest] > least:
+                child = surest
+        if child is None:
+            return Accepted(path, token)
         path.append(child)
 
 
@@ -122,6 +149,29 @@ def typical(
                 open_paths.append(([*path, child], log_probability + float(np.log(probability))))
     assert best is not None  # the root was visited  # noqa: S101
     return Accepted(best[2], best[3].draw(rng))
+
+
+def _likeliest(tree: Tree, node: int, p: Distribution) -> tuple[int | None, int]:
+    """The likeliest token after a node, and the child that carries it, if any."""
+    token = p.mode()
+    return _child(tree, node, token), token
+
+
+def _drawn(
+    tree: Tree,
+    node: int,
+    p: Distribution,
+    laws: Mapping[int, Drawn],
+    rng: np.random.Generator,
+) -> tuple[int | None, int]:
+    """The token after a node, drawn, and the child that carries it, if any."""
+    drawn = laws.get(node)
+    if drawn is not None:
+        child, p = _recursive_rejection(tree, node, drawn, p, rng)
+        if child is not None:
+            return child, int(tree.tokens[child])
+    token = p.draw(rng)
+    return _child(tree, node, token), token
 
 
 def _recursive_rejection(

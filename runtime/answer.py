@@ -61,7 +61,8 @@ class AnswerStream:
     """An answer to come.
 
     Raises:
-        InputError: the prompt is empty. ContextOverflow: it leaves no room for an answer.
+        InputError: the prompt is empty, or the bundle has no judge and one is asked for.
+        ContextOverflow: the prompt leaves no room for an answer.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class AnswerStream:
             None if config.max_time is None else started + config.max_time,
             cancel,
             self._writer.push,
+            model.judge.get() if config.acceptance == "judge" else None,
         )
 
     def run(self, session: Session) -> Iterator[Chunk]:
@@ -122,7 +124,8 @@ class AnswerStream:
         that was drawn, take something away from what the backend promises."""
         if predicted:
             return "lossy"
-        if self._config.acceptance == "typical" and self._config.do_sample:
+        acceptance = self._config.acceptance
+        if acceptance == "judge" or (acceptance == "typical" and self._config.do_sample):
             return "lossy"
         if any(step.drawn for step in steps):
             return "same_distribution"

@@ -57,6 +57,7 @@ def check_search(config: GenerationConfig, why: str) -> None:
         (bool(config.num_draft_tokens), "num_draft_tokens", "beams are not drafted; leave it out"),
         (config.prompt_lookup_num_tokens, "prompt_lookup_num_tokens", "leave it out"),
         (config.prefill != "exact", f"prefill {config.prefill}", "use exact"),
+        (config.acceptance != "exact", f"acceptance {config.acceptance}", "use exact"),
         (config.logprobs, "logprobs", "every answer has its score; leave it out"),
         (config.stop_strings, "stop_strings", "leave them out, or use eos_token_id"),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -15,8 +16,9 @@ from quickdraft.drafters.tree import Tree
 from quickdraft.errors import Cancelled
 from quickdraft.kvcache.memory import Source
 from quickdraft.runtime import clock
-from quickdraft.runtime.accept import NodeDistribution, rule_for
+from quickdraft.runtime.accept import NodeDistribution, Rule, judged, rule_for
 from quickdraft.runtime.backends.base import Backend, StepOutput
+from quickdraft.runtime.judge import Judge
 from quickdraft.runtime.metrics import StepRecord
 from quickdraft.runtime.plan import Emission, Plan
 from quickdraft.runtime.prediction import PredictionReport, Prefill
@@ -267,7 +269,8 @@ class Decoder:
         started = clock.now()
         proposal, offset = verified.proposal, verified.offset
         tree = proposal.tree
-        accepted = self._rule(tree, proposal.laws, self._distribution(verified), self._rng)
+        rule = self._rule if self._plan.judge is None else self._judged(verified, self._plan.judge)
+        accepted = rule(tree, proposal.laws, self._distribution(verified), self._rng)
         nodes = accepted.path[1:]
         decided = [*tree.tokens[nodes].tolist(), accepted.token] if nodes else [accepted.token]
         tokens, reason = self._cut(decided)
@@ -286,6 +289,15 @@ class Decoder:
         times = sampled - started, clock.now() - sampled
         record = _record(verified, nodes[: len(tokens)], tokens, times)
         return Emission(tuple(tokens), tuple(logprobs), record, reason)
+
+    def _judged(self, verified: _Verified, judge: Judge) -> Rule:
+        """The rule, with what the judge says of the drafted tokens."""
+        tree, offset = verified.proposal.tree, verified.offset
+        if len(tree) == 1:
+            return self._rule
+        rows = range(offset, offset + len(tree))
+        config, fine = self._plan.config, judge.verdicts(tree, verified.output, rows).tolist()
+        return partial(judged, sample=config.do_sample, least=config.judge_threshold, fine=fine)
 
     def _distribution(self, verified: _Verified) -> NodeDistribution:
         """The target's distribution after a path of nodes; penalties see the path's tokens."""

@@ -15,7 +15,7 @@ from quickdraft.errors import OptionError
 from quickdraft.runtime.beam_options import BEAM_OPTIONS, MAX_BEAMS, EarlyStopping, check_beams
 from quickdraft.runtime.prediction import Prefill
 
-Acceptance = Literal["exact", "typical"]
+Acceptance = Literal["exact", "typical", "judge"]
 
 MAX_NEW_TOKENS = 1 << 20
 MAX_STOP_STRINGS = 16
@@ -50,6 +50,7 @@ _FLOATS: Mapping[str, tuple[float, float, bool]] = {  # low, high, whether low i
     "max_time": (0.0, 1e7, False),
     "posterior_threshold": (0.0, 1.0, False),
     "posterior_alpha": (0.0, 1.0, False),
+    "judge_threshold": (0.0, 1.0, True),
     "length_penalty": (-16.0, 16.0, True),  # more would overflow a power of a length
     "diversity_penalty": (0.0, 1e6, True),
 }
@@ -88,10 +89,11 @@ class GenerationConfig:
     decoding. prompt_lookup_num_tokens: longest draft of prompt lookup (0 turns it off), and
     max_matching_ngram_size: longest n-gram it looks up; None leaves them to the drafter.
     acceptance: exact, or typical: lossy, it takes any draft whose probability is above the lower of
-    posterior_threshold and posterior_alpha * exp(-entropy). prefill_chunk_size: prompt tokens
-    per step. prefill: exact, or predicted or hybrid:N, lossy: keys and values of the prompt (of all
-    but its last N tokens) are predicted where the session holds none of it; with @NAME by that
-    predictor, with +refresh replaced by exact ones while the answer goes on.
+    posterior_threshold and posterior_alpha * exp(-entropy), or judge: lossy, it also takes a draft
+    of which the judge of the bundle is surer than judge_threshold. prefill_chunk_size: tokens of
+    the prompt per step. prefill: exact, or predicted or hybrid:N, lossy: keys and values of the
+    prompt (of all but its last N tokens) are predicted where the session holds none of it; with
+    @NAME by that predictor, with +refresh replaced by exact ones while the answer goes on.
     num_beams: more than one searches for the likeliest answers, undrafted; num_beam_groups of them
     differ from each other by diversity_penalty. length_penalty: answers are ranked by the sum of
     their log-probabilities over the length to this power. early_stopping: true ends as soon as
@@ -126,6 +128,7 @@ class GenerationConfig:
     acceptance: Acceptance = "exact"
     posterior_threshold: float = 0.09
     posterior_alpha: float = 0.3
+    judge_threshold: float = 0.5
     prefill_chunk_size: int = 256
     prefill: str = "exact"
     num_beams: int = 1
@@ -149,8 +152,8 @@ class GenerationConfig:
         if not isinstance(self.ignore_eos, bool):
             raise OptionError(f"ignore_eos is {self.ignore_eos!r}; it must be true or false")
         if self.acceptance not in get_args(Acceptance):
-            known = " or ".join(get_args(Acceptance))
-            raise OptionError(f"acceptance is {self.acceptance!r}; it must be {known}")
+            known = ", ".join(get_args(Acceptance))
+            raise OptionError(f"acceptance is {self.acceptance!r}; it must be one of {known}")
         if self.min_new_tokens > self.max_new_tokens:
             raise OptionError(
                 f"min_new_tokens is {self.min_new_tokens}, more than max_new_tokens "
@@ -183,13 +186,13 @@ class GenerationConfig:
         """The defaults of a bundle, read as transformers reads generation_config.json.
 
         Keys that are not ours and nulls are ignored; temperature counts only with do_sample. Nobody
-        gets a predicted prefill or several beams without asking for them.
+        gets a predicted prefill, a lossy rule or several beams without asking for them.
 
         Raises:
             OptionError: a known key has a bad value.
         """
         known = {k: v for k, v in generation.items() if k in OPTION_NAMES and v is not None}
-        for name in ("prefill", *BEAM_OPTIONS):
+        for name in ("prefill", "acceptance", *BEAM_OPTIONS):
             known.pop(name, None)
         if not _flag("do_sample", known.setdefault("do_sample", False)):
             known.pop("temperature", None)

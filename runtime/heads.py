@@ -14,7 +14,13 @@ from quickdraft.drafters.tree import Tree
 from quickdraft.errors import InputError
 from quickdraft.kvcache.memory import Memory
 from quickdraft.manifest import Manifest, Role, Variant
-from quickdraft.runtime.backends.base import Backend, HeadBackend, Seq2SeqBackend, TopTokens
+from quickdraft.runtime.backends.base import (
+    Backend,
+    HeadBackend,
+    Seq2SeqBackend,
+    StepOutput,
+    TopTokens,
+)
 from quickdraft.runtime.backends.opening import (
     find_part,
     open_part,
@@ -47,7 +53,8 @@ class BackendHead:
         self.context_length = backend.spec.context_length
         self._backend = backend
         self._token_map = token_map
-        self._state = int(variant.details.get("state", -1))
+        said = variant.details.get("state", ())
+        self._states: tuple[int, ...] = (said,) if isinstance(said, int) else tuple(said)
         self._none = np.zeros((0, backend.spec.hidden_size), np.float32)
 
     def new_cache(self) -> Any:
@@ -71,8 +78,12 @@ class BackendHead:
         output = self._backend.step(tree, cache, wanted, full_logits=False, features=features)
         top = output.top if output.top is not None else _top(output.logits)
         ids = top.ids if self._token_map is None else self._token_map[top.ids]
-        states = output.hidden_states.get(self._state, self._none)
-        return HeadOutput(ids, top.values - top.log_sum[:, None], states)
+        return HeadOutput(ids, top.values - top.log_sum[:, None], self._joined(output))
+
+    def _joined(self, output: StepOutput) -> NDArray[np.float32]:
+        """Its states, one beside another."""
+        states = [output.hidden_states[number] for number in self._states] or [self._none]
+        return states[0] if len(states) == 1 else np.concatenate(states, axis=1)
 
     def logits(self, tree: Tree, cache: Any, rows: Sequence[int]) -> NDArray[np.float32]:
         """float32 [len(rows), vocabulary of the target]; tokens that it cannot draft have -inf.
@@ -81,12 +92,24 @@ class BackendHead:
         Raises:
             ContextOverflow, BackendError: as steps of the backend.
         """
-        logits = self._backend.step(tree, cache, np.asarray(rows, np.int64)).logits
+        return self.whole(tree, cache, None, rows)[0]
+
+    def whole(
+        self, tree: Tree, cache: Any, features: NDArray[np.float32] | None, rows: Sequence[int]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """All logits of a step, and its states; see drafters.base.HeadModel.
+
+        Raises:
+            ContextOverflow, BackendError: as steps of the backend.
+        """
+        wanted = np.asarray(rows, np.int64)
+        given: dict[str, Any] = {} if features is None else {"features": features}
+        output = self._backend.step(tree, cache, wanted, **given)
         if self._token_map is None:
-            return logits
-        spread = np.full((len(logits), self.vocab_size), -np.inf, np.float32)
-        spread[:, self._token_map] = logits
-        return spread
+            return output.logits, self._joined(output)
+        spread = np.full((len(output.logits), self.vocab_size), -np.inf, np.float32)
+        spread[:, self._token_map] = output.logits
+        return spread, self._joined(output)
 
     def close(self) -> None:
         """Release the head."""
@@ -94,27 +117,34 @@ class BackendHead:
 
 
 def open_head(
-    folder: Path, manifest: Manifest, target: Backend, threads: int | None, name: str
+    folder: Path,
+    manifest: Manifest,
+    target: Backend,
+    threads: int | None,
+    name: str | None,
+    role: Role | None = None,
 ) -> BackendHead:
-    """Load the head, draft or auxiliary model `name` of a bundle for its loaded target.
+    """Load the head, draft or auxiliary model `name` of a bundle for its loaded target. role: what
+    else it is; the first of that where there is no name.
 
     Raises:
         InputError: the bundle has no such part for the backend, or its target does not put out
             what the head reads.
         BundleError: its files are damaged. BackendError: it cannot run here.
     """
-    auxiliaries = {variant.name for variant in parts(manifest, target.name, "auxiliary")}
-    role: Role = "auxiliary" if name in auxiliaries else "drafter"
+    if role is None:
+        auxiliaries = {variant.name for variant in parts(manifest, target.name, "auxiliary")}
+        role = "auxiliary" if name in auxiliaries else "drafter"
     variant = find_part(manifest, target.name, role, name)
     offered = opened_variant(manifest, target).step.hidden_states
     missing = [k for k in variant.details.get("hidden_states", ()) if k not in offered]
     if missing:
         raise InputError(
-            f"the draft {name!r} of {manifest.source.name} reads the hidden states after "
+            f"the {role} {variant.name!r} of {manifest.source.name} reads the hidden states after "
             f"{missing[0]} layers, which the model does not put out; export it again with both"
         )
     token_map = read_token_map(folder, variant, manifest.model.vocab_size)
-    backend = open_part(folder, manifest, target.name, role, name, threads)
+    backend = open_part(folder, manifest, target.name, role, variant.name, threads)
     return BackendHead(backend, variant, token_map, manifest.model.vocab_size)
 
 

@@ -29,6 +29,7 @@ from quickdraft.runtime.draft_model import BundleOpener
 from quickdraft.runtime.drafting import Drafting, DraftingSetup
 from quickdraft.runtime.generation import GenerationConfig
 from quickdraft.runtime.heads import BackendHead, open_head
+from quickdraft.runtime.judge import JudgeOfBundle
 from quickdraft.runtime.prediction import Prediction, Prefill
 from quickdraft.runtime.result import Chunk, Result
 from quickdraft.runtime.session import Session
@@ -84,6 +85,7 @@ class Model:
         self.open_head: Callable[[str], BackendHead] | None = None
         self.drafting = drafting or Drafting((), backend)
         self.prediction = prediction or Prediction(backend)
+        self.judge = JudgeOfBundle(Path(), manifest, backend, None)  # `open` knows the folder
 
     @classmethod
     def open(
@@ -132,6 +134,7 @@ class Model:
                 name=name,
                 degraded=opened.degraded,
             )
+            model.judge = JudgeOfBundle(folder, manifest, model.backend, threads)
             setup = drafting or DraftingSetup()
             model.open_bundle = setup.open_bundle
             model.open_head = partial(open_head, folder, manifest, model.backend, threads)
@@ -159,7 +162,7 @@ class Model:
         """Save what drafters keep, and release the model. Answers still running fail with
         BackendError."""
         with ExitStack() as stack:
-            for part in (self.backend, self.prediction, self.drafting):
+            for part in (self.backend, self.prediction, self.judge, self.drafting):
                 stack.callback(part.close)
 
     @property

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from quickdraft.runtime.backends.base import CancelToken
 from quickdraft.runtime.generation import GenerationConfig
+from quickdraft.runtime.judge import Judge
 from quickdraft.runtime.metrics import StepRecord
 from quickdraft.runtime.result import FinishReason, TokenLogprob
 
@@ -16,7 +17,8 @@ class Plan:
     """What one answer is bound by.
 
     eos_ids: end-of-text tokens. deadline: a moment of `runtime.clock.now`. ends_text: told each
-    token of the answer in order; true ends the answer with it (a stop string is complete).
+    token of the answer in order; true ends the answer with it (a stop string is complete). judge:
+    of the rule that has one.
     """
 
     config: GenerationConfig
@@ -24,6 +26,7 @@ class Plan:
     deadline: float | None = None
     cancel: CancelToken | None = None
     ends_text: Callable[[int], bool] = lambda token: False
+    judge: Judge | None = None
 
 
 @dataclass(frozen=True)

@@ -24,11 +24,9 @@ from quickdraft.drafters.train.judged import JudgedTrainee
 from quickdraft.drafters.train.kinds import Request
 from quickdraft.drafters.train.loop import Batch, LoopOptions, pick_dtype
 from quickdraft.drafters.train.target_states import TargetStates
-from quickdraft.export.checkpoints.base import WeightMap
 from quickdraft.export.emitters.base import Part
 from quickdraft.export.emitters.torch import TorchModel
 from quickdraft.export.heads.parts import HeadsSettings, trimmed_head
-from quickdraft.export.weights import dense_weight
 
 HELD_OUT_ROWS = 48
 """Rows of held-out text that an evaluation reads."""
@@ -201,8 +199,3 @@ def shifted(values: Tensor, by: int) -> Tensor:
 def mean(values: Tensor, mask: Tensor) -> Tensor:
     """Of the values where the mask says so."""
     return (values * mask).sum() / mask.sum().clamp(min=1)
-
-
-def as_weights(tensors: Mapping[str, NDArray[Any]]) -> WeightMap:
-    """Arrays as what a file would hold."""
-    return WeightMap({name: dense_weight(name, values) for name, values in tensors.items()})

@@ -15,10 +15,10 @@ from quickdraft.drafters.train.ahead import (
     Rows,
     ahead_loop,
     ahead_trainee,
-    as_weights,
 )
 from quickdraft.drafters.train.kinds import DraftTraining, Request
 from quickdraft.export.heads.hydra import EMBEDDING, KIND, hydra_parts, initial_weights
+from quickdraft.export.heads.parts import as_weights
 
 
 def prepare_hydra(request: Request) -> DraftTraining:

@@ -71,10 +71,15 @@ Raises:
 """
 
 KINDS: Mapping[str, str] = {
+    "chimera": "quickdraft.drafters.train.chimera:prepare_chimera",
+    "clover": "quickdraft.drafters.train.clover:prepare_clover",
     "compact": "quickdraft.drafters.train.compact:prepare_compact",
     "eagle": "quickdraft.drafters.train.eagle:prepare_eagle",
+    "falcon": "quickdraft.drafters.train.falcon:prepare_falcon",
     "hydra": "quickdraft.drafters.train.hydra:prepare_hydra",
+    "judge": "quickdraft.drafters.train.judge:prepare_judge",
     "medusa": "quickdraft.drafters.train.medusa:prepare_medusa",
+    "nested": "quickdraft.drafters.train.nested:prepare_nested",
 }
 """Also the kinds of trained parts in registry.TRAINED."""
 KINDS_WITH_ENCODER: Mapping[str, str] = {

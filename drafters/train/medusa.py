@@ -14,10 +14,10 @@ from quickdraft.drafters.train.ahead import (
     Rows,
     ahead_loop,
     ahead_trainee,
-    as_weights,
 )
 from quickdraft.drafters.train.kinds import DraftTraining, Request
 from quickdraft.export.heads.medusa import KIND, initial_weights, medusa_part
+from quickdraft.export.heads.parts import as_weights
 
 
 def prepare_medusa(request: Request) -> DraftTraining:

@@ -178,8 +178,7 @@ def decoder_layer(
     values as they are projected: before their norms, before rope.
     """
     normed = decoder_norm(ops, spec, x, layer.attention_norm)
-    attended = _attended(ops, spec, index, layer, normed, positions, projected)
-    mixed = _linear(ops, attended, layer.output)
+    mixed = decoder_attention(ops, spec, index, layer, normed, positions, projected)
     mixed = decoder_norm(ops, spec, mixed, layer.attention_post_norm)
     if spec.parallel:
         # Without a norm of its own, the MLP shares that of attention.
@@ -198,6 +197,21 @@ def decoder_cache(
     _attended(ops, spec, index, layer, normed, positions, None)
 
 
+def decoder_attention(
+    ops: Ops[V],
+    spec: DecoderSpec,
+    index: int,
+    layer: LayerWeights,
+    x: V,
+    positions: V,
+    projected: Callable[[tuple[V, V]], None] | None = None,
+) -> V:
+    """What attention of a layer makes of x [n, hidden], the normed stream; arguments as of
+    `decoder_layer`."""
+    attended = _attended(ops, spec, index, layer, x, positions, projected)
+    return _linear(ops, attended, layer.output)
+
+
 def _attended(
     ops: Ops[V],
     spec: DecoderSpec,
@@ -207,6 +221,7 @@ def _attended(
     positions: V,
     projected: Callable[[tuple[V, V]], None] | None,
 ) -> V:
+    """The same before the output projection."""
     shape = spec.layers[index]
     value = replace(layer.value.weight, sensitive=True)
     pairs = [(part.weight, part.bias) for part in (layer.query, layer.key)]

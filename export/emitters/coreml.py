@@ -56,7 +56,7 @@ def emit_coreml(request: EmitRequest) -> list[Variant]:
         except ImportError as error:
             raise MissingExtra("coremltools", "coreml") from error
         for part in request.parts:
-            if part.role not in ("target", "drafter", "auxiliary", "encoder"):
+            if part.role not in ("target", "drafter", "auxiliary", "encoder", "judge"):
                 raise UnsupportedModel(
                     f"the part {part.name!r} is of the role {part.role!r}, which Core ML packages "
                     "cannot hold yet; export it to another format, such as onnx"

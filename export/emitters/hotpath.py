@@ -238,7 +238,7 @@ class HotpathOps(AttentionOps):
         stand in elsewhere, where no answer rests on them."""
         if isinstance(x, Product) and not x.activation and not x.uses:
             return replace(x, activation=kind)
-        if self._part.role != "drafter":
+        if self._part.role not in ("drafter", "judge"):
             raise unsupported(f"needs {kind} to follow a matrix product")
         return self._writer.activate(self._writer.value(use(x)), kind)
 

@@ -118,10 +118,10 @@ def compact_part(target: Target, settings: CompactSettings, weights: WeightMap) 
         for name, shape in tensor_shapes(target.spec, settings).items()
     }
     token_ids(weights, settings.vocab_size, target.spec.vocab_size)  # refuses what cannot be
-    spec = _decoder_spec(target.spec, settings)
+    spec = decoder_spec(target.spec, settings)
     decoder = DecoderWeights(
         embedding=target.weights.embedding,
-        layers=tuple(_layer(own, index) for index in range(settings.layers)),
+        layers=tuple(compact_layer(own, index) for index in range(settings.layers)),
         final_norm=Norm(own["final_norm"]),
         head=Linear(own["head"]),
     )
@@ -156,7 +156,8 @@ def tensor_shapes(target: DecoderSpec, settings: CompactSettings) -> dict[str, t
     return shapes | {"final_norm": (width,), "head": (settings.vocab_size, width)}
 
 
-def _decoder_spec(target: DecoderSpec, settings: CompactSettings) -> DecoderSpec:
+def decoder_spec(target: DecoderSpec, settings: CompactSettings) -> DecoderSpec:
+    """The facts of its decoder."""
     exponents = np.arange(0, settings.head_dim, 2, dtype=np.float32) / settings.head_dim
     frequencies = 1 / np.float32(ROPE_BASE) ** exponents
     layer = LayerSpec(
@@ -177,7 +178,8 @@ def _decoder_spec(target: DecoderSpec, settings: CompactSettings) -> DecoderSpec
     )
 
 
-def _layer(own: Mapping[str, Weight], index: int) -> LayerWeights:
+def compact_layer(own: Mapping[str, Weight], index: int) -> LayerWeights:
+    """The weights of a layer, among all by name."""
     linears: dict[str, Any] = {name: Linear(own[f"{index}.{name}"]) for name in _LINEARS}
     norms: dict[str, Any] = {name: Norm(own[f"{index}.{name}"]) for name in _NORMS}
     return LayerWeights(**linears, **norms)

@@ -2,16 +2,16 @@
 
 After Li et al., EAGLE (arXiv 2401.15077), and EAGLE-3 (arXiv 2503.01840): it reads the token that
 follows a row of the target together with the hidden states of that row, and, for tokens that are
-only drafted, its own state instead; its logits are over the commonest tokens. The gate of the
-sampled token over the fused vector is FSPAD's (arXiv 2408.15562), on request. Ours: token and
-features are added instead of concatenated, after norms of their own, so that the layer is one of a
-common decoder, which can start as a copy of the target's last one; and the matrix of the output is
-made of rows of the target's own, which costs a trained file nothing.
+only drafted, its own state instead; its logits are over the commonest tokens. On request it is
+FSPAD's (Gui et al., arXiv 2408.15562): the sampled token opens a gate over the fused vector, and
+the MLP has two outputs, one that the logits are made of and one that is read in place of the
+target's state. Ours: token and features are added instead of concatenated, after norms of their
+own, so that the layer is one of a common decoder; and the matrix of the output is made of rows of
+the target's own, which costs a trained file nothing.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -23,27 +23,38 @@ from quickdraft.errors import CheckpointError
 from quickdraft.export.architectures.decoder import (
     DecoderSpec,
     DecoderWeights,
-    LayerSpec,
-    LayerWeights,
-    Linear,
-    Norm,
+    decoder_attention,
     decoder_layer,
     decoder_logits,
+    decoder_norm,
 )
 from quickdraft.export.checkpoints.base import WeightMap
 from quickdraft.export.emitters.base import Part
+from quickdraft.export.heads.layer import (
+    Floats,
+    embedded,
+    final_norm,
+    layer_shapes,
+    layer_spec,
+    layer_weights,
+    random_weights,
+    streams_of,
+)
+from quickdraft.export.heads.parts import (
+    EPS,
+    MOST,
+    TOP,
+    checked_settings,
+    own_weights,
+    token_ids,
+)
 from quickdraft.export.ops import Ops
 from quickdraft.export.trained import Target, Trained
-from quickdraft.export.weights import Weight, dense_weight
+from quickdraft.export.weights import Weight
 
 V = TypeVar("V")
-Floats = NDArray[np.float32]
 
 KIND = "eagle"
-TOP = 16
-"""Logits of a row that the drafter may see."""
-_EPS = 1e-6
-_LAYER_NORMS = ("attention_norm", "mlp_norm")
 
 
 @dataclass(frozen=True)
@@ -52,7 +63,8 @@ class EagleSettings:
 
     hidden_states: streams of the target it reads, by number of layers passed. mlp_width: inner
     width of its MLP. vocab_size: tokens it can draft. sampling_width: inner width of FSPAD's
-    feature sampling, 0 for none. name: of the part.
+    feature sampling, 0 for none. name: of the part. two_outputs: whether its state is an output of
+    its own; files from before there was this do not say it.
     """
 
     hidden_states: tuple[int, ...]
@@ -60,6 +72,7 @@ class EagleSettings:
     vocab_size: int
     sampling_width: int = 0
     name: str = KIND
+    two_outputs: bool = False
 
     @classmethod
     def of(cls, values: Mapping[str, Any], num_layers: int) -> EagleSettings:
@@ -68,29 +81,12 @@ class EagleSettings:
         Raises:
             CheckpointError: a setting is missing, unknown, or impossible.
         """
-        names = {field.name for field in dataclasses.fields(cls)}
-        if set(values) != names:
-            raise CheckpointError(
-                f"the settings of a head are {sorted(names)}, not {sorted(values)}"
-            )
-        layers = values["hidden_states"]
-        sound = (
-            isinstance(layers, list | tuple)
-            and 0 < len(layers) <= 4
-            and all(type(layer) is int and 0 <= layer <= num_layers for layer in layers)
-            and list(layers) == sorted(set(layers))
-        )
-        if not sound:
-            raise CheckpointError(
-                f"hidden_states of a head are {layers!r}; they are one to four numbers of layers "
-                f"of its target, which has {num_layers}, in ascending order"
-            )
-        for name, least in (("mlp_width", 1), ("vocab_size", 2), ("sampling_width", 0)):
-            if type(values[name]) is not int or not least <= values[name] <= 1 << 24:
-                raise CheckpointError(f"{name} of a head is {values[name]!r}")
-        if not isinstance(values["name"], str):
-            raise CheckpointError(f"name of a head is {values['name']!r}")
-        return cls(**{**values, "hidden_states": tuple(layers)})
+        values = {"two_outputs": False, **values}
+        if type(values["two_outputs"]) is not bool:
+            raise CheckpointError(f"two_outputs of a head is {values['two_outputs']!r}")
+        limits = {"mlp_width": (1, MOST), "vocab_size": (2, MOST), "sampling_width": (0, MOST)}
+        made = checked_settings(cls, "a head", values, limits)
+        return replace(made, hidden_states=streams_of(values, num_layers))
 
 
 def attach_eagle(trained: Trained, target: Target) -> Sequence[Part]:
@@ -110,20 +106,10 @@ def eagle_part(target: Target, settings: EagleSettings, weights: WeightMap) -> P
     Raises:
         CheckpointError: a weight is missing or has another shape.
     """
-    shapes = tensor_shapes(target.spec, settings)
-    own = {
-        name: replace(weights.expect(name, shape), name=f"{settings.name}.{name}")
-        for name, shape in shapes.items()
-    }
-    tokens = _tokens(weights, settings, target.spec.vocab_size)
-    spec = _layer_spec(target.spec, settings)
-    layer = _layer(own)
-    decoder = DecoderWeights(
-        embedding=target.weights.embedding,
-        layers=(layer,),
-        final_norm=Norm(own["final_norm"]),
-        head=output_rows(target, tokens, settings.name),
-    )
+    own = own_weights(weights, tensor_shapes(target.spec, settings), settings.name)
+    tokens = token_ids(weights, settings.vocab_size, target.spec.vocab_size)
+    spec = layer_spec(KIND, target.spec, settings.mlp_width, settings.vocab_size)
+    decoder = layer_weights(target, own, tokens, settings.name)
     parts = len(settings.hidden_states) + 1
     return Part(
         role="drafter",
@@ -140,34 +126,30 @@ def eagle_part(target: Target, settings: EagleSettings, weights: WeightMap) -> P
 
 def tensor_shapes(target: DecoderSpec, settings: EagleSettings) -> dict[str, tuple[int, ...]]:
     """Its own float weights. Besides there is `tokens`, int32 [vocab_size], ascending: the target's
-    token for each of its own.
-
-    fuse: of the features, normed one by one; embed: of the token's embedding.
-    """
-    hidden, width = target.hidden_size, settings.mlp_width
-    heads, kv_heads = target.layers[-1].num_heads, target.layers[-1].num_kv_heads
-    q, kv, wide = heads * target.head_dim, kv_heads * target.head_dim, settings.sampling_width
-    parts = len(settings.hidden_states) + 1
-    shapes: dict[str, tuple[int, ...]] = {
-        "features_norm": (hidden * parts,),
-        "fuse": (hidden, hidden * parts),
-        "embed": (hidden, hidden),
-        "embed_norm": (hidden,),
-        "query": (q, hidden),
-        "key": (kv, hidden),
-        "value": (kv, hidden),
-        "output": (hidden, q),
-        "gate": (width, hidden),
-        "up": (width, hidden),
-        "down": (hidden, width),
-        "attention_norm": (hidden,),
-        "mlp_norm": (hidden,),
+    token for each of its own."""
+    hidden, wide = target.hidden_size, settings.sampling_width
+    shapes = {
+        **fused_shapes(hidden, len(settings.hidden_states) + 1),
+        **layer_shapes(target, settings.mlp_width),
         "final_norm": (hidden,),
     }
     if wide:
         shapes |= {"sampling_norm": (hidden,), "sampling_gate": (wide, hidden)}
         shapes |= {"sampling_up": (wide, hidden), "sampling_down": (hidden, wide)}
+    if settings.two_outputs:
+        shapes |= {"state_down": (hidden, settings.mlp_width)}
     return shapes
+
+
+def fused_shapes(hidden: int, parts: int) -> dict[str, tuple[int, ...]]:
+    """Of what `fused` needs. fuse: of the features, normed one by one; embed: of the token's
+    embedding."""
+    return {
+        "features_norm": (hidden * parts,),
+        "fuse": (hidden, hidden * parts),
+        "embed": (hidden, hidden),
+        "embed_norm": (hidden,),
+    }
 
 
 def initial_weights(
@@ -183,100 +165,45 @@ def initial_weights(
     tokens: int32 [vocab_size], ascending. spread: float32 [streams, hidden], how far each value of
     a normed stream lies from 0 (root of the mean square), None where that is not known.
     """
-    rng = np.random.default_rng(seed)
-    made: dict[str, NDArray[Any]] = {}
-    for name, shape in tensor_shapes(target.spec, settings).items():
-        if len(shape) == 1:
-            made[name] = np.ones(shape, np.float32)
-        else:
-            made[name] = (rng.standard_normal(shape) / np.sqrt(shape[1])).astype(np.float32)
-    for name in ("output", "down", "sampling_down"):
-        if name in made:
-            made[name] *= np.float32(0.1)
-    streams, hidden = len(settings.hidden_states), target.spec.hidden_size
+    made = random_weights(tensor_shapes(target.spec, settings), seed)
+    pass_on(made, len(settings.hidden_states), spread)
+    made["final_norm"] = final_norm(target)
+    made["tokens"] = np.asarray(tokens, np.int32)
+    return made
+
+
+def pass_on(made: dict[str, NDArray[Any]], streams: int, spread: Floats | None) -> None:
+    """Let a head start by passing its last stream, or its own state, on; see `initial_weights`."""
+    hidden = made["embed_norm"].size
     each = np.ones((streams + 1, hidden), np.float32)
     if spread is not None:
         each[:] = np.maximum([*spread, spread[-1]], 1e-3)  # its own state is as the last stream
     made["features_norm"] = 1 / each.ravel()
     made["fuse"] *= np.float32(0.3)
     made["fuse"][:, (streams - 1) * hidden :] = np.concatenate([np.diag(each[-1])] * 2, axis=1)
-    final = target.weights.final_norm
-    if target.spec.norm == "rms" and final is not None and final.weight is not None:
-        made["final_norm"] = final.weight.dense() + np.float32(target.spec.norm_offset)
-    made["tokens"] = np.asarray(tokens, np.int32)
-    return made
 
 
-def as_weights(tensors: Mapping[str, NDArray[Any]]) -> WeightMap:
-    """Arrays as what a file would hold."""
-    return WeightMap({name: dense_weight(name, values) for name, values in tensors.items()})
-
-
-def _layer_spec(target: DecoderSpec, settings: EagleSettings) -> DecoderSpec:
-    """A common decoder layer, with heads and rope as the target's last one has them."""
-    last = target.layers[-1]
-    layer = LayerSpec(last.num_heads, last.num_kv_heads, settings.mlp_width, last.rope)
-    return DecoderSpec(
-        family=KIND,
-        vocab_size=settings.vocab_size,
-        hidden_size=target.hidden_size,
-        head_dim=target.head_dim,
-        context_length=target.context_length,
-        layers=(layer,),
-        norm_eps=_EPS,
-        embedding_scale=target.embedding_scale,
-        logit_softcap=target.logit_softcap,
-    )
-
-
-def _layer(own: Mapping[str, Weight]) -> LayerWeights:
-    return LayerWeights(
-        query=Linear(own["query"]),
-        key=Linear(own["key"]),
-        value=Linear(own["value"]),
-        output=Linear(own["output"]),
-        gate=Linear(own["gate"]),
-        up=Linear(own["up"]),
-        down=Linear(own["down"]),
-        attention_norm=Norm(own["attention_norm"]),
-        mlp_norm=Norm(own["mlp_norm"]),
-    )
-
-
-def output_rows(target: Target, tokens: NDArray[Any], name: str) -> Linear:
-    """Rows of the target's output matrix for these tokens, as the head `name` has them."""
-    head, index = target.weights.head, np.asarray(tokens, np.int64)
-    bias = head.bias
-    return Linear(
-        head.weight.take_rows(index, f"{name}.head"),
-        None if bias is None else bias.take_rows(index, f"{name}.head_bias"),
-    )
-
-
-def _tokens(weights: WeightMap, settings: EagleSettings, vocab_size: int) -> NDArray[np.int64]:
-    """The target's token for each of the head's own."""
-    tokens = np.asarray(weights.expect("tokens", (settings.vocab_size,)).dense(), np.int64)
-    if tokens[0] < 0 or tokens[-1] >= vocab_size or (np.diff(tokens) <= 0).any():
-        raise CheckpointError(
-            f"the tokens of a head must ascend and be among the {vocab_size} of its target"
-        )
-    return tokens
+def fused(
+    ops: Ops[V], spec: DecoderSpec, weights: DecoderWeights, own: Mapping[str, Weight], parts: int
+) -> tuple[V, V]:
+    """What the layer reads: token and features, normed and added; and the normed token."""
+    token = ops.rms_norm(embedded(ops, spec, weights), own["embed_norm"], EPS)
+    features = ops.layer_norm(ops.features(), own["features_norm"], None, EPS, parts)
+    return ops.add(ops.linear(features, own["fuse"]), ops.linear(token, own["embed"])), token
 
 
 def _builder(
     spec: DecoderSpec, weights: DecoderWeights, own: Mapping[str, Weight], parts: int
 ) -> Callable[[Ops[Any]], None]:
     def build(ops: Ops[V]) -> None:
-        token = ops.embed(ops.tokens(), weights.embedding)
-        if spec.embedding_scale is not None:
-            token = ops.scale(token, spec.embedding_scale)
-        token = ops.rms_norm(token, own["embed_norm"], _EPS)
-        features = ops.layer_norm(ops.features(), own["features_norm"], None, _EPS, parts)
-        x = ops.add(ops.linear(features, own["fuse"]), ops.linear(token, own["embed"]))
+        x, token = fused(ops, spec, weights, own, parts)
         if "sampling_gate" in own:
             x = ops.add(x, _sample(ops, own, x, token))
-        x = decoder_layer(ops, spec, 0, weights.layers[0], x, ops.positions())
-        ops.hidden_state(x, 1)
+        if "state_down" in own:
+            x = _two_outputs(ops, spec, weights, own, x)
+        else:
+            x = decoder_layer(ops, spec, 0, weights.layers[0], x, ops.positions())
+            ops.hidden_state(x, 1)
         wanted = ops.take_rows(x, ops.output_rows())
         ops.logits(decoder_logits(ops, spec, weights, wanted))
 
@@ -286,5 +213,20 @@ def _builder(
 def _sample(ops: Ops[V], own: Mapping[str, Weight], x: V, token: V) -> V:
     """Let the token, which was drawn after the features were made, choose among them."""
     opened = ops.activate(ops.linear(token, own["sampling_gate"]), "silu")
-    raised = ops.linear(ops.rms_norm(x, own["sampling_norm"], _EPS), own["sampling_up"])
+    raised = ops.linear(ops.rms_norm(x, own["sampling_norm"], EPS), own["sampling_up"])
     return ops.linear(ops.multiply(opened, raised), own["sampling_down"])
+
+
+def _two_outputs(
+    ops: Ops[V], spec: DecoderSpec, weights: DecoderWeights, own: Mapping[str, Weight], x: V
+) -> V:
+    """The layer, whose MLP ends twice: what logits are made of, and the state that it offers. Both
+    are added to the same stream."""
+    (layer,) = weights.layers
+    normed = decoder_norm(ops, spec, x, layer.attention_norm)
+    x = ops.add(x, decoder_attention(ops, spec, 0, layer, normed, ops.positions()))
+    inner = decoder_norm(ops, spec, x, layer.mlp_norm)
+    opened = ops.activate(ops.linear(inner, own["gate"]), "silu")
+    both = ops.multiply(opened, ops.linear(inner, own["up"]))
+    ops.hidden_state(ops.add(x, ops.linear(both, own["state_down"])), 1)
+    return ops.add(x, ops.linear(both, own["down"]))

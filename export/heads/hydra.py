@@ -10,7 +10,6 @@ one. Ours: the target's output matrix, trimmed to the commonest tokens, serves a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -24,6 +23,7 @@ from quickdraft.export.heads.parts import (
     TOP,
     HeadsSettings,
     norm_scale,
+    own_weights,
     rowwise_spec,
     token_ids,
     trimmed_head,
@@ -59,10 +59,7 @@ def hydra_parts(target: Target, settings: HeadsSettings, weights: WeightMap) -> 
     Raises:
         CheckpointError: a weight is missing or has another shape.
     """
-    own = {
-        name: replace(weights.expect(name, shape), name=f"{settings.name}.{name}")
-        for name, shape in tensor_shapes(target.spec, settings).items()
-    }
+    own = own_weights(weights, tensor_shapes(target.spec, settings), settings.name)
     tokens = token_ids(weights, settings.vocab_size, target.spec.vocab_size)
     head = trimmed_head(target.weights.head, tokens, settings.name)
     return [

@@ -10,7 +10,6 @@ more than the model.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -22,6 +21,7 @@ from quickdraft.export.emitters.base import Part
 from quickdraft.export.heads.parts import (
     TOP,
     HeadsSettings,
+    own_weights,
     rowwise_spec,
     token_ids,
     trimmed_head,
@@ -54,10 +54,7 @@ def medusa_part(target: Target, settings: HeadsSettings, weights: WeightMap) -> 
     Raises:
         CheckpointError: a weight is missing or has another shape.
     """
-    own = {
-        name: replace(weights.expect(name, shape), name=f"{settings.name}.{name}")
-        for name, shape in tensor_shapes(target.spec, settings).items()
-    }
+    own = own_weights(weights, tensor_shapes(target.spec, settings), settings.name)
     tokens = token_ids(weights, settings.vocab_size, target.spec.vocab_size)
     head = trimmed_head(target.weights.head, tokens, settings.name)
     return Part(

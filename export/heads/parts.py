@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,13 +13,23 @@ from quickdraft.errors import CheckpointError
 from quickdraft.export.architectures.decoder import Linear, Norm
 from quickdraft.export.checkpoints.base import WeightMap
 from quickdraft.export.trained import Target
+from quickdraft.export.weights import Weight, dense_weight
 from quickdraft.types import ModelSpec
+
+
+class _Dataclass(Protocol):
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+S = TypeVar("S", bound=_Dataclass)
 
 EPS = 1e-6
 """Of norms that heads have of their own."""
 TOP = 16
 """Logits of a row that a drafter may see."""
 MOST_HEADS = 8
+MOST = 1 << 24
+"""Of any number that a file says."""
 
 
 @dataclass(frozen=True)
@@ -41,17 +51,48 @@ class HeadsSettings:
         Raises:
             CheckpointError: a setting is missing, unknown, or impossible.
         """
-        names = {field.name for field in fields(cls)}
-        if set(values) != names:
-            raise CheckpointError(
-                f"the settings of heads are {sorted(names)}, not {sorted(values)}"
-            )
-        for name, least, most in (("heads", 1, MOST_HEADS), ("vocab_size", 2, 1 << 24)):
-            if type(values[name]) is not int or not least <= values[name] <= most:
-                raise CheckpointError(f"{name} of heads is {values[name]!r}")
-        if not isinstance(values["name"], str):
-            raise CheckpointError(f"name of heads is {values['name']!r}")
-        return cls(**values)
+        limits = {"heads": (1, MOST_HEADS), "vocab_size": (2, MOST)}
+        return checked_settings(cls, "heads", values, limits)
+
+
+def checked_settings(
+    cls: type[S], what: str, values: Mapping[str, Any], limits: Mapping[str, tuple[int, int]]
+) -> S:
+    """What a trained file says of its shape, as the frozen dataclass `cls`, whose fields are
+    numbers, `name`, which is text, and what the caller has checked. limits: lowest and highest of
+    the numbers. what: names the part in errors.
+
+    Raises:
+        CheckpointError: a setting is missing, unknown, or impossible.
+    """
+    names = {field.name for field in fields(cls)}
+    if set(values) != names:
+        raise CheckpointError(f"the settings of {what} are {sorted(names)}, not {sorted(values)}")
+    for name, (least, most) in limits.items():
+        if type(values[name]) is not int or not least <= values[name] <= most:
+            raise CheckpointError(f"{name} of {what} is {values[name]!r}")
+    if not isinstance(values["name"], str):
+        raise CheckpointError(f"name of {what} is {values['name']!r}")
+    return cls(**values)
+
+
+def own_weights(
+    weights: WeightMap, shapes: Mapping[str, tuple[int, ...]], name: str
+) -> dict[str, Weight]:
+    """The weights of a trained part, as its graphs call them.
+
+    Raises:
+        CheckpointError: one is missing or has another shape.
+    """
+    return {
+        key: replace(weights.expect(key, shape), name=f"{name}.{key}")
+        for key, shape in shapes.items()
+    }
+
+
+def as_weights(tensors: Mapping[str, NDArray[Any]]) -> WeightMap:
+    """Arrays as what a file would hold."""
+    return WeightMap({name: dense_weight(name, values) for name, values in tensors.items()})
 
 
 def token_ids(weights: WeightMap, vocab_size: int, target_size: int) -> NDArray[np.int64]:

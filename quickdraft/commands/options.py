@@ -42,6 +42,12 @@ GENERATION: tuple[tuple[str, tuple[str, ...], Any, str], ...] = (
     ),
     ("logprobs", ("--logprobs",), int, "Report this many likeliest tokens per token (--json)."),
     ("max_time", ("--max-time",), float, "Most seconds of an answer."),
+    (
+        "acceptance",
+        ("--acceptance",),
+        click.Choice(("exact", "typical", "judge")),
+        "exact; or, lossy, typical, or what the judge of the bundle lets pass.",
+    ),
     ("num_draft_tokens", ("--draft-tokens",), int, "Draft N tokens a step, instead of planning."),
 )
 _REPEATED = frozenset({"logit_bias", "stop_strings"})

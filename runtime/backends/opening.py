@@ -36,7 +36,11 @@ _STATIC = {"onnxruntime": "onnxruntime_static"}
 """Which backend stands in for another where the graphs are static."""
 _ADAPTED = {"onnxruntime": "onnxruntime_adapted", "openvino": "openvino_adapted"}
 """The same where they are other exporters'."""
-_TRAINED_BY: Mapping[Role, str] = {"auxiliary": "predictor", "predictor": "predictor"}
+_TRAINED_BY: Mapping[Role, str] = {
+    "auxiliary": "predictor",
+    "predictor": "predictor",
+    "judge": "draft --kind judge",
+}
 """What of `quickdraft train` makes parts of a role, where it is not `draft`."""
 
 _log = logging.getLogger(__name__)

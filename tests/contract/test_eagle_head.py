@@ -17,7 +17,8 @@ from tiny.native import needs_native
 from quickdraft.drafters.base import HeadOutput
 from quickdraft.drafters.tree import Tree
 from quickdraft.errors import CheckpointError, InputError, OptionError
-from quickdraft.export.heads.eagle import EagleSettings, as_weights, eagle_part, initial_weights
+from quickdraft.export.heads.eagle import EagleSettings, eagle_part, initial_weights
+from quickdraft.export.heads.parts import as_weights
 from quickdraft.export.pipeline import export_checkpoint
 from quickdraft.export.trained import Target, write_trained
 from quickdraft.manifest import Manifest

@@ -23,8 +23,9 @@ from tiny.toy_backend import (
     toy_source,
     toy_spec,
 )
-from tiny.toy_head import ToyHead
+from tiny.toy_head import ToyChimera, ToyClover, ToyFalcon, ToyHead
 from tiny.toy_heads_ahead import ToyHydra, ToyMedusa
+from tiny.toy_nested import ToyNested
 
 from quickdraft.device_profiles.curve import Curve
 from quickdraft.drafters.base import DrafterContext, DrafterSource, DraftModel
@@ -49,6 +50,15 @@ FLAT = Curve((1, 2, 4, 8, 16, 32), (1.0, 1.02, 1.05, 1.1, 1.2, 1.6))
 STEEP = Curve((1, 2, 4, 8), (1.0, 1.8, 3.4, 6.6))
 """Drafting pays nearly never."""
 
+FOLLOWING = {
+    "eagle": ToyHead,
+    "falcon": ToyFalcon,
+    "chimera": ToyChimera,
+    "clover-1": ToyClover,
+    "clover-2": ToyClover,
+}
+"""Heads by the name of their part."""
+
 NEEDED = {"small_model": {"model": "toy"}, "auxiliary": {"part": "toy"}}
 """Options without which a drafter cannot be opened."""
 
@@ -63,17 +73,24 @@ def open_source(
         similar = lambda tokens: logits(tokens) + noise(tokens)  # noqa: E731
         return BackendDraftModel(ToyBackend(similar, toy_spec(vocab, CONTEXT)), vocab)
 
-    def open_head(name: str) -> ToyHead | ToyMedusa | ToyHydra | BackendHead:
+    def similar_head(kind: type[ToyHead]) -> ToyHead:
+        noise = hashed(vocab, markov=0.0, scale=1.5)
+        return kind(lambda tokens: 3 * (logits(tokens) + noise(tokens)), vocab, CONTEXT)
+
+    def open_head(name: str) -> ToyHead | ToyMedusa | ToyHydra | ToyNested | BackendHead:
         if name == "compact":
             return _compact(logits, vocab)
         if name == "toy":
             return _auxiliary(logits, vocab)
+        if name.startswith("nested-"):
+            number = int(name.removeprefix("nested-"))
+            law = lambda tokens: number * logits(tokens)  # noqa: E731
+            return ToyNested(number, law, vocab, CONTEXT)
         if name == "medusa":
             return ToyMedusa(vocab, CONTEXT)
         if name.startswith("hydra-"):
             return ToyHydra(int(name.removeprefix("hydra-")), vocab, CONTEXT)
-        noise = hashed(vocab, markov=0.0, scale=1.5)
-        return ToyHead(lambda tokens: 3 * (logits(tokens) + noise(tokens)), vocab, CONTEXT)
+        return similar_head(FOLLOWING[name])
 
     context = DrafterContext(vocab, CONTEXT, open_model=open_model, open_head=open_head)
     source: DrafterSource = lookup("drafter", ALL, name)(

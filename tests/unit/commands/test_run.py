@@ -41,6 +41,7 @@ OPTIONS: list[tuple[list[str], dict[str, Any]]] = [
     (["--seed", "11"], {"seed": 11}),
     (["--stop", "a", "--stop", "b c"], {"stop_strings": ("a", "b c")}),
     (["--logprobs", "2", "--json"], {"logprobs": 2}),
+    (["--acceptance", "typical"], {"acceptance": "typical"}),
     (["--draft-tokens", "3"], {"num_draft_tokens": 3}),
     (["--max-time", "9.5"], {"max_time": 9.5}),
     (["--ignore-eos"], {"ignore_eos": True}),
@@ -86,6 +87,8 @@ BAD: list[tuple[list[str], str]] = [
     (["--threads", "two"], "--threads"),
     (["--drafter", "prompt_lokup"], "did you mean 'prompt_lookup'"),
     (["--backend", "onnxruntim"], "did you mean 'onnxruntime'"),
+    (["--acceptance", "lenient"], "--acceptance"),
+    (["--acceptance", "judge"], "train draft --kind judge"),
     (["--raw", "--system", "x"], "--system"),
     (["--temprature", "1"], "--temperature"),
 ]

@@ -118,13 +118,14 @@ def test_later_steps_see_what_the_runtime_would_show_them() -> None:
     assert isinstance(module, EagleModule)
     batch = training.trainee.batch(0)
     with torch.no_grad():
-        run, told, every = module.steps_of(batch)
+        run, every = module.steps_of(batch)
+        told = module.features(run.states)[..., :-32]
         row = 7
         assert run.rows[0, row] == 3 + row  # the first word of the answer is token 4
         t = int(run.rows[0, row])
         tokens, past, width = batch["tokens"], None, told.shape[-1]
         state = torch.zeros(1, 1, 32)
-        for step, logits in enumerate(every):
+        for step, said in enumerate(every):
             if step == 0:
                 read = tokens[:1, 1 : t + 2]
                 features = torch.cat([told[:1, : t + 1], torch.zeros(1, t + 1, 32)], -1)
@@ -134,7 +135,7 @@ def test_later_steps_see_what_the_runtime_would_show_them() -> None:
             output = module.head(read, features=features, past=past, hidden_states=(1,))
             past = output.present if past is None else past.join(output.present)
             state = output.hidden_states[1][:, -1:]
-            assert torch.allclose(logits[0, row], output.logits[0, -1], atol=1e-4)
+            assert torch.allclose(said.logits[0, row], output.logits[0, -1], atol=1e-4)
 
 
 def test_rows_that_count() -> None:
@@ -149,7 +150,7 @@ def test_rows_that_count() -> None:
         "answer": (torch.arange(20) % 10 >= 6)[None],
     }
     assert isinstance(module, EagleModule)
-    run, _, _ = module.steps_of(batch)
+    run, _ = module.steps_of(batch)
     # Row t reads token t + 1, the first word of the answer at least, and says token t + 2.
     assert run.rows[run.counts[0]].tolist() == [5, 6, 7, 15, 16, 17]
     assert run.rows[run.counts[1]].tolist() == [5, 6, 15, 16]

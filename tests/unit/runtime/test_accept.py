@@ -12,7 +12,15 @@ import pytest
 from quickdraft.drafters.base import Drawn
 from quickdraft.drafters.distribution import Distribution
 from quickdraft.drafters.tree import Tree
-from quickdraft.runtime.accept import Accepted, Rule, greedy, rule_for, sampled, typical
+from quickdraft.runtime.accept import (
+    Accepted,
+    Rule,
+    greedy,
+    judged,
+    rule_for,
+    sampled,
+    typical,
+)
 from quickdraft.runtime.generation import GenerationConfig
 
 FORK = Tree(np.array([9, 1, 3]), np.array([-1, 0, 0]))
@@ -165,3 +173,43 @@ def test_typical_acceptance_has_the_options_of_the_answer() -> None:
     assert isinstance(rule, partial)
     assert rule.func is typical
     assert rule.keywords == {"threshold": 0.07, "alpha": 0.5}
+
+
+JUDGED = Tree(np.array([0, 5, 6, 7, 8]), np.array([-1, 0, 0, 2, 2]))
+
+
+def test_a_judge_lets_other_tokens_pass() -> None:
+    """Where the target says none of the children, the surest of them that is sure enough."""
+    wanted = {(0,): 9, (0, 2): 8, (0, 2, 4): 1}
+    after = {path: Distribution.certain(token) for path, token in wanted.items()}
+    fine = [0.0, 0.6, 0.9, 0.99, 0.0]
+    rule = partial(judged, sample=False, least=0.5, fine=fine)
+    assert accept(rule, JUDGED, after) == Accepted([0, 2, 4], 1), "8 is the target's own"
+    strict = partial(judged, sample=False, least=0.9, fine=fine)
+    assert accept(strict, JUDGED, after) == Accepted([0], 9)
+    assert accept(greedy, JUDGED, after) == Accepted([0], 9)
+
+
+def test_a_judge_that_is_never_sure_changes_nothing() -> None:
+    tree = Tree(np.array([9, 0, 1, 0, 1, 0, 1]), np.array([-1, 0, 0, 1, 1, 2, 2]))
+    p = law(0.5, 0.3, 0.2)
+    paths = [(0,), (0, 1), (0, 2), (0, 1, 3), (0, 1, 4), (0, 2, 5), (0, 2, 6)]
+    after: dict[tuple[int, ...], Distribution] = dict.fromkeys(paths, p)
+    laws = {0: Drawn(law(0.2, 0.8), 1)}
+    never = partial(judged, sample=True, least=1.0, fine=[1.0] * 7)
+    for seed in range(200):
+        rngs = [np.random.default_rng(seed) for _ in range(2)]
+        assert accept(never, tree, after, laws, rngs[0]) == accept(
+            sampled, tree, after, laws, rngs[1]
+        )
+
+
+def test_judged_acceptance_has_the_options_of_the_answer() -> None:
+    for temperature in (0.0, 1.0):
+        config = GenerationConfig(temperature=temperature, acceptance="judge", judge_threshold=0.8)
+        rule = rule_for(config)
+        assert isinstance(rule, partial)
+        assert rule.func is judged
+        assert rule.keywords == {"sample": temperature > 0, "least": 0.8}
+        root = Tree.chain([3])
+        assert accept(rule, root, {(0,): Distribution.certain(2)}) == Accepted([0], 2)

@@ -28,7 +28,7 @@ BAD: list[tuple[str, object]] = [
     *(("prompt_lookup_num_tokens", v) for v in (-1, 65, 10**6)),
     *(("num_draft_tokens", v) for v in (-1, 65, 1.5, "many")),
     *(("max_matching_ngram_size", v) for v in (0, 17)),
-    *(("acceptance", v) for v in ("judge", "", 1, None)),
+    *(("acceptance", v) for v in ("lenient", "", 1, None)),
     *(("posterior_threshold", v) for v in (0, 1.1, math.nan)),
     *(("posterior_alpha", v) for v in (0, -1, 2, "high")),
     *(("prefill_chunk_size", v) for v in (0, 10**6)),
