@@ -93,7 +93,7 @@ def export_checkpoint(
 ) -> Manifest:
     """Export a checkpoint to the bundle folder `out`, all or nothing.
 
-    weights: `auto` (GGUF blocks kept; floats to int8), `fp32`, `fp16`, `int8`, `int4`, `gguf`.
+    weights: `auto` (GGUF blocks kept; floats to int8), or a name of `quantize.FORMATS`.
     hidden_states: residual streams to offer as outputs, by number of layers passed. formats:
     names of emitters, best first. progress: its stages are `read`, `emit` and `write`. trained:
     files of trained parts to add (see export.trained).

@@ -42,10 +42,11 @@ def load(
     registry between commas, where `auto` stands for those that need no model. drafter_options: by
     name of the drafter, by name of the option. store: whether drafters may keep what they learn.
     backend: `auto`, or a name of the registry, after which `:` may name a device of its own.
-    weights: `auto`, `gguf`, `fp32`, `fp16`, `int8` or `int4`. kv_cache: how keys and values are
-    stored, `f32`, `f16` or `int8`; None leaves it to the backend. prefill: how answers prefill
-    where nothing else is said, see GenerationConfig; what it needs is loaded at once. offline: use
-    only what is there. progress: called with a stage, what is done of it, its total (0: unknown).
+    weights: `auto`, `gguf`, `fp32`, `fp16`, `int8`, `int4`, `int4-g128` or `int4-channel`.
+    kv_cache: how keys and values are stored, `f32`, `f16` or `int8`; None leaves it to the backend.
+    prefill: how answers prefill where nothing else is said, see GenerationConfig; what it needs is
+    loaded at once. offline: use only what is there. progress: called with a stage, what is done of
+    it, its total (0: unknown).
 
     Raises:
         InputError: the name, device or an option cannot be used; a subclass says which and why.

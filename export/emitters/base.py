@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from quickdraft.errors import BackendError, UnsupportedModel
+from quickdraft.errors import BackendError, OptionError, UnsupportedModel
 from quickdraft.export.checkpoints.base import TokenizerFiles
 from quickdraft.export.quantize import WeightFormat
 from quickdraft.export.weights import Dense, Weight
@@ -115,6 +115,20 @@ def refuse_readers(parts: Sequence[Part], formats: Sequence[str]) -> None:
                 f"the format {others[0]!r} cannot hold {part.name!r}, a draft that reads the "
                 f"memory of its target; export it with --format {','.join(SHARE_MEMORIES)}"
             )
+
+
+def refuse_groups(fmt: WeightFormat, form: str, held: Collection[int]) -> None:
+    """For emitters that hold blocks of some lengths only: `held`; `form` is what they write.
+
+    Raises:
+        OptionError: the weight format has others.
+    """
+    if fmt.bits is not None and not set(fmt.groups) <= set(held):
+        lengths = " or ".join(map(str, held))
+        raise OptionError(
+            f"{form} cannot hold {fmt.name} weights, as its groups have {lengths} values; "
+            "export to openvino, openvino-static or coreml, or choose --weights int4"
+        )
 
 
 def refuse_sources(request: EmitRequest, form: str) -> None:

@@ -9,10 +9,13 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from quickdraft.export.emitters.base import refuse_groups
 from quickdraft.export.emitters.onnx_graph import CONTRIB, GraphBuilder
 from quickdraft.export.quantize import WeightFormat, store
 from quickdraft.export.weights import Blocked, Dense, Floats, Weight, concat_rows, join_biases
 
+BLOCKS = (16, 32, 64, 128, 256)
+"""Values that share a scale in MatMulNBits."""
 ACCURACY_LEVEL = 4
 """Activations in int8 per block of a row: the fast path, and one whose rows are independent."""
 
@@ -63,6 +66,10 @@ class WeightStore:
     """Puts each weight into the graph once, in the wanted format, and emits its products."""
 
     def __init__(self, graph: GraphBuilder, fmt: WeightFormat) -> None:
+        """Raises:
+        OptionError: MatMulNBits has no such blocks.
+        """
+        refuse_groups(fmt, "an ONNX graph", BLOCKS)
         self._graph = graph
         self._format = fmt
         self._blocks: dict[str, tuple[int, int, bool]] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
@@ -14,6 +14,7 @@ from quickdraft.commands.output import human_count, human_size, print_json
 from quickdraft.commands.progress import Bars
 from quickdraft.device_profiles import machine
 from quickdraft.errors import OptionError
+from quickdraft.manifest import WeightFormat
 from quickdraft.registry import EMITTERS
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     "--weights",
     default="auto",
     show_default=True,
-    type=click.Choice(("auto", "gguf", "fp32", "fp16", "int8", "int4")),
+    type=click.Choice(("auto", *get_args(WeightFormat))),
     help="Weight format; auto keeps the blocks of a GGUF file.",
 )
 @click.option(

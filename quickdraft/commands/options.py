@@ -7,11 +7,12 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
 from quickdraft.errors import InputError, OptionError
+from quickdraft.manifest import WeightFormat
 
 Command = Callable[..., Any]
 
@@ -73,7 +74,11 @@ LOADING: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
         },
     ),
     ("backend", "--backend", {"help": "auto, or a backend: NAME, or NAME:DEVICE of its own."}),
-    ("weights", "--weights", {"help": "Weight format: auto, gguf, fp32, fp16, int8 or int4."}),
+    (
+        "weights",
+        "--weights",
+        {"help": f"Weight format: auto, {', '.join(get_args(WeightFormat))}."},
+    ),
     (
         "threads",
         "--threads",

@@ -10,12 +10,13 @@ from difflib import get_close_matches
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 from quickdraft import checkpoint_folders
 from quickdraft.bundle import Bundle, is_bundle, open_bundle
 from quickdraft.errors import BundleError, CheckpointError, ModelNotFound, OptionError
 from quickdraft.hashes import HashMemory, hash_file
-from quickdraft.manifest import EXPORT_REVISION
+from quickdraft.manifest import EXPORT_REVISION, WeightFormat
 from quickdraft.models import hub, sources, store
 from quickdraft.models.adapters import adapt, recognise
 from quickdraft.models.admission import Provenance, admit
@@ -24,7 +25,7 @@ from quickdraft.models.formats import WITH_PARTS, default_formats
 from quickdraft.models.shipped import shipped_drafts
 from quickdraft.types import Progress
 
-WEIGHTS = ("auto", "gguf", "fp32", "fp16", "int8", "int4")
+WEIGHTS = ("auto", *get_args(WeightFormat))
 
 _log = logging.getLogger(__name__)
 

@@ -31,7 +31,7 @@ from quickdraft.pending import clean_up_folder
 from quickdraft.types import Progress
 
 _FINGERPRINT_DIGITS = 12
-_BUNDLE_NAME = re.compile(r"(.+)-([0-9a-f]{12})-([a-z0-9]+)(?:-([a-z0-9_+]+))?")
+_BUNDLE_NAME = re.compile(r"(.+)-([0-9a-f]{12})-([a-z0-9_]+)(?:-([a-z0-9_+-]+))?")
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,9 @@ def checkpoint_folder(model: str) -> Path:
 def bundle_folder(model: str, fingerprint: str, weights: str, formats: Sequence[str]) -> Path:
     """Where the bundle of a model goes. fingerprint: sha256 of its checkpoint, hex. formats: names
     of emitters."""
-    name = f"{slug(model)}-{fingerprint[:_FINGERPRINT_DIGITS]}-{weights}-{'+'.join(formats)}"
+    # `-` parts the fields of the name.
+    form = f"{weights.replace('-', '_')}-{'+'.join(formats)}"
+    name = f"{slug(model)}-{fingerprint[:_FINGERPRINT_DIGITS]}-{form}"
     return cache_root() / "bundles" / name
 
 
@@ -95,7 +97,7 @@ def _entries_in(part: str, kind: Literal["bundle", "checkpoint"]) -> Iterator[En
                 path=path,
                 size=_size(path),
                 modified=path.stat().st_mtime,
-                weights=match[3] if match else None,
+                weights=match[3].replace("_", "-") if match else None,
                 formats=match[4] if match else None,
                 fingerprint=match[2] if match else None,
             )

@@ -151,7 +151,9 @@ def test_float16(name: str) -> None:
     three_turns(Pair(name, "fp16"))
 
 
-@pytest.mark.parametrize("form", ["int4", "int8", "w4", "w4m", "w8", "w6k", "w4k"])
+@pytest.mark.parametrize(
+    "form", ["int4", "int4-g128", "int4-channel", "int8", "w4", "w4m", "w8", "w6k", "w4k"]
+)
 def test_blocks(form: str) -> None:
     three_turns(Pair("llama-biases-tied-llama3", form))
 
