@@ -35,6 +35,7 @@ class WeightFormat:
 
     groups: how many values of a row share a scale, best first: the first that divides the row is
     taken (WHOLE_ROW always does), and a row that none divides stays float32.
+    vocabulary: bits of matrices with a row for every token, None for those of the others.
     float_values: value projections of grouped heads stay in floats (decision 003): the formats
     that promise quality do this, the smallest does not.
     """
@@ -45,6 +46,7 @@ class WeightFormat:
     keep: bool = False
     float_values: bool = False
     groups: tuple[int, ...] = (GROUP,)
+    vocabulary: int | None = None
 
     def group_of(self, columns: int) -> int | None:
         """Values that share a scale in rows of so many; None where no group fits."""
@@ -61,8 +63,8 @@ FORMATS = {
         WeightFormat("fp16", dtype=np.float16),
         WeightFormat("int8", bits=8, float_values=True),
         WeightFormat("int4", bits=4),
-        WeightFormat("int4-g128", bits=4, groups=(128, 64, 32)),
-        WeightFormat("int4-channel", bits=4, groups=(WHOLE_ROW,)),
+        WeightFormat("int4-g128", bits=4, groups=(128, 64, 32), vocabulary=8),
+        WeightFormat("int4-channel", bits=4, groups=(WHOLE_ROW,), vocabulary=8),
         WeightFormat("gguf", keep=True, float_values=True),
     )
 }
@@ -101,13 +103,14 @@ def store(weight: Weight, fmt: WeightFormat) -> Dense | Blocked:
     if group is None:
         return Dense(weight.dense())
     values = weight.dense()
-    limit = _LARGEST_SCALE * (1 << (fmt.bits - 1))
+    bits = fmt.vocabulary if weight.vocabulary and fmt.vocabulary else fmt.bits
+    limit = _LARGEST_SCALE * (1 << (bits - 1))
     if max(values.max(), -values.min()) > limit:
         raise OptionError(
             f"{weight.name} holds values that {fmt.name} cannot (above {limit:g}); choose other "
             "weights, such as fp32"
         )
-    return quantize(values, fmt.bits, group)
+    return quantize(values, bits, group)
 
 
 def _cast(weight: Weight, fmt: WeightFormat) -> NDArray[np.floating]:

@@ -14,6 +14,7 @@ from quickdraft.export.checkpoints.base import TokenizerFiles
 from quickdraft.export.quantize import WeightFormat
 from quickdraft.export.weights import Dense, Weight
 from quickdraft.manifest import CacheLayout, Role, Variant
+from quickdraft.static_shapes import EMITTERS_OWN, StaticShapes
 from quickdraft.types import ModelSpec
 
 
@@ -52,7 +53,7 @@ class EmitRequest:
 
     folder: the bundle being written; an emitter makes one subfolder. parts: the target first. Parts
     of one emitter share a data file, so what several of them hold is stored once. tokenizer: for
-    formats whose runtimes want to be told of it.
+    formats whose runtimes want to be told of it. shapes: for formats with fixed dimensions.
 
     An emitter is a function of a request that writes files and returns a manifest Variant for every
     part, in order.
@@ -62,6 +63,7 @@ class EmitRequest:
     fmt: WeightFormat
     parts: tuple[Part, ...]
     tokenizer: TokenizerFiles | None = None
+    shapes: StaticShapes = EMITTERS_OWN
 
 
 SHARE_MEMORIES = ("hotpath", "reference")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import filecmp
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from quickdraft.export.emitters.base import (
     entries,
 )
 from quickdraft.manifest import StepNames, Variant
+from quickdraft.static_shapes import StaticShapes
 
 try:
     import openvino as ov
@@ -45,7 +47,8 @@ PREFILL = 128
 SPARE = 32
 """Slots beyond the context, for the nodes of a tree."""
 LONGEST = 4096
-"""Most slots of a static cache: a step reads them all, however few are taken."""
+"""Most slots of a static cache, unless more are asked for: a step reads them all, however few are
+taken."""
 LONGEST_ANSWER = 1024
 """The same of an encoder-decoder model, whose cache holds no prompt."""
 
@@ -67,6 +70,7 @@ def emit_openvino_static(request: EmitRequest) -> list[Variant]:
     Raises:
         MissingExtra: OpenVINO is not installed.
         UnsupportedModel: it is an encoder of any number of frames.
+        OptionError: a part cannot have the shapes that are asked for.
         BackendError: two widths would not read the same weights (a fault of ours).
     """
     folder = _folder(request)
@@ -90,7 +94,7 @@ def _emit_portable(part: Part, folder: Path, request: EmitRequest) -> Variant:
 
 def _emit_static(part: Part, folder: Path, request: EmitRequest) -> Variant:
     store = WeightStore(part.fmt or request.fmt)
-    every, capacity = _static_sizes(part)
+    every, capacity = _static_sizes(part, request.shapes)
     binary = folder / f"{part.name}.static.bin"
     again = folder / f"{part.name}.again.bin"
     widths: dict[int, str] = {}
@@ -107,19 +111,23 @@ def _emit_static(part: Part, folder: Path, request: EmitRequest) -> Variant:
     return _variant(part, request, step, flavour="static", model=model, files=files, **more)
 
 
-def _static_sizes(part: Part) -> tuple[dict[int, Sizes], int]:
+def _static_sizes(part: Part, shapes: StaticShapes) -> tuple[dict[int, Sizes], int]:
     """Dimensions of the static graphs of a part by their rows, and slots of its cache; of an
     encoder, rows of the memory that its target reads."""
     read = source_sizes(part) if _with_source(part) else {}
     if part.role == "encoder":
         return read, max(read)
-    wanted = part.spec.context_length + SPARE
-    longest = LONGEST if part.spec.source is None else LONGEST_ANSWER
-    capacity = min(-(-wanted // ALIGNMENT) * ALIGNMENT, longest)
+    widths, prefill = shapes.rows(WIDTHS, PREFILL)
+    longest = LONGEST
+    if part.spec.source is not None:
+        shapes, longest = replace(shapes, longest_cache=None), LONGEST_ANSWER
+    capacity = shapes.length(part.spec.context_length, longest - SPARE) + SPARE
+    if shapes.cache_length is None:
+        capacity = -(-capacity // ALIGNMENT) * ALIGNMENT
     memory = max(read, default=None)
-    sizes = {rows: Sizes(rows, rows, capacity, memory) for rows in WIDTHS}
+    sizes = {rows: Sizes(rows, rows, capacity, memory) for rows in widths}
     # The prefill wants the logits of one row at most, and those of many are most of its time.
-    return {**sizes, PREFILL: Sizes(PREFILL, 1, capacity, memory)}, capacity
+    return {**sizes, prefill: Sizes(prefill, 1, capacity, memory)}, capacity
 
 
 def _with_source(part: Part) -> bool:

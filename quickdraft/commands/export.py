@@ -16,6 +16,7 @@ from quickdraft.device_profiles import machine
 from quickdraft.errors import OptionError
 from quickdraft.manifest import WeightFormat
 from quickdraft.registry import EMITTERS
+from quickdraft.static_shapes import StaticShapes
 
 if TYPE_CHECKING:
     from quickdraft.manifest import Manifest
@@ -53,6 +54,24 @@ if TYPE_CHECKING:
     ),
 )
 @click.option(
+    "--cache-length",
+    type=int,
+    metavar="N",
+    help="Static formats: tokens that a conversation may have.",
+)
+@click.option(
+    "--widths",
+    callback=whole_numbers,
+    metavar="ROWS",
+    help="Static formats: rows of the steps that verify, such as 1,4,8,16.",
+)
+@click.option(
+    "--prefill-chunk",
+    type=int,
+    metavar="ROWS",
+    help="Static formats: rows of the step that reads prompts.",
+)
+@click.option(
     "--trained",
     multiple=True,
     metavar="FILE",
@@ -79,6 +98,9 @@ def export(
     weights: str,
     hidden_states: tuple[int, ...] | None,
     formats: str,
+    cache_length: int | None,
+    widths: tuple[int, ...] | None,
+    prefill_chunk: int | None,
     trained: tuple[Path, ...],
     drafts: bool,
     via: str | None,
@@ -99,9 +121,10 @@ def export(
     chosen = tuple(name.strip() for name in formats.split(","))
     if chosen == ("auto",):
         chosen = default_formats()
+    shapes = StaticShapes(widths, prefill_chunk, cache_length)
     drafts = drafts and set(chosen) <= set(WITH_PARTS)
     if via is not None:
-        _check_plain(weights, hidden_states or (), formats, trained)
+        _check_plain(weights, hidden_states or (), formats, trained, shapes.key)
     started = time.perf_counter()
     with Bars(quiet=as_json) as bars:
         checkpoint, provenance = _checkpoint(source, bars, offline)
@@ -116,6 +139,7 @@ def export(
                 weights=weights,
                 hidden_states=hidden_states or (),
                 formats=chosen,
+                shapes=shapes,
                 progress=bars,
                 overwrite=overwrite,
                 trained=with_shipped(checkpoint, trained) if drafts else trained,
@@ -135,15 +159,15 @@ def export(
 
 
 def _check_plain(*options: Any) -> None:
-    """--weights, --hidden-states, --format and --trained must be as they are by default.
+    """--weights, --hidden-states, --format, --trained and shapes must be as they are by default.
 
     Raises:
         OptionError: one is not, and optimum would ignore it.
     """
-    if options != ("auto", (), "auto", ()):
+    if options != ("auto", (), "auto", (), ""):
         raise OptionError(
             "--via optimum exports the whole checkpoint in float32 to ONNX and nothing else; leave "
-            "out --weights, --hidden-states, --format and --trained"
+            "out --weights, --hidden-states, --format, --trained, and shapes of static graphs"
         )
 
 
@@ -158,6 +182,8 @@ def _facts(out: Path, manifest: Manifest) -> dict[str, Any]:
         "formats": [v.target_format for v in variants],
         "flavours": [v.flavour for v in variants],
         "weights": [v.weight_format for v in variants],
+        "widths": [sorted(v.widths) for v in variants],
+        "cache_slots": [v.capacity or None for v in variants],
         "parts": list(dict.fromkeys(beside)),
         "size": sum(entry.size for entry in manifest.files.values()),
     }

@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 from quickdraft.errors import OptionError
 from quickdraft.export.emitters.onnx_weights import NBits, to_nbits
 from quickdraft.export.quantize import FORMATS, quantize, store, weight_format
-from quickdraft.export.weights import Blocked, Dense, Weight, concat_rows, dense_weight
+from quickdraft.export.weights import (
+    Blocked,
+    Dense,
+    Weight,
+    concat_rows,
+    dense_weight,
+    of_vocabulary,
+)
 from quickdraft.manifest import WeightFormat
 
 
@@ -133,6 +140,17 @@ def test_groups_belong_to_the_format(form: str, columns: int, group: int | None)
     assert stored.scale.shape == (3, columns // group)
     error = np.square(stored.to_dense() - values).mean() / np.square(values).mean()
     assert error < (0.02 if group <= 128 else 0.03)
+
+
+def test_what_has_a_row_for_every_token_may_keep_more_bits() -> None:
+    weight = dense_weight("w", np.random.default_rng(0).standard_normal((9, 128), np.float32))
+    bits = {}
+    for name, fmt in FORMATS.items():
+        stored = [store(each, fmt) for each in (weight, of_vocabulary(weight)) if not fmt.keep]
+        bits[name] = [each.bits for each in stored if isinstance(each, Blocked)]
+    assert bits["int4"] == [4, 4]
+    assert bits["int8"] == [8, 8]
+    assert bits["int4-g128"] == bits["int4-channel"] == [4, 8]
 
 
 def test_long_groups_cut_their_largest_values() -> None:
