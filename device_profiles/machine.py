@@ -109,6 +109,14 @@ def peak_memory() -> int | None:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def give_back_memory() -> None:
+    """Let the system have memory that was freed and is still held for later; where that can be
+    asked for."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
+
+
 def is_writable(folder: Path) -> bool:
     """Whether files can be made in a folder, or in the nearest parent that exists.
 

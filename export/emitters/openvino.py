@@ -121,9 +121,8 @@ def _static_sizes(part: Part, shapes: StaticShapes) -> tuple[dict[int, Sizes], i
     longest = LONGEST
     if part.spec.source is not None:
         shapes, longest = replace(shapes, longest_cache=None), LONGEST_ANSWER
-    capacity = shapes.length(part.spec.context_length, longest - SPARE) + SPARE
-    if shapes.cache_length is None:
-        capacity = -(-capacity // ALIGNMENT) * ALIGNMENT
+    wanted = shapes.length(part.spec.context_length, longest - SPARE) + SPARE
+    capacity = -(-wanted // ALIGNMENT) * ALIGNMENT
     memory = max(read, default=None)
     sizes = {rows: Sizes(rows, rows, capacity, memory) for rows in widths}
     # The prefill wants the logits of one row at most, and those of many are most of its time.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from quickdraft.commands.options import common_options, whole_numbers
+from quickdraft.commands.options import common_options, static_options, whole_numbers
 from quickdraft.commands.output import human_count, human_size, print_json
 from quickdraft.commands.progress import Bars
 from quickdraft.device_profiles import machine
@@ -21,6 +21,7 @@ from quickdraft.static_shapes import StaticShapes
 if TYPE_CHECKING:
     from quickdraft.manifest import Manifest
     from quickdraft.models.admission import Provenance
+    from quickdraft.runtime.forms import Form
 
 
 @click.command()
@@ -30,10 +31,8 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--weights",
-    default="auto",
-    show_default=True,
     type=click.Choice(("auto", *get_args(WeightFormat))),
-    help="Weight format; auto keeps the blocks of a GGUF file.",
+    help="Weight format; auto, unless --device says otherwise, keeps the blocks of a GGUF file.",
 )
 @click.option(
     "--hidden-states",
@@ -54,23 +53,11 @@ if TYPE_CHECKING:
     ),
 )
 @click.option(
-    "--cache-length",
-    type=int,
-    metavar="N",
-    help="Static formats: tokens that a conversation may have.",
+    "--device",
+    metavar="NAME",
+    help="Take formats, weights and shapes that are not given from a device of `device list`.",
 )
-@click.option(
-    "--widths",
-    callback=whole_numbers,
-    metavar="ROWS",
-    help="Static formats: rows of the steps that verify, such as 1,4,8,16.",
-)
-@click.option(
-    "--prefill-chunk",
-    type=int,
-    metavar="ROWS",
-    help="Static formats: rows of the step that reads prompts.",
-)
+@static_options
 @click.option(
     "--trained",
     multiple=True,
@@ -95,12 +82,11 @@ if TYPE_CHECKING:
 def export(
     source: str,
     out: Path,
-    weights: str,
+    weights: str | None,
     hidden_states: tuple[int, ...] | None,
     formats: str,
-    cache_length: int | None,
-    widths: tuple[int, ...] | None,
-    prefill_chunk: int | None,
+    device: str | None,
+    shapes: StaticShapes,
     trained: tuple[Path, ...],
     drafts: bool,
     via: str | None,
@@ -115,16 +101,12 @@ def export(
     from quickdraft.export.pipeline import export_model
     from quickdraft.models.adapters.via_optimum import export_via_optimum
     from quickdraft.models.admission import admit
-    from quickdraft.models.formats import WITH_PARTS, default_formats
+    from quickdraft.models.formats import WITH_PARTS
     from quickdraft.models.shipped import with_shipped
 
-    chosen = tuple(name.strip() for name in formats.split(","))
-    if chosen == ("auto",):
-        chosen = default_formats()
-    shapes = StaticShapes(widths, prefill_chunk, cache_length)
-    drafts = drafts and set(chosen) <= set(WITH_PARTS)
-    if via is not None:
-        _check_plain(weights, hidden_states or (), formats, trained, shapes.key)
+    _check_plain(via, weights, hidden_states or (), formats, trained, shapes.key, device)
+    form = _form(device, weights, formats, shapes)
+    drafts = drafts and set(form.formats) <= set(WITH_PARTS)
     started = time.perf_counter()
     with Bars(quiet=as_json) as bars:
         checkpoint, provenance = _checkpoint(source, bars, offline)
@@ -136,38 +118,66 @@ def export(
             manifest = export_model(
                 checkpoint,
                 out,
-                weights=weights,
+                weights=form.weights.value or "auto",
                 hidden_states=hidden_states or (),
-                formats=chosen,
-                shapes=shapes,
+                formats=form.formats,
+                shapes=form.shapes,
                 progress=bars,
                 overwrite=overwrite,
                 trained=with_shipped(checkpoint, trained) if drafts else trained,
                 admit=partial(admit, provenance=provenance),
             )
-    facts = _facts(out, manifest) | {"seconds": round(time.perf_counter() - started, 3)}
+    seconds = round(time.perf_counter() - started, 3)
+    facts = _facts(out, manifest) | {"seconds": seconds, "device": _wanted(device, form)}
     if as_json:
         print_json({**facts, "peak_memory": machine.peak_memory()})
         return
     _show(facts, manifest)
     if via is not None:
         click.echo("This is a fallback: no trees of drafts, no kernels of ours, float32 weights.")
-    elif formats == "auto" and "hotpath" not in chosen:
+    elif (formats, device) == ("auto", None) and "hotpath" not in form.formats:
         click.echo(
             "Our kernels are not installed here; --format hotpath exports for where they are."
         )
 
 
-def _check_plain(*options: Any) -> None:
+def _form(device: str | None, weights: str | None, formats: str, shapes: StaticShapes) -> Form:
+    """What is made: as it is asked for, else as the device wants it."""
+    from quickdraft.device_profiles.profile import profile_named
+    from quickdraft.models.formats import default_formats
+    from quickdraft.runtime.forms import form_of
+
+    profile = None if device is None else profile_named(device)
+    backend, flavour = "auto", None
+    if profile is not None:
+        backend, flavour = profile.run.backends[0], profile.run.flavour
+    chosen = tuple(name.strip() for name in formats.split(","))
+    if chosen == ("auto",):
+        chosen = default_formats(backend, flavour)
+    form = form_of(profile, backend, chosen, (weights, None), "no device was named")
+    return form.with_shapes(shapes)
+
+
+def _wanted(device: str | None, form: Form) -> dict[str, Any] | None:
+    """What was made for a device, and why."""
+    if device is None:
+        return None
+    return {"name": device, "weights": vars(form.weights), "shapes": form.shapes_why}
+
+
+def _check_plain(via: str | None, *options: Any) -> None:
     """--weights, --hidden-states, --format, --trained and shapes must be as they are by default.
 
     Raises:
         OptionError: one is not, and optimum would ignore it.
     """
-    if options != ("auto", (), "auto", (), ""):
+    if via is not None and options not in (
+        (None, (), "auto", (), "", None),
+        ("auto", (), "auto", (), "", None),
+    ):
         raise OptionError(
             "--via optimum exports the whole checkpoint in float32 to ONNX and nothing else; leave "
-            "out --weights, --hidden-states, --format, --trained, and shapes of static graphs"
+            "out --weights, --hidden-states, --format, --trained, --device and shapes"
         )
 
 

@@ -73,8 +73,7 @@ def open_backend(
         name, variant, degraded = _choose(manifest)
         backend_class = lookup("backend", BACKENDS, name)
     else:
-        if _find(manifest, name) is None and _find(manifest, _ADAPTED.get(name, name)) is not None:
-            name = _ADAPTED[name]
+        name = backend_for(manifest, name)
         backend_class = lookup("backend", BACKENDS, name)
         variant = variant_for(manifest, name, device)
     options: dict[str, Any] = {} if kv_cache is None else {"kv_cache": kv_cache}
@@ -144,6 +143,18 @@ def _choose(manifest: Manifest) -> tuple[str, Variant, str | None]:
             "onnxruntime"
         )
     raise BundleError(f"no backend opens this bundle ({_content(manifest)}); export it again")
+
+
+def backend_for(manifest: Manifest, name: str) -> str:
+    """The backend that a name without a device stands for, "auto" among them.
+
+    Raises:
+        BundleError: none opens the bundle. BackendError: none of those can run here.
+    """
+    if name == "auto":
+        return _choose(manifest)[0]
+    other = _ADAPTED.get(name, name)
+    return other if _find(manifest, name) is None and _find(manifest, other) else name
 
 
 def _problem(name: str) -> str | None:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from quickdraft.device_profiles import machine
 from quickdraft.drafters.tree import Tree
 from quickdraft.errors import BackendError, BundleError
 from quickdraft.kvcache.by_head import ByHeadCache, ByHeadMemory
@@ -272,6 +273,7 @@ class Runner:
         assert isinstance(variant.cache, RowsLayout)  # checked on opening  # noqa: S101
         self._variant, self._layout, self._graphs = variant, variant.cache, graphs
         self._layers = cached_layers(spec, variant)
+        self._ran: set[int] = set()
 
     def run(
         self,
@@ -305,6 +307,10 @@ class Runner:
             wanted = step.rows(piece)
             request.feed(names.output_rows, wanted, request.outputs or max(len(wanted), 1))
         openvino_device.run(request.request, cancel)
+        if piece.rows not in self._ran:
+            # Until here a graph of fixed shapes held a cache of its own, which it has now let go.
+            self._ran.add(piece.rows)
+            machine.give_back_memory()
         first = step.length + piece.start
         request.give(self._layout, self._layers, cache, first, piece.end - piece.start)
         return request

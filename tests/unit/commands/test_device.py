@@ -91,7 +91,14 @@ def test_a_report_has_everything(reports: list[Path]) -> None:
         "title": "Apple M4, Neural Engine",
         "simulated": True,
         "why": simulated["device"]["why"],
+        "form": simulated["device"]["form"],
     }
+    for report in (real, simulated):
+        form = report["device"]["form"]
+        assert form["weights"] == {"value": "fp32", "why": "as the bundle has them"}
+        assert form["kv_cache"]["value"] == report["kv_cache"]
+    assert simulated["memory"]["kv_type"] == "f16"  # of the profile, not of what computed here
+    assert simulated["memory"]["budget"] != real["memory"]["budget"]
     assert simulated["energy"]["meter"] is None
     assert real["quality"]["perplexity"] == simulated["quality"]["perplexity"]
 
