@@ -58,7 +58,7 @@ def load(
     from quickdraft.runtime.model import Model
 
     placement = _place(device, backend, kv_cache, prefill)
-    find, name = partial(_find, progress=progress, offline=offline), str(path_or_name)
+    find, name = partial(_find, placement, progress, offline), str(path_or_name)
     drafting = DraftingSetup(drafter, drafter_options or {}, store, find)
     placement, bundle = bundle_on(placement, name, weights, kv_cache, progress, offline)
     model = Model.open(
@@ -105,17 +105,21 @@ def _use_prefill(model: Model, prefill: str) -> None:
 
 
 def _find(
-    name: str,
-    backend: str,
-    *,
-    progress: Progress | None,
-    offline: bool,
+    placement: Placement, progress: Progress | None, offline: bool, name: str, backend: str
 ) -> tuple[Path, Manifest]:
-    """The bundle of a model that drafts, in the format that a backend opens where it has to be
-    made."""
+    """The bundle of a model that drafts; where it has to be made, in the format that its backend
+    opens, and in the form of the target's device if that is where it runs."""
     from quickdraft.models.formats import default_formats
+    from quickdraft.models.placed import preferred_on
     from quickdraft.models.resolve import resolve
 
-    formats = default_formats(backend)
-    found = resolve(name, formats=formats, progress=progress, offline=offline)
+    beside = backend.partition(":")[0] == placement.backend.partition(":")[0]
+    formats = default_formats(backend, placement.flavour if beside else None)
+    found = resolve(
+        name,
+        formats=formats,
+        preferred=preferred_on(placement, formats) if beside else None,
+        progress=progress,
+        offline=offline,
+    )
     return found.folder, found.manifest

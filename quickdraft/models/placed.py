@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,14 @@ from quickdraft.types import Progress
 
 if TYPE_CHECKING:
     from quickdraft.runtime.devices import Placement
+
+
+def preferred_on(
+    placement: Placement, formats: Sequence[str], weights: str | None = None
+) -> Preferred:
+    """How a bundle is made in some formats for a place. weights: that the user asked for."""
+    form = placement.form_of(formats, weights)
+    return Preferred(form.weights.value or "auto", form.shapes)
 
 
 def bundle_on(
@@ -30,7 +39,7 @@ def bundle_on(
     """
     formats = default_formats(placement.backend, placement.flavour)
     form = placement.form_of(formats, weights, kv_cache)
-    preferred = Preferred(form.weights.value or "auto", form.shapes)
+    preferred = preferred_on(placement, formats, weights)
     bundle = resolve(
         name,
         weights=weights,

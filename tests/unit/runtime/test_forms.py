@@ -11,11 +11,13 @@ import pytest
 from tiny.models import write_tiny_model
 
 import quickdraft
+from quickdraft import api
 from quickdraft.bundle import open_bundle
 from quickdraft.device_profiles import machine
 from quickdraft.device_profiles.profile import profile_named, profiles
 from quickdraft.errors import DeviceError, OptionError
 from quickdraft.models import placed
+from quickdraft.models import resolve as resolving
 from quickdraft.models.resolve import Preferred
 from quickdraft.runtime import devices
 from quickdraft.runtime.devices import Here, Placement, memory_budget, place
@@ -79,6 +81,18 @@ def test_other_devices_get_their_own(asked: list[dict[str, Any]]) -> None:
     assert (other["formats"], other["preferred"]) == (("openvino",), Preferred())
     why = form_of(profile_named("x86-avx2"), "openvino", ["openvino"]).weights.why
     assert why == "the profile x86-avx2 says nothing of the backend 'openvino'"
+
+
+def test_a_draft_beside_the_target_has_the_same_form(
+    asked: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resolving, "resolve", placed.resolve)
+    npu = place("npu")
+    api._find(npu, None, True, "draft", "openvino:NPU")
+    api._find(npu, None, True, "draft", "hotpath")
+    beside, apart = asked
+    assert (beside["formats"], beside["preferred"].weights) == (("openvino-static",), "int4-g128")
+    assert (apart["formats"], apart["preferred"]) == (("hotpath",), None)
 
 
 def test_every_profile_makes_a_form() -> None:
