@@ -21,7 +21,8 @@ from quickdraft.runtime.backends import hotpath, ort_session, providers
 from quickdraft.runtime.backends.base import Backend
 from quickdraft.runtime.backends.opening import backend_for, parts, variant_for
 from quickdraft.runtime.backends.simulated import PREFIX
-from quickdraft.runtime.footprint import footprint, footprint_by_profile
+from quickdraft.runtime.device_plan import longest_context, memory_budget, planned
+from quickdraft.runtime.footprint import footprint
 from quickdraft.runtime.forms import Form, form_of, kv_to_open, of_profile
 from quickdraft.runtime.found_devices import found_devices
 
@@ -159,7 +160,8 @@ class Placement:
         name, device = (AUTO, "") if self.simulated else split_device(self.backend)
         variant = variant_for(manifest, backend_for(manifest, name), device)
         held = footprint(manifest, variant, kv_cache)
-        tokens = min(LEAST_CONTEXT, spec.context_length) if context is None else context
+        longest = longest_context(self.profile if self.simulated else None, spec)
+        tokens = min(LEAST_CONTEXT, longest) if context is None else context
         if self.simulated and self.profile is not None:
             return planned(self.profile, manifest, tokens, here=False)
         return plan_memory(spec, held, tokens, memory_budget(self.profile))
@@ -371,35 +373,13 @@ def _coreml_problem(device: str) -> str | None:
     return found
 
 
-def planned(profile: Profile, manifest: Manifest, context: int, *, here: bool) -> MemoryPlan:
-    """What a model would take on a device, in the form of its profile, whatever the bundle has.
-    here: whether the memory is that of this machine.
+def plan_for(model: Model, context: int | None) -> MemoryPlan:
+    """What a loaded model takes for a context of so many tokens, None for the longest there is.
 
     Raises:
-        DeviceError: the context is not one of the model.
-        BundleError, BackendError: no backend opens the bundle.
-    """
-    files = footprint(manifest, variant_for(manifest, backend_for(manifest, AUTO))).weights
-    held = footprint_by_profile(profile, manifest, files)
-    return plan_memory(manifest.model, held, context, memory_budget(profile, not here))
-
-
-def memory_budget(profile: Profile | None, simulated: bool = False) -> int | None:
-    """Bytes that a model may take: the profile's share of the system's memory; of a simulated
-    device of its own, None where its profile does not say."""
-    total = machine.memory()[0]
-    if simulated:
-        size = profile.memory.size_gib if profile is not None else None
-        total = None if size is None else int(size.value * 2**30)
-    share = profile.memory.share if profile is not None else 0.9
-    return None if total is None else int(total * share)
-
-
-def plan_for(model: Model, context: int) -> MemoryPlan:
-    """What a loaded model takes for a context of so many tokens.
-
-    Raises:
-        DeviceError: the context is not one of the model.
+        DeviceError: the context is not one of the model, or of the device.
     """
     placement = model.placement or Placement(model.backend.name, "")
+    if context is None:
+        context = longest_context(placement.profile if placement.simulated else None, model.spec)
     return placement.plan(model.manifest, model.backend.kv_type, context)

@@ -234,5 +234,5 @@ def _memory(model: Model, context: int | None) -> dict[str, Any]:
     from quickdraft.device_profiles import machine
     from quickdraft.runtime.devices import plan_for
 
-    plan = plan_for(model, model.spec.context_length if context is None else context)
+    plan = plan_for(model, context)
     return {"peak": machine.peak_memory(), **plan.to_dict()}

@@ -112,14 +112,16 @@ def _profile(name: str) -> tuple[Profile | None, str, bool]:
 def _plan(profile: Profile | None, here: bool, model: str, context: int | None) -> MemoryPlan:
     from quickdraft.commands.progress import Bars
     from quickdraft.models.resolve import resolve
-    from quickdraft.runtime.devices import Placement, planned
+    from quickdraft.runtime.device_plan import longest_context, planned
+    from quickdraft.runtime.devices import Placement
 
     with Bars(transient=True) as bars:
         manifest = resolve(model, progress=bars).manifest
-    tokens = manifest.model.context_length if context is None else context
-    if profile is None or (here and profile.kind == "cpu"):
+    wanted = None if profile is None or (here and profile.kind == "cpu") else profile
+    tokens = longest_context(wanted, manifest.model) if context is None else context
+    if wanted is None:
         return Placement("auto", "", profile).plan(manifest, None, tokens)
-    return planned(profile, manifest, tokens, here=here)
+    return planned(wanted, manifest, tokens, here=here)
 
 
 def _states(profile: Profile | None) -> dict[str, str | None]:

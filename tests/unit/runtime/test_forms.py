@@ -20,7 +20,8 @@ from quickdraft.models import placed
 from quickdraft.models import resolve as resolving
 from quickdraft.models.resolve import Preferred
 from quickdraft.runtime import devices
-from quickdraft.runtime.devices import Here, Placement, memory_budget, place
+from quickdraft.runtime.device_plan import memory_budget
+from quickdraft.runtime.devices import Here, Placement, place
 from quickdraft.runtime.forms import form_of
 from quickdraft.static_shapes import EMITTERS_OWN, StaticShapes
 
