@@ -5,12 +5,14 @@ Every function returns None where the system does not say; nothing here raises.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 # Features that the kernels of inference engines look for, separated by spaces.
 FEATURES = (
@@ -86,6 +88,8 @@ def memory() -> tuple[int | None, int | None]:
     if sys.platform == "darwin":
         total = _sysctl("hw.memsize")
         return (int(total) if total else None), None
+    if sys.platform == "win32":
+        return _windows_memory()
     fields = {}
     for line in _read("/proc/meminfo").splitlines():
         name, _, rest = line.partition(":")
@@ -103,6 +107,14 @@ def peak_memory() -> int | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def give_back_memory() -> None:
+    """Let the system have memory that was freed and is still held for later; where that can be
+    asked for."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def is_writable(folder: Path) -> bool:
@@ -145,6 +157,29 @@ def _windows_cpu_name() -> str | None:
             return str(winreg.QueryValueEx(key, "ProcessorNameString")[0]).strip()
     except OSError:
         return None
+
+
+class _MemoryStatus(ctypes.Structure):
+    """MEMORYSTATUSEX of the Windows API; sizes in bytes."""
+
+    _fields_ = (
+        ("length", ctypes.c_uint32),
+        ("load_percent", ctypes.c_uint32),
+        *((name, ctypes.c_uint64) for name in ("total", "available", "total_page_file")),
+        *((name, ctypes.c_uint64) for name in ("available_page_file", "total_virtual")),
+        *((name, ctypes.c_uint64) for name in ("available_virtual", "available_extended")),
+    )
+
+
+def _windows_memory() -> tuple[int | None, int | None]:
+    status = _MemoryStatus(ctypes.sizeof(_MemoryStatus))
+    try:
+        kernel: Any = vars(ctypes)["windll"].kernel32  # there is none elsewhere
+        if kernel.GlobalMemoryStatusEx(ctypes.byref(status)):
+            return int(status.total), int(status.available)
+    except (KeyError, AttributeError, OSError):
+        pass
+    return None, None
 
 
 def _sysctl(name: str) -> str | None:

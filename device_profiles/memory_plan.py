@@ -28,15 +28,42 @@ def kv_bytes_per_token(spec: ModelSpec, kv_type: str) -> int:
 
 
 @dataclass(frozen=True)
+class Footprint:
+    """What a model keeps in memory, whatever its context.
+
+    weights: bytes of one copy. kv_type: of keys and values. graphs: that each hold a copy of the
+    weights, and `graph` bytes of their own. slots: of cache that graphs set aside for themselves
+    until their first step; 0 for none. once: other bytes. scores: bytes that a step works in for
+    each token of the context.
+    """
+
+    weights: int
+    kv_type: str
+    graphs: int = 1
+    graph: int = 0
+    slots: int = 0
+    once: int = 0
+    scores: int = 0
+
+    @property
+    def held(self) -> int:
+        """Bytes of all copies of the weights and what comes with them."""
+        return self.graphs * (self.weights + self.graph) + self.once
+
+
+@dataclass(frozen=True)
 class MemoryPlan:
-    """All in bytes but `context`, in tokens. kv: of the context. budget: what there is, None where
-    the system does not say."""
+    """All in bytes but `context`, in tokens, and `graphs`, which each hold the weights. weights: of
+    all copies. kv: of the context, stored as `kv_type`. budget: what there is, None where the
+    system does not say."""
 
     weights: int
     kv_per_token: int
     context: int
     workspace: int
     budget: int | None
+    graphs: int = 1
+    kv_type: str = "f16"
 
     @property
     def kv(self) -> int:
@@ -74,16 +101,25 @@ class MemoryPlan:
             if longest >= 1
             else "take a smaller model or a narrower weight format"
         )
+        copies = f" ({self.graphs} graphs with a copy each)" if self.graphs > 1 else ""
+        if copies:
+            shorter += ", or export with fewer --widths"
+        parts = (
+            f"weights {_mib(self.weights)}{copies}",
+            f"keys and values of {self.context} tokens {_mib(self.kv)}",
+            f"workspace {_mib(self.workspace)}",
+        )
         raise DeviceError(
-            f"{model} does not fit on {device}: weights {_mib(self.weights)} + keys and values of "
-            f"{self.context} tokens {_mib(self.kv)} + workspace {_mib(self.workspace)} = "
-            f"{_mib(self.needed)}, and it may take {_mib(self.budget or 0)}; {shorter}"
+            f"{model} does not fit on {device}: {' + '.join(parts)} = {_mib(self.needed)}, and it "
+            f"may take {_mib(self.budget or 0)}; {shorter}"
         )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
         return {
             "weights": self.weights,
+            "graphs": self.graphs,
+            "kv_type": self.kv_type,
             "kv_per_token": self.kv_per_token,
             "context": self.context,
             "kv": self.kv,
@@ -96,9 +132,9 @@ class MemoryPlan:
 
 
 def plan_memory(
-    spec: ModelSpec, weights: int, kv_type: str, context: int, budget: int | None
+    spec: ModelSpec, footprint: Footprint, context: int, budget: int | None
 ) -> MemoryPlan:
-    """What a model takes. weights: bytes of its files.
+    """What a model takes.
 
     Raises:
         DeviceError: the context is not one of the model.
@@ -109,7 +145,11 @@ def plan_memory(
         )
     rows = min(CHUNK, spec.context_length)
     workspace = 4 * (rows * spec.hidden_size * COPIES + spec.vocab_size * 16)
-    return MemoryPlan(weights, kv_bytes_per_token(spec, kv_type), context, workspace, budget)
+    kv_type = footprint.kv_type
+    per_token = kv_bytes_per_token(spec, kv_type)
+    workspace += footprint.slots * per_token + footprint.scores * context
+    held, graphs = footprint.held, footprint.graphs
+    return MemoryPlan(held, per_token, context, workspace, budget, graphs, kv_type)
 
 
 def _mib(count: int) -> str:

@@ -13,13 +13,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cache
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
 from quickdraft import strict_json
-from quickdraft.errors import DeviceError
-from quickdraft.manifest import Flavour
+from quickdraft.errors import DeviceError, OptionError
+from quickdraft.manifest import Flavour, WeightFormat
+from quickdraft.static_shapes import StaticShapes
 
 SCHEMA_VERSION = 1
 FOLDER = Path(__file__).parent / "data"
@@ -28,7 +28,7 @@ MAX_BYTES = 1 << 16
 Kind = Literal["cpu", "gpu", "npu"]
 System = Literal["linux", "windows", "darwin"]
 Architecture = Literal["x86_64", "arm64"]
-WeightFormat = Literal["gguf", "fp32", "fp16", "int8", "int4"]
+Weights = Literal["auto", WeightFormat]
 KvFormat = Literal["f32", "f16", "int8"]
 
 _NAME = re.compile(r"[a-z0-9]+(?:[.-][a-z0-9]+)*")
@@ -90,11 +90,12 @@ class Detection:
 @dataclass(frozen=True)
 class Run:
     """How models run there. backends: best first, as `name` or `name:device` (a provider of ONNX
-    Runtime, a device of OpenVINO). threads: 0 leaves their number to the backend."""
+    Runtime, a device of OpenVINO). weights: of bundles that are made for it; `auto` keeps what the
+    checkpoint has. threads: 0 leaves their number to the backend."""
 
     backends: tuple[str, ...]
     flavour: Flavour
-    weights: WeightFormat
+    weights: Weights
     kv_cache: KvFormat
     threads: int = 0
 
@@ -107,32 +108,39 @@ class Run:
 
 @dataclass(frozen=True)
 class Static:
-    """Compiled shapes: rows of a step, rows of a prefill chunk, and slots of the cache."""
+    """Compiled shapes: rows of a step, rows of a prefill chunk, and tokens that a conversation may
+    have where the model's context is longer."""
 
     widths: tuple[int, ...]
     prefill_chunk: int
-    cache_lengths: tuple[int, ...]
+    cache_length: int
 
     def __post_init__(self) -> None:
-        for name in ("widths", "cache_lengths"):
-            numbers = getattr(self, name)
-            rising = all(a < b for a, b in pairwise(numbers))
-            _check(bool(numbers) and numbers[0] > 0 and rising, f"{name} must rise, from 1 or more")
-        _check(self.widths[0] == 1, f"widths begins with {self.widths[0]}; it must begin with 1")
-        _check(
-            self.prefill_chunk >= self.widths[-1],
-            f"prefill_chunk is {self.prefill_chunk}; it must be at least {self.widths[-1]}",
-        )
+        try:
+            self.shapes.rows(self.widths, self.prefill_chunk)
+        except OptionError as error:
+            raise _Bad(str(error)) from None
+
+    @property
+    def shapes(self) -> StaticShapes:
+        """What export is asked for.
+
+        Raises:
+            OptionError: that cannot be.
+        """
+        return StaticShapes(self.widths, self.prefill_chunk, longest_cache=self.cache_length)
 
 
 @dataclass(frozen=True)
 class Memory:
     """share: of the system's memory, what a model may take; `share_source` says why.
-    bandwidth_gb_s: of reading it, in 1e9 bytes a second."""
+    bandwidth_gb_s: of reading it, in 1e9 bytes a second. size_gib: the least that such a device is
+    sold with, in 2**30 bytes: what a simulated one has."""
 
     share: float = 0.9
     share_source: str = "our policy: a tenth stays with the system"
     bandwidth_gb_s: Figure | None = None
+    size_gib: Figure | None = None
 
     def __post_init__(self) -> None:
         _check(0 < self.share <= 1, f"share is {self.share}; it must be above 0 and at most 1")

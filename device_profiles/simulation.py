@@ -13,6 +13,7 @@ from quickdraft.device_profiles.curve import Curve
 from quickdraft.device_profiles.memory_plan import CHUNK
 from quickdraft.device_profiles.profile import Figure, Profile, Simulation, Static, profiles
 from quickdraft.errors import DeviceError
+from quickdraft.types import ModelSpec
 
 NEAR_ROWS = 64
 """Up to here every number of rows has a point of its own."""
@@ -26,6 +27,24 @@ class Load:
     weights: int
     parameters: int
     kv_per_token: int
+
+
+_BITS = {"fp32": 32.0, "fp16": 16.0, "int8": 9.0, "int4": 5.0, "int4-g128": 4.25, "int4-channel": 4}
+"""Of a weight, with its share of a scale of 32 bits."""
+_VOCABULARY_BITS = {"int4-g128": 8.25, "int4-channel": 8}
+"""The same of what has a row for every token, where that is stored otherwise."""
+
+
+def bytes_of_weights(profile: Profile, spec: ModelSpec, files: int) -> int:
+    """Bytes of a model's weights in the format of a profile. files: of the weights that are at
+    hand, which count where the profile leaves them as they are or the model does not say how
+    large it is."""
+    form = profile.run.weights
+    if form not in _BITS or not spec.num_parameters:
+        return files
+    table = min(spec.vocab_size * spec.hidden_size, spec.num_parameters)
+    bits = _BITS[form] * (spec.num_parameters - table)
+    return int((bits + _VOCABULARY_BITS.get(form, _BITS[form]) * table) / 8)
 
 
 def simulated_curve(profile: Profile, load: Load) -> Curve:

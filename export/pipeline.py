@@ -27,6 +27,7 @@ from quickdraft.manifest import (
     TokenizerEntry,
     Variant,
 )
+from quickdraft.static_shapes import EMITTERS_OWN, StaticShapes, is_static
 from quickdraft.types import ModelSpec, Progress
 
 
@@ -49,13 +50,14 @@ def read_checkpoint(source: Path) -> Checkpoint:
 
 
 class Contents(TypedDict, total=False):
-    """Options of `export_checkpoint`."""
+    """Options of `export_checkpoint`, which says what is taken where one is left out."""
 
     weights: str
     hidden_states: Sequence[int]
     formats: Sequence[str]
     overwrite: bool
     trained: Sequence[Path]
+    shapes: StaticShapes
 
 
 def export_model(
@@ -88,40 +90,45 @@ def export_checkpoint(
     checkpoint: Checkpoint,
     out: Path,
     *,
-    weights: str = "auto",
-    hidden_states: Sequence[int] = (),
-    formats: Sequence[str] = ("onnx",),
     progress: Progress | None = None,
-    overwrite: bool = False,
-    trained: Sequence[Path] = (),
+    **contents: Unpack[Contents],
 ) -> Manifest:
     """Export a checkpoint to the bundle folder `out`, all or nothing.
 
-    weights: `auto` (GGUF blocks kept; floats to int8), `fp32`, `fp16`, `int8`, `int4`, `gguf`.
-    hidden_states: residual streams to offer as outputs, by number of layers passed. formats:
-    names of emitters, best first. progress: its stages are `read`, `emit` and `write`. trained:
-    files of trained parts to add (see export.trained).
+    weights: `auto` (GGUF blocks kept; floats to int8), or a name of `quantize.FORMATS`.
+    hidden_states: residual streams to offer as outputs, by number of layers passed; none. formats:
+    names of emitters, best first; `onnx`. progress: its stages are `read`, `emit` and `write`.
+    overwrite: what lies at `out`; it is refused. trained: files of trained parts to add (see
+    export.trained); none. shapes: dimensions of graphs that have fixed ones; those of the emitters.
 
     Raises:
         CheckpointError, UnsupportedModel, OptionError, BundleError: nothing is written.
     """
-    report = progress or _silent
+    report, formats = progress or _silent, contents.get("formats", ("onnx",))
     emitters = [registry.lookup("format", registry.EMITTERS, name) for name in formats]
     if not emitters:
         raise OptionError("name at least one format to export to")
-    fmt = weight_format(weights, checkpoint.source.kind)
+    shapes = contents.get("shapes", EMITTERS_OWN)
+    if shapes.key and not is_static(formats):
+        raise OptionError(
+            "cache length, widths and prefill chunk are of graphs with fixed dimensions, and "
+            f"{', '.join(formats)} has none; leave them out, or add --format openvino-static"
+        )
+    fmt = weight_format(contents.get("weights", "auto"), checkpoint.source.kind)
     checkpoint.weights.used.clear()
-    parts = parts_of(checkpoint, hidden_states, trained)
+    parts = parts_of(checkpoint, contents.get("hidden_states", ()), contents.get("trained", ()))
     refuse_readers(parts, formats)
     spec = parts[0].spec
-    with BundleWriter(out, overwrite=overwrite) as writer:
-        request = EmitRequest(writer.root, fmt, parts, checkpoint.tokenizer)
+    with BundleWriter(out, overwrite=contents.get("overwrite", False)) as writer:
+        request = EmitRequest(writer.root, fmt, parts, checkpoint.tokenizer, shapes)
         emitted = [_emit(emit, request, checkpoint, report) for emit in emitters]
         roles: dict[Role, tuple[Variant, ...]] = {}
         for index, part in enumerate(parts):
             variants = tuple(of_parts[index] for of_parts in emitted)
             roles[part.role] = roles.get(part.role, ()) + variants
-        return _write(writer, checkpoint, spec, roles, report, _versions(trained))
+        return _write(
+            writer, checkpoint, spec, roles, report, _versions(contents.get("trained", ()))
+        )
 
 
 def _silent(stage: str, done: int, total: int) -> None:

@@ -14,10 +14,17 @@ from quickdraft.errors import OptionError
 from quickdraft.export.weights import Blocked, Dense, Floats, Weight
 
 GROUP = 32
+WHOLE_ROW = 0
+"""Stands for a group as long as the row."""
 _WITH_BLOCKS = ("gguf", "onnx")
 """Kinds of checkpoints whose weights may be blocks already."""
 _FACTORS = tuple(map(np.float32, (0.95, 0.9, 0.85, 1.05, -1.0, -0.93)))
 """Neighbours of the scale that maps the largest value of a block to the last code."""
+_WIDE_FACTORS = tuple(
+    np.float32(sign * step / 20) for sign in (1, -1) for step in range(21, 8, -1) if step != 20
+)
+"""The same for groups beyond 32: the more values share a scale, the more of the largest may be cut
+for the sake of the others."""
 _LARGEST_SCALE = float(np.finfo(np.float16).max) / 2
 """Half of what float16 holds, so that the neighbouring scales that are tried fit as well."""
 
@@ -26,6 +33,9 @@ _LARGEST_SCALE = float(np.finfo(np.float16).max) / 2
 class WeightFormat:
     """How matrices are stored: in blocks of `bits`, else as `dtype`; keep: as they are.
 
+    groups: how many values of a row share a scale, best first: the first that divides the row is
+    taken (WHOLE_ROW always does), and a row that none divides stays float32.
+    vocabulary: bits of matrices with a row for every token, None for those of the others.
     float_values: value projections of grouped heads stay in floats (decision 003): the formats
     that promise quality do this, the smallest does not.
     """
@@ -35,6 +45,15 @@ class WeightFormat:
     bits: int | None = None
     keep: bool = False
     float_values: bool = False
+    groups: tuple[int, ...] = (GROUP,)
+    vocabulary: int | None = None
+
+    def group_of(self, columns: int) -> int | None:
+        """Values that share a scale in rows of so many; None where no group fits."""
+        for group in self.groups:
+            if columns % (group or columns) == 0 and columns % 2 == 0:  # two codes to a byte
+                return group or columns
+        return None
 
 
 FORMATS = {
@@ -44,6 +63,8 @@ FORMATS = {
         WeightFormat("fp16", dtype=np.float16),
         WeightFormat("int8", bits=8, float_values=True),
         WeightFormat("int4", bits=4),
+        WeightFormat("int4-g128", bits=4, groups=(128, 64, 32), vocabulary=8),
+        WeightFormat("int4-channel", bits=4, groups=(WHOLE_ROW,), vocabulary=8),
         WeightFormat("gguf", keep=True, float_values=True),
     )
 }
@@ -66,11 +87,10 @@ def weight_format(name: str, checkpoint_kind: str) -> WeightFormat:
     return FORMATS[name]
 
 
-def store(weight: Weight, fmt: WeightFormat, group: int = GROUP) -> Dense | Blocked:
-    """The values of a matrix [rows, columns] in the given format. group: columns of a block, where
-    the format makes blocks.
+def store(weight: Weight, fmt: WeightFormat) -> Dense | Blocked:
+    """The values of a matrix [rows, columns] in the given format.
 
-    Rows that the group does not divide stay float32, whatever the format.
+    Rows that no group of the format divides stay float32.
 
     Raises:
         OptionError: a value is too large for the format.
@@ -79,16 +99,18 @@ def store(weight: Weight, fmt: WeightFormat, group: int = GROUP) -> Dense | Bloc
         return weight.load()
     if fmt.bits is None:
         return Dense(_cast(weight, fmt))
-    if weight.shape[-1] % group:
+    group = fmt.group_of(weight.shape[-1])
+    if group is None:
         return Dense(weight.dense())
     values = weight.dense()
-    limit = _LARGEST_SCALE * (1 << (fmt.bits - 1))
+    bits = fmt.vocabulary if weight.vocabulary and fmt.vocabulary else fmt.bits
+    limit = _LARGEST_SCALE * (1 << (bits - 1))
     if max(values.max(), -values.min()) > limit:
         raise OptionError(
             f"{weight.name} holds values that {fmt.name} cannot (above {limit:g}); choose other "
             "weights, such as fp32"
         )
-    return quantize(values, fmt.bits, group)
+    return quantize(values, bits, group)
 
 
 def _cast(weight: Weight, fmt: WeightFormat) -> NDArray[np.floating]:
@@ -106,7 +128,8 @@ def quantize(values: Floats, bits: int, group: int = GROUP) -> Blocked:
     """Round float32 [rows, columns] to symmetric blocks of `bits`, the least squares way.
 
     The value of largest magnitude maps to -2**(bits-1), as in GGUF's Q4_0; at 4 bits a few
-    neighbouring scales are tried as well, and each block keeps the one with the least error.
+    neighbouring scales are tried as well (many where a group is longer than 32), and each block
+    keeps the one with the least error.
     Scales are float16 values, so that every flavour can hold the same weights.
     """
     # Some rows at a time: what is worked on stays in the processor's cache.
@@ -125,7 +148,8 @@ def _quantize_rows(values: Floats, *, bits: int, group: int) -> tuple[NDArray[np
     step: Floats = np.divide(np.where(high > -low, high, low), np.float32(-zero))
     scale = _half(step)
     if bits == 4:
-        scale = _best(blocks, [scale, *(_half(step * factor) for factor in _FACTORS)], zero)
+        factors = _FACTORS if group <= GROUP else _WIDE_FACTORS
+        scale = _best(blocks, [scale, *(_half(step * factor) for factor in factors)], zero)
     codes = (_steps(blocks, scale, zero) + np.float32(zero)).astype(np.uint8)
     return codes.reshape(values.shape), scale.reshape(len(values), -1)
 

@@ -6,7 +6,7 @@ Nothing is decoded before it is emitted, so exporting needs memory for one tenso
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -81,6 +81,7 @@ class Weight:
 
     `stored_as` is the format in the checkpoint (`F32`, `BF16`, `Q4_1`, ...). sensitive: rounding
     it, or what it multiplies, costs much; an emitter may keep both in floats where that is cheap.
+    vocabulary: it has a row for every token, as tables of tokens and heads do.
     """
 
     name: str
@@ -88,6 +89,7 @@ class Weight:
     stored_as: str
     load: Callable[[], Dense | Blocked]
     sensitive: bool = False
+    vocabulary: bool = False
 
     def dense(self) -> Floats:
         """The values as float32."""
@@ -106,11 +108,17 @@ class Weight:
             return _combine([data], lambda arrays: np.ascontiguousarray(arrays[0][index]))
 
         rows = len(np.arange(self.shape[0])[index])
-        return Weight(name, (rows, *self.shape[1:]), self.stored_as, load)
+        shape = (rows, *self.shape[1:])
+        return Weight(name, shape, self.stored_as, load, vocabulary=self.vocabulary)
 
     def map(self, change: Callable[[Floats], Floats], shape: tuple[int, ...], name: str) -> Weight:
         """A float32 function of the values (transpose, add one); blocks are decoded."""
         return Weight(name, shape, "F32", lambda: Dense(change(self.dense())))
+
+
+def of_vocabulary(weight: Weight) -> Weight:
+    """The same weight, known to have a row for every token."""
+    return replace(weight, vocabulary=True)
 
 
 def by_row(weight: Weight) -> Weight:

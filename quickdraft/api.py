@@ -42,10 +42,10 @@ def load(
     registry between commas, where `auto` stands for those that need no model. drafter_options: by
     name of the drafter, by name of the option. store: whether drafters may keep what they learn.
     backend: `auto`, or a name of the registry, after which `:` may name a device of its own.
-    weights: `auto`, `gguf`, `fp32`, `fp16`, `int8` or `int4`. kv_cache: how keys and values are
-    stored, `f32`, `f16` or `int8`; None leaves it to the backend. prefill: how answers prefill
-    where nothing else is said, see GenerationConfig; what it needs is loaded at once. offline: use
-    only what is there. progress: called with a stage, what is done of it, its total (0: unknown).
+    weights: `auto`, `gguf`, `fp32`, `fp16`, `int8`, `int4`, `int4-g128` or `int4-channel`;
+    kv_cache: `f32`, `f16` or `int8`; None leaves both to the profile of the device. prefill: how
+    answers prefill where nothing else is said, see GenerationConfig; what it needs is loaded at
+    once. offline: use only what is there. progress: called with stage, what is done, total or 0.
 
     Raises:
         InputError: the name, device or an option cannot be used; a subclass says which and why.
@@ -53,25 +53,25 @@ def load(
         MissingExtra: the backend needs a package that is not installed.
     """
     started = time.perf_counter()
+    from quickdraft.models.placed import bundle_on
     from quickdraft.runtime.drafting import DraftingSetup
     from quickdraft.runtime.model import Model
 
     placement = _place(device, backend, kv_cache, prefill)
-    find, name = partial(_find, progress=progress, offline=offline), str(path_or_name)
+    find, name = partial(_find, placement, progress, offline), str(path_or_name)
     drafting = DraftingSetup(drafter, drafter_options or {}, store, find)
-    folder, manifest = find(name, placement.backend, weights=weights)
-    placement.check_memory(manifest, kv_cache, name)
+    placement, bundle = bundle_on(placement, name, weights, kv_cache, progress, offline)
     model = Model.open(
-        folder,
-        manifest=manifest,
+        bundle.folder,
+        manifest=bundle.manifest,
         backend=placement.backend,
         drafting=drafting,
         threads=threads if threads is not None else placement.threads,
-        kv_cache=kv_cache,
+        kv_cache=placement.kv_to_open(bundle.manifest),
         name=name,
         progress=progress,
     )
-    model.placement = placement.settled(model.backend)
+    model.placement = placement.settled(model.backend).opened(model)
     _use_prefill(model, prefill)
     # What the user waited for: fetching, exporting and verifying count as well.
     model.load_ms = 1e3 * (time.perf_counter() - started)
@@ -105,17 +105,21 @@ def _use_prefill(model: Model, prefill: str) -> None:
 
 
 def _find(
-    name: str,
-    backend: str,
-    *,
-    weights: str | None = None,
-    progress: Progress | None,
-    offline: bool,
+    placement: Placement, progress: Progress | None, offline: bool, name: str, backend: str
 ) -> tuple[Path, Manifest]:
-    """The bundle of a model, in the format that a backend opens where it has to be made."""
+    """The bundle of a model that drafts; where it has to be made, in the format that its backend
+    opens, and in the form of the target's device if that is where it runs."""
     from quickdraft.models.formats import default_formats
+    from quickdraft.models.placed import preferred_on
     from quickdraft.models.resolve import resolve
 
-    formats = default_formats(backend)
-    found = resolve(name, weights=weights, formats=formats, progress=progress, offline=offline)
+    beside = backend.partition(":")[0] == placement.backend.partition(":")[0]
+    formats = default_formats(backend, placement.flavour if beside else None)
+    found = resolve(
+        name,
+        formats=formats,
+        preferred=preferred_on(placement, formats) if beside else None,
+        progress=progress,
+        offline=offline,
+    )
     return found.folder, found.manifest

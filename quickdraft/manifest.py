@@ -56,6 +56,7 @@ MAX_FILES = 1000
 
 Role = Literal["target", "drafter", "auxiliary", "predictor", "encoder", "judge"]
 TargetFormat = Literal["onnx", "openvino", "coreml", "reference"]
+WeightFormat = Literal["gguf", "fp32", "fp16", "int8", "int4", "int4-g128", "int4-channel"]
 Flavour = Literal["hotpath", "portable", "static", "adapted"]
 """adapted: a graph that another exporter wrote, used as it is (docs/adapters.md)."""
 
@@ -73,8 +74,8 @@ class Variant:
     """One form of a model that a backend can load.
 
     model: the file to open; files: all files it needs, `model` included. weight_format: `fp32`,
-    `fp16`, `int8`, `int4`, or `gguf` (the blocks of the file, kept). guarantee: holds for chains;
-    for branching trees only in the hotpath flavour.
+    `fp16`, `int8`, `int4`, `int4-g128`, `int4-channel`, or `gguf` (the blocks of the file, kept).
+    guarantee: holds for chains; for branching trees only in the hotpath flavour.
 
     Of roles other than target: name tells parts of one role and flavour apart. spec: facts of the
     part, None for the target. target_cache: the cache that a predictor writes, None elsewhere.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, get_args
 
@@ -13,13 +14,16 @@ from quickdraft.device_profiles.memory_plan import LEAST_CONTEXT, MemoryPlan, pl
 from quickdraft.device_profiles.profile import Kind, Profile, matching, profile_named, profiles
 from quickdraft.device_profiles.simulation import can_simulate, check_figures
 from quickdraft.errors import BackendError, DeviceError, MissingExtra, OptionError
-from quickdraft.manifest import Manifest
+from quickdraft.manifest import Flavour, Manifest
 from quickdraft.registry import BACKENDS
 from quickdraft.runtime import native
 from quickdraft.runtime.backends import hotpath, ort_session, providers
 from quickdraft.runtime.backends.base import Backend
-from quickdraft.runtime.backends.opening import weight_bytes
+from quickdraft.runtime.backends.opening import backend_for, parts, variant_for
 from quickdraft.runtime.backends.simulated import PREFIX
+from quickdraft.runtime.device_plan import longest_context, memory_budget, planned
+from quickdraft.runtime.footprint import footprint
+from quickdraft.runtime.forms import Form, form_of, kv_to_open, of_profile
 from quickdraft.runtime.found_devices import found_devices
 
 if TYPE_CHECKING:
@@ -70,12 +74,14 @@ class Here:
 @dataclass(frozen=True)
 class Placement:
     """Where a model runs. backend: for `open_backend`. why: a sentence for people. profile: None
-    where none fits the machine, or what the backend was told to compute on."""
+    where none fits the machine, or what the backend was told to compute on. form: of the model that
+    was opened, None before that."""
 
     backend: str
     why: str
     profile: Profile | None = None
     simulated: bool = False
+    form: Form | None = None
 
     @property
     def device(self) -> str:
@@ -96,7 +102,69 @@ class Placement:
         another backend was chosen, on a device of its own."""
         if self.backend != AUTO or hardware(backend.name, backend.device) == ("cpu",):
             return self
-        return place(AUTO, f"{base(backend.name)}:{backend.device}")
+        found = place(AUTO, f"{base(backend.name)}:{backend.device}")
+        return replace(found, form=self.form)
+
+    @property
+    def flavour(self) -> Flavour | None:
+        """That the profile wants of its backends; None where it does not speak of the one taken."""
+        known = (
+            self.profile is not None
+            and not self.simulated
+            and of_profile(self.profile, self.backend)
+        )
+        return self.profile.run.flavour if known and self.profile is not None else None
+
+    def form_of(
+        self, formats: Sequence[str], weights: str | None = None, kv_cache: str | None = None
+    ) -> Form:
+        """The form that a model takes here. formats: emitters of a bundle that is made for it.
+        weights, kv_cache: what the user asked for, None if nothing."""
+        if self.simulated:
+            why = "tokens are computed by this machine; the profile says what time that takes"
+            return form_of(None, self.backend, formats, (weights, kv_cache), why)
+        return form_of(self.profile, self.backend, formats, (weights, kv_cache))
+
+    def kv_to_open(self, manifest: Manifest) -> str | None:
+        """The type of keys and values that the backend is told to have; None leaves it to one that
+        has no choice and was not asked for any.
+
+        Raises:
+            BundleError, BackendError: no backend opens the bundle.
+        """
+        name, device = (AUTO, "") if self.simulated else split_device(self.backend)
+        if self.form is None:
+            return None
+        return kv_to_open(self.form, backend_for(manifest, name, device))
+
+    def opened(self, model: Model) -> Placement:
+        """The same, once a model was opened there: with the form it really has."""
+        backend = model.backend
+        found = [
+            variant
+            for variant in parts(model.manifest, backend.name, "target")
+            if variant.flavour == backend.flavour
+        ]
+        if self.form is None or not found:
+            return self
+        return replace(self, form=self.form.opened(backend.name, backend.kv_type, found[0]))
+
+    def plan(self, manifest: Manifest, kv_cache: str | None, context: int | None) -> MemoryPlan:
+        """What a bundle takes here. context: in tokens; None for the least that is of use.
+
+        Raises:
+            DeviceError: the context is not one of the model.
+            BundleError, BackendError: no backend opens the bundle.
+        """
+        spec = manifest.model
+        name, device = (AUTO, "") if self.simulated else split_device(self.backend)
+        variant = variant_for(manifest, backend_for(manifest, name, device), device)
+        held = footprint(manifest, variant, kv_cache)
+        longest = longest_context(self.profile if self.simulated else None, spec)
+        tokens = min(LEAST_CONTEXT, longest) if context is None else context
+        if self.simulated and self.profile is not None:
+            return planned(self.profile, manifest, tokens, here=False)
+        return plan_memory(spec, held, tokens, memory_budget(self.profile))
 
     def check_memory(self, manifest: Manifest, kv_cache: str | None, name: str) -> None:
         """Refuse a model that cannot fit, before it is loaded.
@@ -104,10 +172,7 @@ class Placement:
         Raises:
             DeviceError: it cannot; the message has the figures.
         """
-        kv_type = kv_cache or (self.profile.run.kv_cache if self.profile is not None else "f16")
-        spec, weights = manifest.model, least_weights(manifest)
-        context, budget = min(LEAST_CONTEXT, spec.context_length), memory_budget(self.profile)
-        plan_memory(spec, weights, kv_type, context, budget).check(name, self.device)
+        self.plan(manifest, kv_cache, None).check(name, self.device)
 
 
 def place(device: str = AUTO, backend: str = AUTO) -> Placement:
@@ -308,32 +373,13 @@ def _coreml_problem(device: str) -> str | None:
     return found
 
 
-def memory_budget(profile: Profile | None) -> int | None:
-    """Bytes that a model may take: the profile's share of the system's memory."""
-    total = machine.memory()[0]
-    share = profile.memory.share if profile is not None else 0.9
-    return None if total is None else int(total * share)
-
-
-def plan_for(model: Model, context: int) -> MemoryPlan:
-    """What a loaded model takes for a context of so many tokens.
+def plan_for(model: Model, context: int | None) -> MemoryPlan:
+    """What a loaded model takes for a context of so many tokens, None for the longest there is.
 
     Raises:
-        DeviceError: the context is not one of the model.
+        DeviceError: the context is not one of the model, or of the device.
     """
-    profile = model.placement.profile if model.placement is not None else None
-    weights = weight_bytes(model.manifest, model.backend)
-    budget = memory_budget(profile)
-    return plan_memory(model.spec, weights, model.backend.kv_type, context, budget)
-
-
-def least_weights(manifest: Manifest) -> int:
-    """Bytes of the smallest variants of what always runs: the target, and an encoder before it."""
-    total = 0
-    for role in ("target", "encoder"):
-        sizes = [
-            sum(manifest.files[file].size for file in variant.files)
-            for variant in manifest.roles.get(role, ())
-        ]
-        total += min(sizes, default=0)
-    return total
+    placement = model.placement or Placement(model.backend.name, "")
+    if context is None:
+        context = longest_context(placement.profile if placement.simulated else None, model.spec)
+    return placement.plan(model.manifest, model.backend.kv_type, context)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
 from quickdraft.export.ops import Activation, Attention, Ops, Rope
-from quickdraft.export.weights import Weight
+from quickdraft.export.weights import Weight, of_vocabulary
 from quickdraft.types import ModelSpec
 
 V = TypeVar("V")
@@ -132,6 +132,12 @@ class DecoderWeights:
     final_norm: Norm | None
     head: Linear
     positions: Weight | None = None
+
+    def __post_init__(self) -> None:
+        """Mark what has a row for every token."""
+        head = replace(self.head, weight=of_vocabulary(self.head.weight))
+        object.__setattr__(self, "embedding", of_vocabulary(self.embedding))
+        object.__setattr__(self, "head", head)
 
 
 def build_decoder(ops: Ops[V], spec: DecoderSpec, weights: DecoderWeights) -> None:

@@ -18,7 +18,7 @@ from quickdraft.export.architectures.config import Config
 from quickdraft.export.architectures.decoder import Linear, Norm
 from quickdraft.export.checkpoints.base import WeightMap
 from quickdraft.export.ops import Activation, Attention, Ops, RelativeBias, Rope
-from quickdraft.export.weights import Weight
+from quickdraft.export.weights import Weight, of_vocabulary
 from quickdraft.types import ModelSpec, SourceSpec
 
 V = TypeVar("V")
@@ -144,6 +144,11 @@ class StackWeights:
     final_norm: Norm | None = None
     relative: RelativeBias | None = None
 
+    def __post_init__(self) -> None:
+        """Mark what has a row for every token."""
+        if self.embedding is not None:
+            object.__setattr__(self, "embedding", of_vocabulary(self.embedding))
+
 
 @dataclass(frozen=True)
 class Seq2SeqWeights:
@@ -152,6 +157,11 @@ class Seq2SeqWeights:
     encoder: StackWeights
     decoder: StackWeights
     head: Linear
+
+    def __post_init__(self) -> None:
+        """Mark what has a row for every token."""
+        head = replace(self.head, weight=of_vocabulary(self.head.weight))
+        object.__setattr__(self, "head", head)
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from quickdraft.errors import BackendError, UnsupportedModel
+from quickdraft.errors import BackendError, OptionError, UnsupportedModel
 from quickdraft.export.checkpoints.base import TokenizerFiles
 from quickdraft.export.quantize import WeightFormat
 from quickdraft.export.weights import Dense, Weight
 from quickdraft.manifest import CacheLayout, Role, Variant
+from quickdraft.static_shapes import EMITTERS_OWN, StaticShapes
 from quickdraft.types import ModelSpec
 
 
@@ -52,7 +53,7 @@ class EmitRequest:
 
     folder: the bundle being written; an emitter makes one subfolder. parts: the target first. Parts
     of one emitter share a data file, so what several of them hold is stored once. tokenizer: for
-    formats whose runtimes want to be told of it.
+    formats whose runtimes want to be told of it. shapes: for formats with fixed dimensions.
 
     An emitter is a function of a request that writes files and returns a manifest Variant for every
     part, in order.
@@ -62,6 +63,7 @@ class EmitRequest:
     fmt: WeightFormat
     parts: tuple[Part, ...]
     tokenizer: TokenizerFiles | None = None
+    shapes: StaticShapes = EMITTERS_OWN
 
 
 SHARE_MEMORIES = ("hotpath", "reference")
@@ -115,6 +117,20 @@ def refuse_readers(parts: Sequence[Part], formats: Sequence[str]) -> None:
                 f"the format {others[0]!r} cannot hold {part.name!r}, a draft that reads the "
                 f"memory of its target; export it with --format {','.join(SHARE_MEMORIES)}"
             )
+
+
+def refuse_groups(fmt: WeightFormat, form: str, held: Collection[int]) -> None:
+    """For emitters that hold blocks of some lengths only: `held`; `form` is what they write.
+
+    Raises:
+        OptionError: the weight format has others.
+    """
+    if fmt.bits is not None and not set(fmt.groups) <= set(held):
+        lengths = " or ".join(map(str, held))
+        raise OptionError(
+            f"{form} cannot hold {fmt.name} weights, as its groups have {lengths} values; "
+            "export to openvino, openvino-static or coreml, or choose --weights int4"
+        )
 
 
 def refuse_sources(request: EmitRequest, form: str) -> None:

@@ -12,6 +12,7 @@ import io
 import json
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from quickdraft.errors import MissingExtra, UnsupportedModel
 from quickdraft.export.emitters.base import EmitRequest, Part, entries
 from quickdraft.export.quantize import WeightFormat
 from quickdraft.manifest import FixedStateLayout, StaticStep, StepNames, Variant
+from quickdraft.static_shapes import EMITTERS_OWN, StaticShapes
 from quickdraft.types import WIDE_FAMILIES
 
 SPECIFICATION = 9
@@ -48,7 +50,8 @@ def emit_coreml(request: EmitRequest) -> list[Variant]:
 
     Raises:
         UnsupportedModel: a part is a predictor, or an encoder of any number of frames.
-        OptionError: a weight does not fit float16. MissingExtra: coremltools is not installed.
+        OptionError: a weight does not fit float16, or a part cannot have the shapes that are asked
+            for. MissingExtra: coremltools is not installed.
     """
     with _quiet():
         try:
@@ -68,19 +71,25 @@ def emit_coreml(request: EmitRequest) -> list[Variant]:
         ]
 
 
-def layout_of(part: Part, dtype: type[np.floating]) -> FixedStateLayout:
-    """The states of a part: as long as its context, up to CACHE_LENGTH or ANSWER_LENGTH, and behind
-    it room for a tree and for the rows that fill a step up."""
-    longest = CACHE_LENGTH if part.spec.source is None else ANSWER_LENGTH
-    length = min(part.spec.context_length, longest)
+def layout_of(
+    part: Part, dtype: type[np.floating], shapes: StaticShapes = EMITTERS_OWN
+) -> FixedStateLayout:
+    """The states of a part: as long as its context, up to CACHE_LENGTH or ANSWER_LENGTH where no
+    other `shapes` are asked for, and behind it room for a tree and for the rows that fill a step
+    up."""
+    widths, prefill = shapes.rows(VERIFY_ROWS, PREFILL_ROWS)
+    longest = CACHE_LENGTH
+    if part.spec.source is not None:
+        shapes, longest = replace(shapes, longest_cache=None), ANSWER_LENGTH
+    length = shapes.length(part.spec.context_length, longest)
     both = ("", "_rest") if dtype is np.float32 else ("",)
-    steps = [StaticStep(f"verify_{rows}", rows, rows) for rows in VERIFY_ROWS]
-    steps.append(StaticStep(f"prefill_{PREFILL_ROWS}", PREFILL_ROWS, 1))
+    steps = [StaticStep(f"verify_{rows}", rows, rows) for rows in widths]
+    steps.append(StaticStep(f"prefill_{prefill}", prefill, 1))
     return FixedStateLayout(
         kind="fixed_state",
         alignment=1,
         length=length,
-        slots=length + 2 * PREFILL_ROWS,
+        slots=length + 2 * max(prefill, PREFILL_ROWS),
         keys=tuple(f"keys{suffix}" for suffix in both),
         values=tuple(f"values{suffix}" for suffix in both),
         steps=tuple(steps),
@@ -96,7 +105,7 @@ def _emit(part: Part, request: EmitRequest) -> Variant:
 
     fmt = part.fmt or request.fmt
     dtype = _dtype(part, fmt)
-    layout = layout_of(part, dtype)
+    layout = layout_of(part, dtype, request.shapes)
     package = f"coreml/{part.name}.mlpackage"
     program = coreml_program.build(part, fmt, dtype, layout)
     coreml_program.write(program, request.folder / package, SPECIFICATION)

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from quickdraft.export.emitters.base import refuse_groups
 from quickdraft.export.emitters.onnx_graph import GraphBuilder
 from quickdraft.export.ops import RelativeBias
 from quickdraft.export.packing import Packed, pack, pack_gated
-from quickdraft.export.quantize import WeightFormat, store
+from quickdraft.export.quantize import GROUP, WeightFormat, store
 from quickdraft.export.weights import Dense, Weight
 
 
@@ -33,6 +34,10 @@ class PackedStore:
     def __init__(
         self, graph: GraphBuilder, fmt: WeightFormat, *, float_values: bool = False
     ) -> None:
+        """Raises:
+        OptionError: the kernels read no such groups.
+        """
+        refuse_groups(fmt, "the hotpath flavour", (GROUP,))
         self._graph = graph
         self._format = fmt
         self._float_values = float_values and fmt.float_values and not fmt.keep

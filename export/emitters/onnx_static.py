@@ -40,7 +40,7 @@ def emit_onnx_static(request: EmitRequest) -> list[Variant]:
 
 def _emit(part: Part, folder: Path, request: EmitRequest, data: DataFile) -> Variant:
     fmt = part.fmt or request.fmt
-    every, capacity = static_sizes(part)
+    every, capacity = static_sizes(part, request.shapes)
     placed: dict[str, ir.ExternalTensor] = {}
     forms: Forms = {}
     widths: dict[int, str] = {}

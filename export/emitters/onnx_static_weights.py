@@ -6,13 +6,14 @@ The graphs of all widths of a part use the same tensors: the first one puts them
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
 
 from quickdraft.export.emitters.onnx_graph import GraphBuilder
 from quickdraft.export.emitters.onnx_weights import WeightStore
-from quickdraft.export.quantize import WeightFormat, store
+from quickdraft.export.quantize import WHOLE_ROW, WeightFormat, store
 from quickdraft.export.weights import Blocked, Weight
 
 Forms = dict[str, tuple[int, int, bool]]
@@ -50,6 +51,7 @@ class StaticWeights(WeightStore):
         super().__init__(graph, fmt)
         self._blocks = forms
         self._by_row = fmt.bits == 8
+        self._row_format = replace(fmt, groups=(WHOLE_ROW,))
 
     def gather(self, table: Weight, ids: ir.Value, keep_float: bool = False) -> ir.Value:
         """Rows of a table: ids [n] to [n, width]. keep_float: store it as float32."""
@@ -145,7 +147,7 @@ class StaticWeights(WeightStore):
         codes, scale = (graph.find(f"{name}.{kind}") for kind in ("int8", "scale"))
         if codes is not None and scale is not None:
             return codes, scale
-        data = store(weight, self._format, weight.shape[1])
+        data = store(weight, self._row_format)
         assert isinstance(data, Blocked)  # a row divides into one block  # noqa: S101
         signed = (data.codes ^ np.uint8(128)).view(np.int8)  # two's complement
         return graph.weight(f"{name}.int8", signed), graph.weight(f"{name}.scale", data.scale[:, 0])

@@ -9,9 +9,13 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from quickdraft.export.emitters.base import refuse_groups
 from quickdraft.export.emitters.onnx_graph import CONTRIB, GraphBuilder
 from quickdraft.export.quantize import WeightFormat, store
 from quickdraft.export.weights import Blocked, Dense, Floats, Weight, concat_rows, join_biases
+
+BLOCKS = (16, 32, 64, 128, 256)
+"""Values that share a scale in MatMulNBits."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,10 @@ class WeightStore:
     """Activations in int8 per block of a row: the fast path, and one whose rows are independent."""
 
     def __init__(self, graph: GraphBuilder, fmt: WeightFormat) -> None:
+        """Raises:
+        OptionError: MatMulNBits has no such blocks.
+        """
+        refuse_groups(fmt, "an ONNX graph", BLOCKS)
         self._graph = graph
         self._format = fmt
         self._blocks: dict[str, tuple[int, int, bool]] = {}

@@ -19,6 +19,7 @@ from quickdraft.export.emitters.base import (
 )
 from quickdraft.export.emitters.rows import LAYOUT, TARGET_LAYOUT, Sizes, static_sizes
 from quickdraft.manifest import StepNames, Variant
+from quickdraft.static_shapes import StaticShapes
 
 try:
     import openvino as ov
@@ -51,6 +52,7 @@ def emit_openvino_static(request: EmitRequest) -> list[Variant]:
     Raises:
         MissingExtra: OpenVINO is not installed.
         UnsupportedModel: it is an encoder of any number of frames.
+        OptionError: a part cannot have the shapes that are asked for.
         BackendError: two widths would not read the same weights (a fault of ours).
     """
     folder = _folder(request)
@@ -74,7 +76,7 @@ def _emit_portable(part: Part, folder: Path, request: EmitRequest) -> Variant:
 
 def _emit_static(part: Part, folder: Path, request: EmitRequest) -> Variant:
     store = WeightStore(part.fmt or request.fmt)
-    every, capacity = _static_sizes(part)
+    every, capacity = _static_sizes(part, request.shapes)
     binary = folder / f"{part.name}.static.bin"
     again = folder / f"{part.name}.again.bin"
     widths: dict[int, str] = {}
@@ -91,13 +93,13 @@ def _emit_static(part: Part, folder: Path, request: EmitRequest) -> Variant:
     return _variant(part, request, step, flavour="static", model=model, files=files, **more)
 
 
-def _static_sizes(part: Part) -> tuple[dict[int, Sizes], int]:
+def _static_sizes(part: Part, shapes: StaticShapes) -> tuple[dict[int, Sizes], int]:
     """Dimensions of the static graphs of a part by their rows, and slots of its cache; of an
     encoder, rows of the memory that its target reads."""
     read = source_sizes(part) if _with_source(part) else {}
     if part.role == "encoder":
         return read, max(read)
-    return static_sizes(part, max(read, default=None))
+    return static_sizes(part, shapes, max(read, default=None))
 
 
 def _with_source(part: Part) -> bool:

@@ -64,9 +64,11 @@ def _blocks(data: Blocked) -> Node:
 
     Symmetric blocks become signed codes without a zero point, the one form that every device
     takes. Others have a zero point per group, float32, as a minimum is no whole number of steps.
+    Where a whole row is one group there is nothing to cut, nor to put together again.
     """
     rows, columns = data.codes.shape
-    groups = [rows, columns // data.group, data.group]
+    whole = data.group == columns
+    groups = [rows, columns] if whole else [rows, columns // data.group, data.group]
     scale, codes = data.scale, data.codes
     small = data.bits <= 4
     symmetric = data.minimum is None and data.zero == (8 if small else 128)
@@ -78,8 +80,11 @@ def _blocks(data: Blocked) -> Node:
         codes, scale, zero = _with_zero_points(data)
         kind = ov.Type.u4 if small else ov.Type.u8
         values = opset.convert(_packed(codes, groups, kind), np.float32)
-        values = opset.subtract(values, constant(zero[:, :, None]))
-    values = opset.multiply(values, constant(np.asarray(scale, np.float32)[:, :, None]))
+        values = opset.subtract(values, constant(zero if whole else zero[:, :, None]))
+    factor = np.asarray(scale, np.float32)
+    values = opset.multiply(values, constant(factor if whole else factor[:, :, None]))
+    if whole:
+        return values
     return opset.reshape(values, constant(np.array([rows, columns], np.int64)), False)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from quickdraft.export.emitters.composed import ComposedOps, V
 from quickdraft.export.ops import Attention, Rope
 from quickdraft.export.weights import Floats
 from quickdraft.manifest import RowsLayout, StepNames
+from quickdraft.static_shapes import StaticShapes
 
 ALIGNMENT = 64
 LAYOUT = RowsLayout(
@@ -48,7 +49,8 @@ PREFILL = 128
 SPARE = 32
 """Slots beyond the context, for the nodes of a tree."""
 LONGEST = 4096
-"""Most slots of a static cache: a step reads them all, however few are taken."""
+"""Most slots of a static cache, unless more are asked for: a step reads them all, however few are
+taken."""
 LONGEST_ANSWER = 1024
 """The same of an encoder-decoder model, whose cache holds no prompt."""
 
@@ -71,15 +73,24 @@ class Sizes:
         return None if self.rows is None or self.slots is None else self.slots + self.rows
 
 
-def static_sizes(part: Part, memory: int | None = None) -> tuple[dict[int, Sizes], int]:
-    """Dimensions of the static graphs of a part by their rows, and slots of its cache. memory: rows
-    that a target of an encoder reads."""
-    wanted = part.spec.context_length + SPARE
-    longest = LONGEST if part.spec.source is None else LONGEST_ANSWER
-    capacity = min(-(-wanted // ALIGNMENT) * ALIGNMENT, longest)
-    sizes = {rows: Sizes(rows, rows, capacity, memory) for rows in WIDTHS}
+def static_sizes(
+    part: Part, shapes: StaticShapes, memory: int | None = None
+) -> tuple[dict[int, Sizes], int]:
+    """Dimensions of the static graphs of a part by their rows, and slots of its cache. shapes: what
+    is asked for. memory: rows that a target of an encoder reads.
+
+    Raises:
+        OptionError: they cannot be had.
+    """
+    widths, prefill = shapes.rows(WIDTHS, PREFILL)
+    longest = LONGEST
+    if part.spec.source is not None:
+        shapes, longest = replace(shapes, longest_cache=None), LONGEST_ANSWER
+    wanted = shapes.length(part.spec.context_length, longest - SPARE) + SPARE
+    capacity = -(-wanted // ALIGNMENT) * ALIGNMENT
+    sizes = {rows: Sizes(rows, rows, capacity, memory) for rows in widths}
     # The prefill wants the logits of one row at most, and those of many are most of its time.
-    return {**sizes, PREFILL: Sizes(PREFILL, 1, capacity, memory)}, capacity
+    return {**sizes, prefill: Sizes(prefill, 1, capacity, memory)}, capacity
 
 
 def turn_table(rope: Rope, places: NDArray[Any], factor: float) -> Floats:

@@ -144,18 +144,18 @@ def _measure(
 
 def _starts(model: str, loading: dict[str, Any], placement: Placement) -> dict[str, Any]:
     """A cold and a warm start, before this process maps the files itself."""
-    from quickdraft.models.formats import default_formats
-    from quickdraft.models.resolve import resolve
+    from quickdraft.models.placed import bundle_on
     from quickdraft.runtime.device_bench import measure_start
 
     if placement.simulated:
         return {"note": "not measured: the profile of a simulated device says nothing of starts"}
-    given = {name: loading[name] for name in ("weights", "offline") if name in loading}
+    given = {n: loading[n] for n in ("weights", "kv_cache", "offline") if n in loading}
     with Bars(transient=True) as bars:
-        formats = default_formats(placement.backend)
-        bundle = resolve(model, formats=formats, progress=bars, **given)
+        placement, bundle = bundle_on(placement, model, progress=bars, **given)
     options: dict[str, Any] = {"backend": placement.backend}
-    options |= {name: loading[name] for name in ("threads", "kv_cache") if name in loading}
+    options |= {"threads": loading["threads"]} if "threads" in loading else {}
+    kv_cache = placement.kv_to_open(bundle.manifest)
+    options |= {} if kv_cache is None else {"kv_cache": kv_cache}
     files = bundle.manifest.files
     found = {
         name: measure_start(bundle.folder, files, options, cold=name == "cold")
@@ -191,6 +191,7 @@ def _report(
             "title": placement.profile.title if placement.profile else placement.device,
             "simulated": placement.simulated,
             "why": placement.why,
+            "form": None if placement.form is None else placement.form.to_dict(),
         },
         "model": name_only(model.name),
         "weights": opened_variant(model.manifest, model.backend).weight_format,
@@ -233,5 +234,5 @@ def _memory(model: Model, context: int | None) -> dict[str, Any]:
     from quickdraft.device_profiles import machine
     from quickdraft.runtime.devices import plan_for
 
-    plan = plan_for(model, model.spec.context_length if context is None else context)
+    plan = plan_for(model, context)
     return {"peak": machine.peak_memory(), **plan.to_dict()}

@@ -75,8 +75,8 @@ def show_device(name: str, model: str | None, context: int | None, as_json: bool
     """
     if context is not None and model is None:
         raise OptionError("--context is of a plan; give --model with it")
-    profile, why = _profile(name)
-    plan = None if model is None else _plan(profile, model, context)
+    profile, why, here = _profile(name)
+    plan = None if model is None else _plan(profile, here, model, context)
     if as_json:
         print_json(
             {
@@ -92,34 +92,36 @@ def show_device(name: str, model: str | None, context: int | None, as_json: bool
         plan.check(str(model), profile.name if profile is not None else "this machine")
 
 
-def _profile(name: str) -> tuple[Profile | None, str]:
-    """The profile of a name, and why it is taken or where the device is."""
+def _profile(name: str) -> tuple[Profile | None, str, bool]:
+    """The profile of a name, why it is taken or where the device is, and whether it is here."""
     from quickdraft.device_profiles.profile import profile_named
     from quickdraft.runtime.backends.simulated import PREFIX
     from quickdraft.runtime.devices import KINDS, Here, place
 
     if name in ("auto", *KINDS):
         placement: Placement = place(name)
-        return placement.profile, placement.why
+        return placement.profile, placement.why, True
+    simulated = name.startswith(f"{PREFIX}:")
     profile = profile_named(name.removeprefix(f"{PREFIX}:"))
     here = Here.look()
     if profile in here.matching(profile.kind):
-        return profile, f"it fits this machine, {here}"
-    return profile, f"not this machine, which is {here}"
+        return profile, f"it fits this machine, {here}", not simulated
+    return profile, f"not this machine, which is {here}", False
 
 
-def _plan(profile: Profile | None, model: str, context: int | None) -> MemoryPlan:
+def _plan(profile: Profile | None, here: bool, model: str, context: int | None) -> MemoryPlan:
     from quickdraft.commands.progress import Bars
-    from quickdraft.device_profiles.memory_plan import plan_memory
     from quickdraft.models.resolve import resolve
-    from quickdraft.runtime.devices import least_weights, memory_budget
+    from quickdraft.runtime.device_plan import longest_context, planned
+    from quickdraft.runtime.devices import Placement
 
     with Bars(transient=True) as bars:
         manifest = resolve(model, progress=bars).manifest
-    kv_type = profile.run.kv_cache if profile is not None else "f16"
-    tokens = manifest.model.context_length if context is None else context
-    budget = memory_budget(profile)
-    return plan_memory(manifest.model, least_weights(manifest), kv_type, tokens, budget)
+    wanted = None if profile is None or (here and profile.kind == "cpu") else profile
+    tokens = longest_context(wanted, manifest.model) if context is None else context
+    if wanted is None:
+        return Placement("auto", "", profile).plan(manifest, None, tokens)
+    return planned(wanted, manifest, tokens, here=here)
 
 
 def _states(profile: Profile | None) -> dict[str, str | None]:
@@ -139,8 +141,9 @@ def _lines(profile: Profile | None, why: str, plan: MemoryPlan | None) -> Iterat
         yield from _facts(profile)
     if plan is not None:
         facts: dict[str, Any] = dataclasses.asdict(plan)
-        yield "weights", human_size(facts["weights"])
-        yield "keys, values", f"{human_size(plan.kv)} for {plan.context} tokens"
+        copies = f" in {plan.graphs} graphs" if plan.graphs > 1 else ""
+        yield "weights", human_size(facts["weights"]) + copies
+        yield "keys, values", f"{human_size(plan.kv)} for {plan.context} tokens, {plan.kv_type}"
         yield "workspace", human_size(plan.workspace)
         budget = "unknown" if plan.budget is None else human_size(plan.budget)
         yield "needed", f"{human_size(plan.needed)} of {budget}"
@@ -153,10 +156,13 @@ def _facts(profile: Profile) -> Iterator[tuple[str, str]]:
     yield "flavour", f"{run.flavour}, weights {run.weights}, keys and values {run.kv_cache}"
     yield "threads", str(run.threads or "as the backend chooses")
     if profile.static is not None:
-        lengths = ", ".join(map(str, profile.static.cache_lengths))
         widths = ", ".join(map(str, profile.static.widths))
-        yield "widths", f"{widths}, prefill {profile.static.prefill_chunk}; cache of {lengths}"
+        length = profile.static.cache_length
+        yield "widths", f"{widths}, prefill {profile.static.prefill_chunk}; {length:,} tokens"
     yield "memory", f"{memory.share:.0%} of the system's ({memory.share_source})"
+    if memory.size_gib is not None:
+        figure = memory.size_gib
+        yield "least memory", f"{figure.value:g} GiB ({figure.source})"
     if memory.bandwidth_gb_s is not None:
         figure = memory.bandwidth_gb_s
         yield "bandwidth", f"{figure.value:g} GB/s ({figure.source})"

@@ -6,20 +6,23 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from quickdraft.commands.options import common_options, whole_numbers
+from quickdraft.commands.options import common_options, static_options, whole_numbers
 from quickdraft.commands.output import human_count, human_size, print_json
 from quickdraft.commands.progress import Bars
 from quickdraft.device_profiles import machine
 from quickdraft.errors import OptionError
+from quickdraft.manifest import WeightFormat
 from quickdraft.registry import EMITTERS
+from quickdraft.static_shapes import StaticShapes
 
 if TYPE_CHECKING:
     from quickdraft.manifest import Manifest
     from quickdraft.models.admission import Provenance
+    from quickdraft.runtime.forms import Form
 
 
 @click.command()
@@ -29,10 +32,8 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--weights",
-    default="auto",
-    show_default=True,
-    type=click.Choice(("auto", "gguf", "fp32", "fp16", "int8", "int4")),
-    help="Weight format; auto keeps the blocks of a GGUF file.",
+    type=click.Choice(("auto", *get_args(WeightFormat))),
+    help="Weight format; auto, unless --device says otherwise, keeps the blocks of a GGUF file.",
 )
 @click.option(
     "--hidden-states",
@@ -52,6 +53,12 @@ if TYPE_CHECKING:
         "auto is hotpath where our kernels are installed, else onnx, which runs everywhere."
     ),
 )
+@click.option(
+    "--device",
+    metavar="NAME",
+    help="Take formats, weights and shapes that are not given from a device of `device list`.",
+)
+@static_options
 @click.option(
     "--trained",
     multiple=True,
@@ -76,9 +83,11 @@ if TYPE_CHECKING:
 def export(
     source: str,
     out: Path,
-    weights: str,
+    weights: str | None,
     hidden_states: tuple[int, ...] | None,
     formats: str,
+    device: str | None,
+    shapes: StaticShapes,
     trained: tuple[Path, ...],
     drafts: bool,
     via: str | None,
@@ -93,15 +102,12 @@ def export(
     from quickdraft.export.pipeline import export_model
     from quickdraft.models.adapters.via_optimum import export_via_optimum
     from quickdraft.models.admission import admit
-    from quickdraft.models.formats import WITH_PARTS, default_formats
+    from quickdraft.models.formats import WITH_PARTS
     from quickdraft.models.shipped import left_out, with_shipped
 
-    chosen = tuple(name.strip() for name in formats.split(","))
-    if chosen == ("auto",):
-        chosen = default_formats()
-    fits = via is None and set(chosen) <= set(WITH_PARTS)
-    if via is not None:
-        _check_plain(weights, hidden_states or (), formats, trained)
+    _check_plain(via, weights, hidden_states or (), formats, trained, shapes.key, device)
+    form = _form(device, weights, formats, shapes)
+    fits = via is None and set(form.formats) <= set(WITH_PARTS)
     started = time.perf_counter()
     with Bars(quiet=as_json) as bars:
         checkpoint, provenance = _checkpoint(source, bars, offline)
@@ -113,9 +119,10 @@ def export(
             manifest = export_model(
                 checkpoint,
                 out,
-                weights=weights,
+                weights=form.weights.value or "auto",
                 hidden_states=hidden_states or (),
-                formats=chosen,
+                formats=form.formats,
+                shapes=form.shapes,
                 progress=bars,
                 overwrite=overwrite,
                 trained=with_shipped(checkpoint, trained) if drafts and fits else trained,
@@ -123,28 +130,56 @@ def export(
             )
     lacking = left_out(checkpoint, trained) if drafts and not fits else ()
     facts = _facts(out, manifest, lacking, round(time.perf_counter() - started, 3))
+    facts["device"] = _wanted(device, form)
     if as_json:
         print_json({**facts, "peak_memory": machine.peak_memory()})
         return
     _show(facts, manifest)
     if via is not None:
         click.echo("This is a fallback: no trees of drafts, no kernels of ours, float32 weights.")
-    elif formats == "auto" and "hotpath" not in chosen:
+    elif (formats, device) == ("auto", None) and "hotpath" not in form.formats:
         click.echo(
             "Our kernels are not installed here; --format hotpath exports for where they are."
         )
 
 
-def _check_plain(*options: Any) -> None:
-    """--weights, --hidden-states, --format and --trained must be as they are by default.
+def _form(device: str | None, weights: str | None, formats: str, shapes: StaticShapes) -> Form:
+    """What is made: as it is asked for, else as the device wants it."""
+    from quickdraft.device_profiles.profile import profile_named
+    from quickdraft.models.formats import default_formats
+    from quickdraft.runtime.forms import form_of
+
+    profile = None if device is None else profile_named(device)
+    backend, flavour = "auto", None
+    if profile is not None:
+        backend, flavour = profile.run.backends[0], profile.run.flavour
+    chosen = tuple(name.strip() for name in formats.split(","))
+    if chosen == ("auto",):
+        chosen = default_formats(backend, flavour)
+    form = form_of(profile, backend, chosen, (weights, None), "no device was named")
+    return form.with_shapes(shapes)
+
+
+def _wanted(device: str | None, form: Form) -> dict[str, Any] | None:
+    """What was made for a device, and why."""
+    if device is None:
+        return None
+    return {"name": device, "weights": vars(form.weights), "shapes": form.shapes_why}
+
+
+def _check_plain(via: str | None, *options: Any) -> None:
+    """--weights, --hidden-states, --format, --trained and shapes must be as they are by default.
 
     Raises:
         OptionError: one is not, and optimum would ignore it.
     """
-    if options != ("auto", (), "auto", ()):
+    if via is not None and options not in (
+        (None, (), "auto", (), "", None),
+        ("auto", (), "auto", (), "", None),
+    ):
         raise OptionError(
             "--via optimum exports the whole checkpoint in float32 to ONNX and nothing else; leave "
-            "out --weights, --hidden-states, --format and --trained"
+            "out --weights, --hidden-states, --format, --trained, --device and shapes"
         )
 
 
@@ -161,6 +196,8 @@ def _facts(
         "formats": [v.target_format for v in variants],
         "flavours": [v.flavour for v in variants],
         "weights": [v.weight_format for v in variants],
+        "widths": [sorted(v.widths) for v in variants],
+        "cache_slots": [v.capacity or None for v in variants],
         "parts": list(dict.fromkeys(beside)),
         "size": sum(entry.size for entry in manifest.files.values()),
         "left_out": [file.stem for file in lacking],

@@ -7,11 +7,13 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
 from quickdraft.errors import InputError, OptionError
+from quickdraft.manifest import WeightFormat
+from quickdraft.static_shapes import StaticShapes
 
 Command = Callable[..., Any]
 
@@ -79,7 +81,11 @@ LOADING: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
         },
     ),
     ("backend", "--backend", {"help": "auto, or a backend: NAME, or NAME:DEVICE of its own."}),
-    ("weights", "--weights", {"help": "Weight format: auto, gguf, fp32, fp16, int8 or int4."}),
+    (
+        "weights",
+        "--weights",
+        {"help": f"Weight format: auto, {', '.join(get_args(WeightFormat))}."},
+    ),
     (
         "threads",
         "--threads",
@@ -217,6 +223,40 @@ def whole_numbers(
             f"{value!r} is not a list of whole numbers, such as 5,14", ctx, param
         ) from None
     return tuple(dict.fromkeys(numbers))
+
+
+def static_options(command: Command) -> Command:
+    """Dimensions of static graphs, gathered in the parameter `shapes`."""
+
+    @functools.wraps(command)
+    def gather(*args: Any, **params: Any) -> Any:
+        names = ("widths", "prefill_chunk", "cache_length")
+        return command(*args, shapes=StaticShapes(*(params.pop(name) for name in names)), **params)
+
+    options = (
+        click.option(
+            "--cache-length",
+            type=int,
+            metavar="N",
+            help="Static formats: tokens that a conversation may have.",
+        ),
+        click.option(
+            "--widths",
+            callback=whole_numbers,
+            metavar="ROWS",
+            help="Static formats: rows of the steps that verify, such as 1,4,8,16.",
+        ),
+        click.option(
+            "--prefill-chunk",
+            type=int,
+            metavar="ROWS",
+            help="Static formats: rows of the step that reads prompts.",
+        ),
+    )
+    wrapped: Command = gather
+    for option in reversed(options):
+        wrapped = option(wrapped)
+    return wrapped
 
 
 def read_input() -> str:

@@ -107,11 +107,13 @@ def _report(
 ) -> None:
     """What is said of an answer once it is there; one that was cancelled ends the program."""
     if as_json:
-        print_json({**name, **as_object(result, explain)})
+        print_json({**name, **as_object(result, explain), **placed(loaded)})
     elif explain:
         click.echo(dim(steps_table(result)), err=True)
     if verbose:
         where = "" if loaded.placement is None else f"\ndevice   {loaded.placement.why}"
+        if loaded.placement is not None and loaded.placement.form is not None:
+            where += f"\nform     {loaded.placement.form}"
         click.echo(dim(statistics(result) + where), err=True)
     if result.finish_reason == "cancelled":
         raise click.exceptions.Exit(130)
@@ -174,6 +176,14 @@ def as_object(result: Result, explain: bool) -> dict[str, Any]:
     """An answer as `--json` prints it; `--explain` adds its steps."""
     steps = {"steps": [step.to_dict() for step in result.steps]} if explain else {}
     return {**result.to_dict(), **steps}
+
+
+def placed(model: Model) -> dict[str, Any]:
+    """Where a model runs, in which form, and why, as `--json` prints it."""
+    place = model.placement
+    if place is None or place.form is None:
+        return {}
+    return {"placement": {"name": place.device, "why": place.why, "form": place.form.to_dict()}}
 
 
 def _predicted(result: Result) -> list[str]:

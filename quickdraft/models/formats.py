@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from quickdraft.device_names import needs_static, split_device
+from quickdraft.registry import EMITTERS
 
 WITH_PARTS = ("hotpath", "onnx", "onnx-static", "openvino", "openvino-static", "reference")
 """Emitters that write drafts and predictors beside the target."""
@@ -16,9 +17,10 @@ _OPENED_BY = {
 }
 
 
-def default_formats(backend: str = "auto") -> tuple[str, ...]:
+def default_formats(backend: str = "auto", flavour: str | None = None) -> tuple[str, ...]:
     """Names of emitters: what `backend` opens; for "auto" (or a backend from elsewhere) `hotpath`
-    where our kernels are installed, else `onnx`.
+    where our kernels are installed, else `onnx`. flavour: the one that is wanted of the backend,
+    taken where there is an emitter for it.
 
     Looks at the installation only, so that it keeps making the same bundles.
 
@@ -27,10 +29,10 @@ def default_formats(backend: str = "auto") -> tuple[str, ...]:
         BackendError: QUICKDRAFT_LIBRARY names no file.
     """
     name, device = split_device(backend)
-    if needs_static(name, device):
-        return (f"{_OPENED_BY[name]}-static",)
     if name in _OPENED_BY:
-        return (_OPENED_BY[name],)
+        static = f"{_OPENED_BY[name]}-static"
+        wanted = flavour == "static" and static in EMITTERS
+        return (static if wanted or needs_static(name, device) else _OPENED_BY[name],)
     from quickdraft.runtime.native import library_path
 
     return ("hotpath",) if library_path() is not None else ("onnx",)

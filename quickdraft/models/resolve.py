@@ -5,26 +5,28 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 from quickdraft import checkpoint_folders
 from quickdraft.bundle import Bundle, is_bundle, open_bundle
 from quickdraft.errors import BundleError, CheckpointError, ModelNotFound, OptionError
 from quickdraft.hashes import HashMemory, hash_file, hash_files
-from quickdraft.manifest import EXPORT_REVISION
+from quickdraft.manifest import EXPORT_REVISION, WeightFormat
 from quickdraft.models import hub, sources, store
 from quickdraft.models.adapters import adapt, recognise
 from quickdraft.models.admission import Provenance, admit
 from quickdraft.models.aliases import ALIASES
 from quickdraft.models.formats import WITH_PARTS, default_formats
 from quickdraft.models.shipped import shipped_drafts
+from quickdraft.static_shapes import EMITTERS_OWN, StaticShapes, is_static
 from quickdraft.types import Progress
 
-WEIGHTS = ("auto", "gguf", "fp32", "fp16", "int8", "int4")
+WEIGHTS = ("auto", *get_args(WeightFormat))
 
 _log = logging.getLogger(__name__)
 
@@ -41,11 +43,21 @@ class Origin:
     provenance: Callable[[Path], Provenance] | None = None
 
 
+@dataclass(frozen=True)
+class Preferred:
+    """How a bundle is made where nobody says: what a device wants. weights: one of WEIGHTS.
+    shapes: of formats with fixed dimensions."""
+
+    weights: str = "auto"
+    shapes: StaticShapes = EMITTERS_OWN
+
+
 def resolve(
     name: str,
     *,
     weights: str | None = None,
     formats: Sequence[str] | None = None,
+    preferred: Preferred | None = None,
     progress: Progress | None = None,
     offline: bool = False,
     refresh: bool = False,
@@ -53,8 +65,9 @@ def resolve(
     """The bundle of a model: a bundle folder, an export of another tool (`models.adapters`), a
     checkpoint folder, a `.gguf` file, an alias, or a name on the hub, tried in this order.
 
-    weights: one of WEIGHTS, None for `auto`. formats: emitters a new bundle is made with, None for
-    `default_formats()`; a bundle folder is taken as it is. progress: stages `download` and `verify`
+    weights: one of WEIGHTS, None for those preferred. formats: emitters a new bundle is made with,
+    None for `default_formats()`; a bundle folder is taken as it is. preferred: how a new bundle is
+    made where nobody says. progress: stages `download` and `verify`
     in bytes, `fetch` in files, `wait` for another process, and those of export. refresh: ask the
     hub what its name means now, instead of using what it meant when it was first fetched.
 
@@ -74,7 +87,11 @@ def resolve(
         origin = _local(path)
     else:
         origin = _named(name, progress, offline=offline, refresh=refresh)
-    return _made(origin, weights or "auto", formats or default_formats(), progress)
+    preferred = preferred or Preferred()
+    formats = formats or default_formats()
+    if not is_static(formats):
+        preferred = replace(preferred, shapes=EMITTERS_OWN)
+    return _made(origin, weights or preferred.weights, formats, preferred.shapes, progress)
 
 
 def find_checkpoint(
@@ -202,10 +219,14 @@ def fingerprint(checkpoint: Path) -> str:
 
 
 def _made(
-    origin: Origin, weights: str, formats: Sequence[str], progress: Progress | None
+    origin: Origin,
+    weights: str,
+    formats: Sequence[str],
+    shapes: StaticShapes,
+    progress: Progress | None,
 ) -> Bundle:
     """The bundle of an origin: from the cache, or exported into it by one process only."""
-    folder = store.bundle_folder(origin.model, origin.fingerprint, weights, formats)
+    folder = store.bundle_folder(origin.model, origin.fingerprint, weights, formats, shapes.key)
     trained = shipped_drafts(origin.fingerprint) if set(formats) <= {*WITH_PARTS} else ()
     key = hash_files(trained)
     bundle = _cached(folder, key, progress, tell=False)
@@ -226,6 +247,7 @@ def _made(
             folder,
             weights=weights,
             formats=formats,
+            shapes=shapes,
             progress=progress,
             trained=trained,
             admit=partial(admit, provenance=provenance),

@@ -1,7 +1,8 @@
 """The cache of models: what is in it, how it is shared by processes, how it is emptied.
 
     <cache>/checkpoints/<alias>/<file>                  fetched, verified
-    <cache>/bundles/<model>-<fingerprint>-<weights>-<formats>/   exported, verified when opened
+    <cache>/bundles/<model>-<fingerprint>-<weights>-<formats>/   exported, verified when opened;
+                                                        with @<shapes> where some were asked for
     <cache>/hub/<model>.json                            which snapshot a name of the hub means
     <cache>/locks/                                      held while one process makes one of them
 
@@ -31,7 +32,9 @@ from quickdraft.pending import clean_up_folder
 from quickdraft.types import Progress
 
 _FINGERPRINT_DIGITS = 12
-_BUNDLE_NAME = re.compile(r"(.+)-([0-9a-f]{12})-([a-z0-9]+)(?:-([a-z0-9_+]+))?")
+_BUNDLE_NAME = re.compile(
+    r"(.+)-([0-9a-f]{12})-([a-z0-9_]+)(?:-([a-z0-9_+-]+))?(?:@([a-z0-9.-]+))?"
+)
 
 
 @dataclass(frozen=True)
@@ -66,10 +69,14 @@ def checkpoint_folder(model: str) -> Path:
     return cache_root() / "checkpoints" / slug(model)
 
 
-def bundle_folder(model: str, fingerprint: str, weights: str, formats: Sequence[str]) -> Path:
+def bundle_folder(
+    model: str, fingerprint: str, weights: str, formats: Sequence[str], shapes: str = ""
+) -> Path:
     """Where the bundle of a model goes. fingerprint: sha256 of its checkpoint, hex. formats: names
-    of emitters."""
-    name = f"{slug(model)}-{fingerprint[:_FINGERPRINT_DIGITS]}-{weights}-{'+'.join(formats)}"
+    of emitters. shapes: key of their StaticShapes."""
+    # `-` parts the fields of the name.
+    form = f"{weights.replace('-', '_')}-{'+'.join(formats)}{'@' if shapes else ''}{shapes}"
+    name = f"{slug(model)}-{fingerprint[:_FINGERPRINT_DIGITS]}-{form}"
     return cache_root() / "bundles" / name
 
 
@@ -95,7 +102,7 @@ def _entries_in(part: str, kind: Literal["bundle", "checkpoint"]) -> Iterator[En
                 path=path,
                 size=_size(path),
                 modified=path.stat().st_mtime,
-                weights=match[3] if match else None,
+                weights=match[3].replace("_", "-") if match else None,
                 formats=match[4] if match else None,
                 fingerprint=match[2] if match else None,
             )

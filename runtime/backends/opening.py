@@ -80,7 +80,7 @@ def open_backend(
         name, variant, degraded = _choose(manifest)
         backend_class = lookup("backend", BACKENDS, name)
     else:
-        name = _standing_in(manifest, name, device)
+        name = backend_for(manifest, name, device)
         backend_class = lookup("backend", BACKENDS, name)
         variant = variant_for(manifest, name, device)
     options: dict[str, Any] = {} if kv_cache is None else {"kv_cache": kv_cache}
@@ -95,8 +95,15 @@ def open_backend(
     return Opened(backend, degraded)
 
 
-def _standing_in(manifest: Manifest, name: str, device: str) -> str:
-    """The backend that opens what a bundle has where `name` is asked for, itself if it can."""
+def backend_for(manifest: Manifest, name: str, device: str = "") -> str:
+    """The backend that opens what a bundle has where `name` is asked for, itself if it can; "auto"
+    is the best one.
+
+    Raises:
+        BundleError: none opens the bundle. BackendError: none of those can run here.
+    """
+    if name == "auto":
+        return _choose(manifest)[0]
     static, adapted = _STATIC.get(name, name), _ADAPTED.get(name, name)
     ways = (static, adapted) if needs_static(name, device) else (name, static, adapted)
     return next((way for way in ways if _find(manifest, way) is not None), ways[0])

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from quickdraft.device_profiles import machine
 from quickdraft.errors import BundleError
 from quickdraft.manifest import Variant
 from quickdraft.runtime.backends import openvino_device
@@ -21,9 +22,11 @@ from quickdraft.types import ModelSpec
 class OpenVinoRequest(Request):
     """A Request over an inference request of OpenVINO."""
 
-    def __init__(self, request: Any, outputs: int) -> None:
+    def __init__(self, request: Any, outputs: int, width: int, ran: set[int]) -> None:
+        """ran: widths of the graph's variant that have run, added to here."""
         super().__init__(outputs)
         self._request = request
+        self._width, self._ran = width, ran
 
     def read_from(self, name: str, array: NDArray[Any]) -> None:
         """See Request."""
@@ -32,6 +35,10 @@ class OpenVinoRequest(Request):
     def run(self, cancel: CancelToken | None) -> None:
         """See Request."""
         openvino_device.run(self._request, cancel)
+        if self._width not in self._ran:
+            # Until here a graph of fixed shapes held a cache of its own, which it has now let go.
+            self._ran.add(self._width)
+            machine.give_back_memory()
 
     def result(self, name: str | None) -> NDArray[np.float32]:
         """See Request."""
@@ -68,6 +75,7 @@ class Graphs:
         self._names = tensor_names(spec, variant, target)
         self._output_rows = variant.step.output_rows
         self._compiled: dict[int, Any] = {}
+        self._ran: set[int] = set()
         self._lock = Lock()
 
     def compiled(self, width: int) -> Any:
@@ -89,4 +97,4 @@ class Graphs:
         compiled, outputs = self.compiled(width), 0
         if width != ANY and self._output_rows is not None:
             (outputs,) = compiled.input(self._output_rows).shape
-        return OpenVinoRequest(compiled.create_infer_request(), outputs)
+        return OpenVinoRequest(compiled.create_infer_request(), outputs, width, self._ran)

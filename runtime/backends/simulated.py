@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from quickdraft.device_profiles.memory_plan import kv_bytes_per_token
 from quickdraft.device_profiles.profile import Profile
-from quickdraft.device_profiles.simulation import Load, simulated_curve
+from quickdraft.device_profiles.simulation import Load, bytes_of_weights, simulated_curve
 from quickdraft.drafters.tree import Tree
 from quickdraft.kvcache.base import KvCache
 from quickdraft.runtime import clock
@@ -28,7 +28,8 @@ class SimulatedBackend:
     """
 
     def __init__(self, inner: Backend, profile: Profile, weights: int) -> None:
-        """weights: bytes of the target's files.
+        """weights: bytes of the target's files, which count where the profile leaves the weights as
+        they are.
 
         Raises:
             DeviceError: the profile lacks figures.
@@ -45,7 +46,8 @@ class SimulatedBackend:
         self.trees = inner.trees
         kv = kv_bytes_per_token(inner.spec, profile.run.kv_cache)
         parameters = inner.spec.num_parameters or weights
-        self.curve = simulated_curve(profile, Load(weights, parameters, kv))
+        read = bytes_of_weights(profile, inner.spec, weights)
+        self.curve = simulated_curve(profile, Load(read, parameters, kv))
 
     @property
     def device(self) -> str:

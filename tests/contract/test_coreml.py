@@ -10,6 +10,7 @@ import json
 import platform
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ from quickdraft.runtime.backends.base import Backend, CancelToken
 from quickdraft.runtime.backends.coreml import CoreMlBackend
 from quickdraft.runtime.backends.coreml_program import Program
 from quickdraft.runtime.backends.reference import ReferenceBackend
+from quickdraft.static_shapes import StaticShapes
 from quickdraft.types import ModelSpec
 
 pytestmark = [pytest.mark.coreml, pytest.mark.filterwarnings("ignore")]
@@ -151,7 +153,9 @@ def test_float16(name: str) -> None:
     three_turns(Pair(name, "fp16"))
 
 
-@pytest.mark.parametrize("form", ["int4", "int8", "w4", "w4m", "w8", "w6k", "w4k"])
+@pytest.mark.parametrize(
+    "form", ["int4", "int4-g128", "int4-channel", "int8", "w4", "w4m", "w8", "w6k", "w4k"]
+)
 def test_blocks(form: str) -> None:
     three_turns(Pair("llama-biases-tied-llama3", form))
 
@@ -359,3 +363,27 @@ def test_a_bundle_answers_as_the_reference_does(tmp_path: Path) -> None:
             )
             answers.append(answer.token_ids)
     assert answers[0] == answers[1] == answers[2]
+
+
+def test_other_shapes_give_the_same_answer() -> None:
+    """Asked-for widths, prefill and cache: a tree wider than all, in a shorter context."""
+    made = replace(coreml_models.request("llama", "fp32"), shapes=StaticShapes((1, 6), 20, 100))
+    variant = emit_coreml(made)[0]
+    layout = variant.cache
+    assert isinstance(layout, FixedStateLayout)
+    assert [step.name for step in layout.steps] == ["verify_1", "verify_6", "prefill_20"]
+    assert layout.length == 100
+    spec = made.parts[0].spec
+    backend = CoreMlBackend(made.folder, spec, variant, device="evaluator")
+    assert backend.spec.context_length == 100
+    reference = coreml_models.reference("llama", "fp32")
+    found = []
+    for model in (backend, reference):
+        cache = model.new_cache()
+        model.step(Tree.chain([5] * 45), cache, np.array([44]))
+        cache.commit(range(45))
+        tree = Tree(np.arange(30), np.array([-1, *[0] * 10, *range(1, 20)]))
+        found.append(model.step(tree, cache).logits)
+    assert np.abs(found[0] - found[1]).max() <= 1e-3
+    with pytest.raises(OptionError, match=r"cache_length is 300, and the context .* has 256"):
+        emit_coreml(replace(made, shapes=StaticShapes(cache_length=300)))

@@ -23,16 +23,16 @@ FLAVOURS = ("openvino", "openvino-static")
 FLOAT16 = 2e-2
 
 
-def compare(emitter: str, name: str, folder: Path, form: str, half: bool) -> None:
+def compare(emitter: str, name: str, folder: Path, form: str, half: bool, **changes: int) -> None:
     """The flavour of an emitter beside the reference with the same rounded weights."""
-    reference = open_model("reference", name, folder, form)
+    reference = open_model("reference", name, folder, form, **changes)
     context = reference.spec.context_length
     theirs = run(reference, context)
     assert min(logits.std() for logits in theirs[::2]) > 0.05
     with pytest.MonkeyPatch().context() as patched:
         if half:
             patched.setattr(openvino_device, "compile_graph", half_precision.compile_graph)
-        ours = run(open_model(emitter, name, folder, form), context)
+        ours = run(open_model(emitter, name, folder, form, **changes), context)
     for mine, other in zip(ours, theirs, strict=True):
         limit = FLOAT16 * max(1.0, float(np.abs(other).max())) if half else 1e-3
         assert np.abs(mine - other).max() <= limit
@@ -46,10 +46,11 @@ def test_every_family(name: str, emitter: str, half: bool, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("half", [False, True], ids=["f32", "f16"])
-@pytest.mark.parametrize("form", ["fp16", "int8", "int4"])
+@pytest.mark.parametrize("form", ["fp16", "int8", "int4", "int4-g128", "int4-channel"])
 @pytest.mark.parametrize("emitter", FLAVOURS)
 def test_every_weight_format(emitter: str, form: str, half: bool, tmp_path: Path) -> None:
-    compare(emitter, "llama", tmp_path, form, half)
+    """Rows hold two groups of 128, or three of 64."""
+    compare(emitter, "llama", tmp_path, form, half, hidden_size=256, intermediate_size=192)
 
 
 def test_rounding_to_float16_is_what_it_says() -> None:

@@ -33,8 +33,9 @@ def request(name: str, form: str, hidden_states: Sequence[int] = ()) -> EmitRequ
     _FOLDERS.append(folder)
     model_type, config = CONFIGS[name]
     blocks = form in LAYOUTS
+    wide = blocks or form in ("int4-g128", "int4-channel")
     family = find_family({"model_type": model_type})
-    spec = family.read({**config, "model_type": model_type, **(_WIDE if blocks else {})})
+    spec = family.read({**config, "model_type": model_type, **(_WIDE if wide else {})})
     weights = BlockedWeights(form) if blocks else RandomWeights()
     return target_request(
         lambda ops: family.build(ops, spec, weights),

@@ -34,10 +34,12 @@ def open_model(
     folder: Path,
     form: str = "fp32",
     weights: WeightMap | None = None,
+    **changes: int,
 ) -> Backend:
-    """The tiny model CONFIGS[name], with random weights, in a format of the registry."""
+    """The tiny model CONFIGS[name], with random weights, in a format of the registry. changes: of
+    its config."""
     model_type, config = CONFIGS[name]
-    whole = {**config, "model_type": model_type}
+    whole = {**config, "model_type": model_type, **changes}
     family = find_family(whole)
     spec = family.read(whole)
     found = RandomWeights() if weights is None else weights

@@ -63,6 +63,18 @@ def test_a_device_is_shown_with_its_plan(capsys: pytest.CaptureFixture[str], mod
     assert main(["device", "show", "--context", "64"]) == 2
 
 
+def test_a_device_elsewhere_is_planned_as_its_profile_has_it(
+    capsys: pytest.CaptureFixture[str], model: Path
+) -> None:
+    shown = ["device", "show", "core-ultra-2-npu", "--model", str(model), "--json"]
+    assert main(shown) == 0
+    plan = json.loads(capsys.readouterr().out)["plan"]
+    assert (plan["graphs"], plan["kv_type"], plan["context"]) == (5, "f32", 4064)
+    assert plan["budget"] == int(0.9 * (16 << 30))
+    assert main([*shown[:-1], "--context", "4090"]) == 2
+    assert "core-ultra-2-npu holds 4064 tokens" in capsys.readouterr().err
+
+
 def test_an_absent_device_ends_a_run(capsys: pytest.CaptureFixture[str], model: Path) -> None:
     assert main(["run", str(model), "hi", "--device", "apple-m1-ane", "--json"]) == 2
     error = json.loads(capsys.readouterr().out)["error"]
@@ -91,7 +103,14 @@ def test_a_report_has_everything(reports: list[Path]) -> None:
         "title": "Apple M4, Neural Engine",
         "simulated": True,
         "why": simulated["device"]["why"],
+        "form": simulated["device"]["form"],
     }
+    for report in (real, simulated):
+        form = report["device"]["form"]
+        assert form["weights"] == {"value": "fp32", "why": "as the bundle has them"}
+        assert form["kv_cache"]["value"] == report["kv_cache"]
+    assert simulated["memory"]["kv_type"] == "f16"  # of the profile, not of what computed here
+    assert simulated["memory"]["budget"] != real["memory"]["budget"]
     assert simulated["energy"]["meter"] is None
     assert real["quality"]["perplexity"] == simulated["quality"]["perplexity"]
 

@@ -123,3 +123,37 @@ def test_shipped_drafts_that_a_format_cannot_hold_are_named(
     assert json.loads(done.stdout)["left_out"] == ["best-draft"]
     done = call(*line, tmp_path / "c", "--no-drafts")
     assert "best-draft" not in done.stdout
+
+
+def test_a_device_chooses_what_is_not_given(tiny_gguf: Path, tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    options = ("--device", "core-ultra-2-npu", "--widths", "1,8", "--cache-length", "48", "--json")
+    done = call("export", tiny_gguf, "-o", tmp_path / "a", *options)
+    report = json.loads(done.stdout)
+    assert (report["flavours"], report["weights"]) == (["static"], ["int4-g128"])
+    assert report["widths"] == [[1, 8, 128]]  # the prefill is the profile's
+    assert report["cache_slots"] == [128]  # 48 and 32 for trees, in blocks of 64
+    assert report["device"]["weights"]["why"] == "by the profile core-ultra-2-npu"
+    assert report["device"]["shapes"].startswith("asked for: widths, cache_length")
+    mine = call("export", tiny_gguf, "-o", tmp_path / "b", *options, "--weights", "int8")
+    report = json.loads(mine.stdout)
+    assert report["weights"] == ["int8"]
+    assert report["device"]["weights"] == {"value": "int8", "why": "asked for"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--cache-length", "64"), "cache length, widths and prefill chunk are of graphs with"),
+        (("--widths", "4,8"), "widths is '4,8'; it must begin with 1"),
+        (("--device", "tpu"), "there is no device 'tpu'"),
+        (("--via", "optimum", "--widths", "1,4"), "leave out --weights"),
+    ],
+)
+def test_shapes_that_cannot_be(
+    options: tuple[str, ...], message: str, tiny_gguf: Path, tmp_path: Path
+) -> None:
+    done = call("export", tiny_gguf, "-o", tmp_path / "a", *options)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert not (tmp_path / "a").exists()

@@ -29,7 +29,7 @@ kv_cache = "f16"
 [static]
 widths = [1, 4]
 prefill_chunk = 16
-cache_lengths = [64]
+cache_length = 64
 [memory]
 bandwidth_gb_s = { value = 10, source = "a page" }
 """
@@ -65,9 +65,9 @@ def test_a_profile_is_read() -> None:
         ("value = 10", "value = true", "must be a number"),
         ('source = "a page"', 'source = " "', "needs a source"),
         ('source = "a page"', "", "."),
-        ("widths = [1, 4]", "widths = [4, 1]", "widths must rise"),
+        ("widths = [1, 4]", "widths = [4, 1]", "must begin with 1 and rise"),
         ("widths = [1, 4]", "widths = [2, 4]", "must begin with 1"),
-        ("prefill_chunk = 16", "prefill_chunk = 2", "at least 4"),
+        ("prefill_chunk = 16", "prefill_chunk = 2", "must be wider"),
         ("[detect]", "[detect]\nprocessor = '('", "no regular expression"),
         ("[detect]", "[detect]\nrank = 101", "between 0 and 100"),
         ("[memory]", "[memory]\nshare = 0", "above 0 and at most 1"),

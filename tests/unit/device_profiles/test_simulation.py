@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from quickdraft.device_profiles.memory_plan import kv_bytes_per_token, plan_memory
+from quickdraft.device_profiles.memory_plan import Footprint, kv_bytes_per_token, plan_memory
 from quickdraft.device_profiles.profile import Figure, profile_named
 from quickdraft.device_profiles.simulation import Load, can_simulate, simulated_curve
 from quickdraft.errors import DeviceError
@@ -23,7 +23,7 @@ def test_bytes_of_keys_and_values() -> None:
 
 
 def test_a_plan_adds_up_and_says_what_fits() -> None:
-    plan = plan_memory(SPEC, 10_000_000, "f16", 1024, 20_000_000)
+    plan = plan_memory(SPEC, Footprint(10_000_000, "f16"), 1024, 20_000_000)
     assert plan.needed == 10_000_000 + 1024 * 256 + plan.workspace
     assert plan.fits
     plan.check("m", "d")
@@ -39,7 +39,7 @@ def test_a_plan_adds_up_and_says_what_fits() -> None:
 @pytest.mark.parametrize("context", [0, 4097])
 def test_a_context_the_model_lacks(context: int) -> None:
     with pytest.raises(DeviceError, match="holds 1 to 4096"):
-        plan_memory(SPEC, 1, "f16", context, None)
+        plan_memory(SPEC, Footprint(1, "f16"), context, None)
 
 
 def test_compiled_widths_make_steps_of_the_curve() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,8 +11,16 @@ from hypothesis import strategies as st
 
 from quickdraft.errors import OptionError
 from quickdraft.export.emitters.onnx_weights import NBits, to_nbits
-from quickdraft.export.quantize import quantize, store, weight_format
-from quickdraft.export.weights import Blocked, Dense, Weight, concat_rows, dense_weight
+from quickdraft.export.quantize import FORMATS, quantize, store, weight_format
+from quickdraft.export.weights import (
+    Blocked,
+    Dense,
+    Weight,
+    concat_rows,
+    dense_weight,
+    of_vocabulary,
+)
+from quickdraft.manifest import WeightFormat
 
 
 def random_blocked(
@@ -101,6 +111,58 @@ def test_zero_blocks_stay_zero() -> None:
 def test_rows_that_groups_do_not_divide_stay_floats() -> None:
     weight = dense_weight("w", np.ones((2, 40), np.float32))
     assert isinstance(store(weight, weight_format("int4", "huggingface")), Dense)
+
+
+@pytest.mark.parametrize(
+    ("form", "columns", "group"),
+    [
+        ("int4", 96, 32),
+        ("int4", 40, None),
+        ("int4-g128", 256, 128),
+        ("int4-g128", 576, 64),
+        ("int4-g128", 96, 32),
+        ("int4-g128", 40, None),
+        ("int4-channel", 576, 576),
+        ("int4-channel", 40, 40),
+        ("int4-channel", 41, None),
+    ],
+)
+def test_groups_belong_to_the_format(form: str, columns: int, group: int | None) -> None:
+    fmt = weight_format(form, "huggingface")
+    assert fmt.group_of(columns) == group
+    values = np.random.default_rng(0).standard_normal((3, columns)).astype(np.float32)
+    stored = store(dense_weight("w", values), fmt)
+    if group is None:
+        assert isinstance(stored, Dense)
+        return
+    assert isinstance(stored, Blocked)
+    assert (stored.group, stored.zero, stored.minimum) == (group, 8, None)
+    assert stored.scale.shape == (3, columns // group)
+    error = np.square(stored.to_dense() - values).mean() / np.square(values).mean()
+    assert error < (0.02 if group <= 128 else 0.03)
+
+
+def test_what_has_a_row_for_every_token_may_keep_more_bits() -> None:
+    weight = dense_weight("w", np.random.default_rng(0).standard_normal((9, 128), np.float32))
+    bits = {}
+    for name, fmt in FORMATS.items():
+        stored = [store(each, fmt) for each in (weight, of_vocabulary(weight)) if not fmt.keep]
+        bits[name] = [each.bits for each in stored if isinstance(each, Blocked)]
+    assert bits["int4"] == [4, 4]
+    assert bits["int8"] == [8, 8]
+    assert bits["int4-g128"] == bits["int4-channel"] == [4, 8]
+
+
+def test_long_groups_cut_their_largest_values() -> None:
+    values = np.random.default_rng(1).standard_normal((16, 1024)).astype(np.float32)
+    scale = values.max(-1, keepdims=True) / 8
+    plain = np.clip(np.rint(values / scale), -8, 7) * scale
+    found = quantize(values, 4, 1024).to_dense()
+    assert np.square(found - values).mean() < 0.8 * np.square(plain - values).mean()
+
+
+def test_formats_have_the_names_of_the_manifest() -> None:
+    assert set(FORMATS) == set(get_args(WeightFormat))
 
 
 def test_auto_keeps_blocks_and_rounds_floats() -> None:

@@ -12,10 +12,11 @@ from tiny.bundles import tiny_manifest, write_tiny_bundle
 
 import quickdraft
 from quickdraft.errors import DeviceError, OptionError
+from quickdraft.models import placed
 from quickdraft.models import resolve as resolving
 from quickdraft.runtime.model import Model
 
-ON_CPU = SimpleNamespace(name="hotpath", device="CPU")
+BACKEND = SimpleNamespace(name="onnxruntime", flavour="portable", kv_type="f32", device="CPU")
 
 
 @pytest.fixture
@@ -24,7 +25,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
     def open_model(folder: Path, **options: Any) -> SimpleNamespace:
         calls.append({"folder": folder, **options})
-        return SimpleNamespace(load_ms=0.0, backend=ON_CPU)
+        return SimpleNamespace(load_ms=0.0, backend=BACKEND, manifest=options["manifest"])
 
     monkeypatch.setattr(Model, "open", open_model)
     return calls
@@ -39,7 +40,7 @@ def test_load_resolves_and_opens(tmp_path: Path, opened: list[dict[str, Any]]) -
         drafter="prompt_lookup",
         drafter_options=options,
         store=False,
-        backend="reference",
+        backend="onnxruntime",
         threads=2,
         kv_cache="int8",
     )
@@ -50,7 +51,7 @@ def test_load_resolves_and_opens(tmp_path: Path, opened: list[dict[str, Any]]) -
         {
             "folder": folder,
             "manifest": tiny_manifest(),
-            "backend": "reference",
+            "backend": "onnxruntime",
             "threads": 2,
             "kv_cache": "int8",
             "name": str(folder),
@@ -69,7 +70,7 @@ def test_load_ms_counts_resolving(
         time.sleep(0.05)
         return resolve(*arguments, **options)
 
-    monkeypatch.setattr(resolving, "resolve", slow)
+    monkeypatch.setattr(placed, "resolve", slow)
     assert quickdraft.load(tmp_path / "bundle").load_ms >= 50
 
 
@@ -104,9 +105,8 @@ def test_a_prefill_is_made_ready_when_the_model_is_opened(
 ) -> None:
     write_tiny_bundle(tmp_path / "bundle")
     calls: list[str] = []
-    model = SimpleNamespace(
-        use_prefill=calls.append, close=lambda: calls.append("close"), backend=ON_CPU
-    )
+    model = SimpleNamespace(use_prefill=calls.append, close=lambda: calls.append("close"))
+    model.backend, model.manifest = BACKEND, tiny_manifest()
     monkeypatch.setattr(Model, "open", lambda folder, **options: model)
     assert quickdraft.load(tmp_path / "bundle", prefill="hybrid:8+refresh") is model
     assert calls == ["hybrid:8+refresh"]

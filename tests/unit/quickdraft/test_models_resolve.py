@@ -241,6 +241,15 @@ def test_an_alias_needs_no_checkpoint_once_it_is_exported(
     assert exports == [(gguf, "auto")]
 
 
+def test_what_is_in_the_cache_is_known_by_its_weights_and_formats(
+    gguf: Path, exports: list[Any]
+) -> None:
+    resolve(str(gguf), weights="int4-g128", formats=["openvino-static", "onnx"])
+    (entry,) = store.entries()
+    assert (entry.model, entry.weights) == ("Some-Model", "int4-g128")
+    assert entry.formats == "openvino-static+onnx"
+
+
 class TestHub:
     @pytest.fixture(autouse=True)
     def snapshots(self, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> list[bool]:

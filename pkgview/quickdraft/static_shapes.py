@@ -1,0 +1,1 @@
+../../quickdraft/static_shapes.py
