@@ -332,6 +332,14 @@ class Model:
         generation = self.manifest.generation
         return question_of(prompt, opening, self.spec, self.tokenizer, generation)
 
+    def check_options(self, overrides: Mapping[str, Any]) -> None:
+        """Refuse options that no answer of this model can have.
+
+        Raises:
+            OptionError: an option is unknown or has a bad value, or names a token that is not there.
+        """
+        self._options(None, overrides)
+
     def _options(
         self, config: GenerationConfig | None, overrides: Mapping[str, Any]
     ) -> GenerationConfig:

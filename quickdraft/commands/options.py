@@ -17,6 +17,7 @@ Command = Callable[..., Any]
 
 MAX_THREADS = 1024
 MAX_INPUT_BYTES = 64 << 20
+_DEBUG = "quickdraft.debug"
 
 
 # Field of GenerationConfig, names on the command line, type, help.
@@ -94,10 +95,22 @@ LOADING: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
 
 def common_options(command: Command) -> Command:
     """`--json` (parameter as_json) and `--debug` (read by `quickdraft.cli`)."""
-    command = click.option("--debug", is_flag=True, expose_value=False, hidden=True)(command)
+    command = click.option(
+        "--debug", is_flag=True, expose_value=False, hidden=True, callback=_remember_debug
+    )(command)
     return click.option(
         "--json", "as_json", is_flag=True, help="Print JSON on standard output, errors too."
     )(command)
+
+
+def _remember_debug(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    ctx.meta[_DEBUG] = value
+
+
+def wants_traceback() -> bool:
+    """Whether --debug was given, before or after the name of the command."""
+    context = click.get_current_context()
+    return bool(context.meta.get(_DEBUG) or context.find_root().params.get("debug"))
 
 
 def generation_options(command: Command) -> Command:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from quickdraft.commands.batch import Batch
 from quickdraft.commands.beams import beam_options, search, searches
 from quickdraft.commands.explain import explain as steps_table
 from quickdraft.commands.options import (
@@ -64,7 +65,8 @@ def run(
     Text is printed as it comes, that of a search at its end. The prompt is the arguments, standard
     input, or both: arguments first, then an empty line, then standard input. An encoder-decoder
     model (T5, BART, Marian) answers about it. With several files each has an answer of its own,
-    under its name or, with --json, on a line of its own.
+    under its name or, with --json, on a line of its own; a file that fails is reported, the others
+    go on, and the exit code says so at the end.
     """
     from quickdraft.commands.progress import Bars, open_model
     from quickdraft.runtime.generation import GenerationConfig
@@ -74,26 +76,51 @@ def run(
     if generation.get("logprobs") and not as_json:
         raise OptionError("--logprobs is reported in JSON only; add --json")
     GenerationConfig.from_dict(generation)  # bad values fail before anything is fetched
-    prompts = [_prompt_text(prompt, file) for file in files or (None,)]
+    batch, several = Batch(as_json), len(files) > 1
+    prompts = _prompts(prompt, files, batch)
+    if not prompts:
+        batch.end()
     with open_model(model, **loading) as loaded:
         if loaded.chat_template is None and system is not None:
             raise OptionError(f"--system: {loaded.name} has no chat template to put it in")
+        loaded.check_options(generation)  # before a file: all would fail for the same reason
         plain = raw or loaded.chat_template is None
-        several = len(prompts) > 1
         shown = several and (as_json or not is_terminal(sys.stdout))
+
+        def answer(text: str, name: dict[str, str]) -> None:
+            asked = text if plain else _messages(system, text)
+            if searches(generation, constraint):
+                result = search(loaded, asked, generation, constraint, quiet=as_json)
+            else:
+                result = _answer(loaded, asked, generation, quiet=as_json)
+            _report(loaded, result, name, as_json=as_json, explain=explain, verbose=verbose)
+
         with Bars(quiet=not shown, transient=True) as bars:
-            for index, text in enumerate(prompts):
+            for index, (file, text) in enumerate(prompts):
                 bars("files", index, len(prompts))
-                name = {"file": str(files[index])} if several else {}
-                if several and not as_json:
-                    write(f"{files[index]}:\n")
-                asked = text if plain else _messages(system, text)
-                if searches(generation, constraint):
-                    result = search(loaded, asked, generation, constraint, quiet=as_json)
-                else:
-                    result = _answer(loaded, asked, generation, quiet=as_json)
-                _report(loaded, result, name, as_json=as_json, explain=explain, verbose=verbose)
+                if file is None or not several:
+                    answer(text, {})
+                    continue
+                if not as_json:
+                    write(f"{file}:\n")
+                with batch.guard(file):
+                    answer(text, {"file": str(file)})
             bars("files", len(prompts), len(prompts))
+    batch.end()
+
+
+def _prompts(
+    words: tuple[str, ...], files: tuple[Path, ...], batch: Batch
+) -> list[tuple[Path | None, str]]:
+    """The prompt of each file that has one; without files, that of arguments and standard input."""
+    if len(files) < 2:
+        file = files[0] if files else None
+        return [(file, _prompt_text(words, file))]
+    found: list[tuple[Path | None, str]] = []
+    for file in files:
+        with batch.guard(file):
+            found.append((file, _prompt_text(words, file)))
+    return found
 
 
 def _report(

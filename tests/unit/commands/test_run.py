@@ -389,6 +389,8 @@ def test_a_file_without_text_is_named(tiny_bundle: Path, tmp_path: Path) -> None
     good, empty = tmp_path / "good.txt", tmp_path / "empty.txt"
     good.write_text("words")
     empty.write_text("\n")
-    done = call("run", tiny_bundle, "--input", good, "--input", empty)
-    assert (done.returncode, done.stdout) == (2, "")
+    done = call("run", tiny_bundle, "-n", 2, "--input", good, "--input", empty)
+    assert done.returncode == 2
+    assert done.stdout.startswith(f"{good}:\n")
+    assert str(empty) not in done.stdout
     assert f"{empty} holds no text" in done.stderr
