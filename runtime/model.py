@@ -336,7 +336,7 @@ class Model:
         """Refuse options that no answer of this model can have.
 
         Raises:
-            OptionError: an option is unknown or has a bad value, or names a token that is not there.
+            OptionError: an option is unknown or has a bad value, or names a token not there.
         """
         self._options(None, overrides)
 

@@ -51,8 +51,8 @@ class Batch:
         return Cancelled.exit_code in self._codes
 
     def end(self) -> None:
-        """Leave the command with an exit code if a file failed: 2 if all failures are bad input, 130
-        if somebody interrupted, else 1.
+        """Leave the command with an exit code if a file failed: 2 if all failures are bad input,
+        130 if somebody interrupted, else 1.
 
         Raises:
             Exit: a file failed.

@@ -1,4 +1,4 @@
-"""Several files in one command: a bad one costs nobody else an answer, and nothing found is lost."""
+"""Several files in one command: a bad one costs no other its answer, and nothing found is lost."""
 
 from __future__ import annotations
 
