@@ -16,7 +16,7 @@ from quickdraft.runtime.metrics import Clock, StepRecord, timings
 from quickdraft.runtime.plan import Plan
 from quickdraft.runtime.result import Chunk, FinishReason, Result, TokenLogprob
 from quickdraft.runtime.session import Session
-from quickdraft.runtime.sources import Question
+from quickdraft.runtime.sources import Question, config_for
 from quickdraft.runtime.text import Detokenizer, StopStrings, Tokenizer
 from quickdraft.types import Guarantee
 
@@ -62,6 +62,7 @@ class AnswerStream:
 
     Raises:
         InputError: the prompt is empty. ContextOverflow: it leaves no room for an answer.
+        OptionError: options do not go with it.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class AnswerStream:
         self._model = model
         self._prompt = prompt
         self._source = question.source
-        self._config = config
+        self._config = config = config_for(question, config)
         self._started = started
         self._writer = _Writer(model.tokenizer, config.stop_strings)
         eos_ids = config.eos_token_id

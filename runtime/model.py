@@ -29,6 +29,7 @@ from quickdraft.runtime.draft_model import BundleOpener
 from quickdraft.runtime.drafting import Drafting, DraftingSetup
 from quickdraft.runtime.generation import GenerationConfig
 from quickdraft.runtime.heads import BackendHead, open_head
+from quickdraft.runtime.model_defaults import not_followed
 from quickdraft.runtime.prediction import Prediction, Prefill
 from quickdraft.runtime.result import Chunk, Result
 from quickdraft.runtime.session import Session
@@ -66,7 +67,9 @@ class Model:
     ) -> None:
         """drafting: opened for this backend, and closed with the model; None decodes plainly.
         prediction: the same for predicted prefill; None has no predictor. degraded: why a
-        better variant of the bundle does not run here, None if none would."""
+        better variant of the bundle does not run here, None if none would.
+
+        not_followed: settings of the model's generation config that are not implemented."""
         self.backend = backend
         self.manifest = manifest
         # A backend of fixed shapes may hold less than the model could.
@@ -74,6 +77,7 @@ class Model:
         self.tokenizer = tokenizer
         self.chat_template = chat_template
         self.generation_config = GenerationConfig.from_defaults(manifest.generation)
+        self.not_followed = not_followed(manifest.generation)
         self.name = name or manifest.source.name
         self.degraded = degraded
         self.memories = Memories()

@@ -12,6 +12,7 @@ from quickdraft.errors import InputError, OptionError
 from quickdraft.kvcache.base import KvCache
 from quickdraft.kvcache.memory import Source
 from quickdraft.runtime.backends.base import Backend, Seq2SeqBackend
+from quickdraft.runtime.generation import GenerationConfig
 from quickdraft.runtime.text import Tokenizer
 from quickdraft.types import ModelSpec, SourceSpec
 
@@ -55,6 +56,22 @@ def question_of(
         tokenizer.check_length(prompt, spec.context_length)
         return Question(tokenizer.encode(prompt, special=True, bos=tokenizer.add_bos))
     return Question(token_list(prompt, spec.vocab_size))
+
+
+def config_for(question: Question, config: GenerationConfig) -> GenerationConfig:
+    """The options of the answer to a question, its lengths those of the answer alone.
+
+    Raises:
+        OptionError: they leave no room for an answer, or are about tokens of a source, and there
+            are none.
+    """
+    size, source = config.encoder_no_repeat_ngram_size, question.source
+    if size and (source is None or source.tokens is None):
+        raise OptionError(
+            f"encoder_no_repeat_ngram_size is {size}, and the model reads no text as a source; "
+            "leave it out"
+        )
+    return config.after(len(question.tokens))
 
 
 def _source_of(prompt: Prompt, spec: ModelSpec, reads: SourceSpec, tokenizer: Tokenizer) -> Source:

@@ -18,7 +18,7 @@ from quickdraft.runtime.metrics import Clock, timings
 from quickdraft.runtime.plan import Plan
 from quickdraft.runtime.result import Ranked, Result
 from quickdraft.runtime.session import Session
-from quickdraft.runtime.sources import Question
+from quickdraft.runtime.sources import Question, config_for
 from quickdraft.types import Guarantee
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ class BeamAnswer:
             raise InputError("the prompt is empty; give a text or at least one token")
         if len(prompt) >= limit:
             raise ContextOverflow(len(prompt) + 1, limit, "prompt with an answer of one token")
+        config = config_for(question, config)
         if config.num_beams == 1:
             check_search(config, "an answer is searched for")
             # A single beam takes the likeliest token until one ends the answer.

@@ -19,6 +19,7 @@ from quickdraft.runtime.beams.rows import BeamRows, CacheRows, TreeRows
 from quickdraft.runtime.beams.search import Hypothesis, Limits, Search
 from quickdraft.runtime.metrics import StepRecord
 from quickdraft.runtime.plan import Plan
+from quickdraft.runtime.processors import NO_SOURCE
 from quickdraft.runtime.result import BeamReport, FinishReason
 from quickdraft.runtime.session import Session
 
@@ -102,7 +103,9 @@ class BeamDecoder:
         self, prompt: Sequence[int], search: Search, limits: Limits, rows: BeamRows
     ) -> BeamRows:
         """Until no beam goes on; returns what held their rows in the end."""
-        ranking = Ranking(self._plan.config, prompt, self._plan.eos_ids, self._allowed)
+        plan, read = self._plan, self._session.source
+        source = NO_SOURCE if read is None or read.tokens is None else read.tokens
+        ranking = Ranking(plan.config, prompt, plan.eos_ids, self._allowed, source)
 
         def few(length: int) -> bool:
             return ranking.few_decide(length, limits.candidates, self._backend.top)
