@@ -77,9 +77,9 @@ class GenerationConfig:
     (temperature 0 is greedy); `from_dict` and `replace` also take it as a key.
 
     max_new_tokens, min_new_tokens: tokens of the answer; end-of-text is masked below the minimum.
-    max_length, min_length: the same of prompt and answer together (of an encoder-decoder model: what
-    answers begin with, and answer). max_length gives way to max_new_tokens where `replace` is given
-    that alone, min_length to min_new_tokens.
+    max_length, min_length: the same of prompt and answer together (of an encoder-decoder model:
+    what answers begin with, and answer). max_length gives way to max_new_tokens where `replace` is
+    given that alone, min_length to min_new_tokens.
     temperature: 0 picks the most likely token. top_k: 0 turns it off.
     repetition_penalty: over prompt and answer, as in transformers (1 is off).
     presence_penalty, frequency_penalty: over the answer only, subtracted (0 is off).
@@ -199,9 +199,9 @@ class GenerationConfig:
     def from_defaults(cls, generation: Mapping[str, Any]) -> GenerationConfig:
         """The defaults of a bundle, read as transformers reads generation_config.json.
 
-        Nulls and keys that are not ours are left out (`model_defaults.not_followed` names those that
-        would change answers), and max_length where there is max_new_tokens; temperature counts only with do_sample. Nobody
-        gets a predicted prefill or several beams without asking for them.
+        Nulls and keys that are not ours are left out (`model_defaults.not_followed` names those
+        that would change answers), and max_length where there is max_new_tokens; temperature counts
+        only with do_sample. Nobody gets a predicted prefill or several beams without asking.
 
         Raises:
             OptionError: a known key has a bad value.

@@ -194,13 +194,15 @@ class Model:
             setup = replace(setup, open_head=self.open_head)
         return Drafting.open(setup, self.backend, self.manifest, self.tokenizer, self.curve)
 
-    def session(self, drafting: Drafting | None = None) -> Session:
+    def session(
+        self, drafting: Drafting | None = None, memories: Memories | None = None
+    ) -> Session:
         """A new conversation state: what is asked in it again is not computed again.
 
-        drafting: other drafters of this model than its own.
+        drafting: other drafters of this model than its own. memories: of its own sources.
         """
         drafting = drafting or self.drafting
-        return Session(self.backend, drafting, self.prediction, self.memories)
+        return Session(self.backend, drafting, self.prediction, memories or self.memories)
 
     def conversation(self, system: str | None = None) -> Conversation:
         """A chat that remembers its turns and computes only what is new in each."""

@@ -50,6 +50,12 @@ FORMS = ("text", "srt", "vtt", "json")
     default=True,
     help="Let the model say times; without, each window of 30 s is one segment.",
 )
+@click.option("--num-beams", type=int, help="Search for the best text of a window, undrafted.")
+@click.option(
+    "--checks/--no-checks",
+    default=True,
+    help="Leave out silence, and decode again what repeats itself.",
+)
 @loading_options()
 @common_options
 def transcribe(
@@ -60,6 +66,8 @@ def transcribe(
     language: str | None,
     task: str,
     timestamps: bool,
+    num_beams: int | None,
+    checks: bool,
     loading: dict[str, Any],
     as_json: bool,
 ) -> None:
@@ -72,9 +80,12 @@ def transcribe(
     from quickdraft.commands.progress import open_model
     from quickdraft.runtime.audio.sound import open_sound
     from quickdraft.runtime.audio.transcribe import Transcriber
+    from quickdraft.runtime.generation import GenerationConfig
 
     if as_json and (output_dir is not None or form != "text"):
         raise OptionError("--json prints an object for each file; leave out --format, --output-dir")
+    options = {} if num_beams is None else {"num_beams": num_beams}
+    GenerationConfig.from_dict(options)  # bad values fail before anything is fetched
     _check_names(files, output_dir)
     batch, good = Batch(as_json), []
     for file in files:  # a bad file should not wait for the model and for those before it
@@ -84,7 +95,8 @@ def transcribe(
     if not good:
         batch.end()
     with open_model(model, **loading) as loaded, stop_on_interrupt() as cancel:
-        transcriber = Transcriber(loaded, language=language, task=task, timestamps=timestamps)
+        how: dict[str, Any] = {"language": language, "task": task, **options}
+        transcriber = Transcriber(loaded, timestamps=timestamps, checks=checks, **how)
         for file in good:
             if batch.interrupted:
                 break
@@ -113,14 +125,16 @@ class _Job:
     def __init__(self, transcriber: Transcriber, file: Path, cancel: CancelToken) -> None:
         self._transcriber, self._file, self._cancel = transcriber, file, cancel
         self._stopped: QuickdraftError | None = None
+        self._windows: list[dict[str, Any]] = []
 
     def as_object(self, batch: Batch, model: str) -> None:
         """Print an object."""
-        found = [each.to_dict() for each in self._segments(silent=True)]
+        segments = [each.to_dict() for each in self._segments(silent=True)]
+        found = {"model": model, "segments": segments, "windows": self._windows}
         if self._stopped is None:
-            print_json({"file": str(self._file), "model": model, "segments": found})
+            print_json({"file": str(self._file), **found})
         else:
-            batch.fail(self._file, self._stopped, model=model, segments=found)
+            batch.fail(self._file, self._stopped, **found)
 
     def shown(self, form: str, batch: Batch, *, title: bool) -> None:
         """Print text or captions. title: under the name of the file."""
@@ -164,6 +178,15 @@ class _Job:
         alone = silent or not is_terminal(sys.stdout)
         try:
             with open_sound(self._file) as sound, Bars(quiet=not alone, transient=True) as bars:
-                yield from self._transcriber.segments(sound, self._cancel, bars)
+                for window in self._transcriber.windows(sound, self._cancel, bars):
+                    yield from window.segments
+                    self._windows.append(window.to_dict())
+                    if window.cut_off:
+                        count = len(window.result.token_ids)
+                        told = (
+                            f"{self._file}: the text of {window.start:.0f} to {window.end:.0f} s "
+                        )
+                        told += f"had no room after {count} tokens; the rest of it is missing"
+                        click.echo(f"warning: {told}", err=True)
         except QuickdraftError as error:
             self._stopped = error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -88,16 +89,22 @@ def test_no_model_is_loaded_where_no_file_is_left(tmp_path: Path) -> None:
     assert done.stderr.count("No such file") == 2
 
 
+def window(text: str) -> Any:
+    return SimpleNamespace(
+        segments=(Segment(0.0, 1.0, text, (0,)),), cut_off=False, to_dict=lambda: {}
+    )
+
+
 def said(at: int, error: Exception) -> Any:
-    """Transcriber.segments that fails with `error` in the file at `at`, after one segment."""
+    """Transcriber.windows that fails with `error` in the file at `at`, after one segment."""
     calls = iter(range(9))
 
-    def segments(self: Transcriber, *_: Any) -> Iterator[Segment]:
-        yield Segment(0.0, 1.0, "words", (0,))
+    def windows(self: Transcriber, *_: Any) -> Iterator[Any]:
+        yield window("words")
         if next(calls) == at:
             raise error
 
-    return segments
+    return windows
 
 
 @pytest.mark.parametrize(
@@ -113,13 +120,13 @@ def test_an_interruption_ends_all_and_a_failure_does_not(
     code: int,
     files: int,
 ) -> None:
-    monkeypatch.setattr(Transcriber, "segments", said(1, error))
+    monkeypatch.setattr(Transcriber, "windows", said(1, error))
     done = transcribe(whisper, *sounds, "--json")
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert (done.returncode, len(lines)) == (code, files)
     assert [len(line["segments"]) for line in lines] == [1] * files
     assert [line.get("error", {}).get("type") for line in lines[:2]] == [None, type(error).__name__]
-    monkeypatch.setattr(Transcriber, "segments", said(1, error))
+    monkeypatch.setattr(Transcriber, "windows", said(1, error))
     done = transcribe(whisper, *sounds, "--output-dir", tmp_path / "made")
     assert done.returncode == code
     assert (tmp_path / "made" / "b.txt.part").read_text() == "words\n"
@@ -131,18 +138,18 @@ def test_mixed_failures_are_failures(
     whisper: Path, sounds: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sounds[0].write_bytes(b"")
-    monkeypatch.setattr(Transcriber, "segments", said(1, BackendError("the engine")))
+    monkeypatch.setattr(Transcriber, "windows", said(1, BackendError("the engine")))
     assert transcribe(whisper, *sounds).returncode == 1
 
 
 def test_a_token_cancelled_between_files_is_an_interruption(
     whisper: Path, sounds: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def segments(self: Transcriber, sound: Any, cancel: CancelToken, *_: Any) -> Iterator[Segment]:
-        yield Segment(0.0, 1.0, "words", (0,))
+    def windows(self: Transcriber, sound: Any, cancel: CancelToken, *_: Any) -> Iterator[Any]:
+        yield window("words")
         cancel.cancel()
 
-    monkeypatch.setattr(Transcriber, "segments", segments)
+    monkeypatch.setattr(Transcriber, "windows", windows)
     done = transcribe(whisper, *sounds)
     assert (done.returncode, done.stdout.count("words")) == (130, 1)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -74,12 +75,13 @@ def test_segments_are_printed_as_they_are_found(
 ) -> None:
     events: list[str] = []
 
-    def segments(*_: Any) -> Iterator[Segment]:
+    def windows(*_: Any) -> Iterator[Any]:
         for number in range(3):
             events.append(f"found {number}")
-            yield Segment(number, number + 1, f"words {number}", (0,))
+            segment = Segment(number, number + 1, f"words {number}", (0,))
+            yield SimpleNamespace(segments=(segment,), cut_off=False, to_dict=lambda: {})
 
-    monkeypatch.setattr(Transcriber, "segments", segments)
+    monkeypatch.setattr(Transcriber, "windows", windows)
     monkeypatch.setattr(command, "write", lambda text: events.append(text.strip()))
     transcribe(model, sound)
     assert events == [f"{kind} {n}" for n in range(3) for kind in ("found", "words")]
