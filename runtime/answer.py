@@ -164,4 +164,5 @@ class AnswerStream:
             steps=tuple(steps),
             prefill=decoder.done,
             prediction=decoder.prediction,
+            source=decoder.source,
         )

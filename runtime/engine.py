@@ -22,7 +22,7 @@ from quickdraft.runtime.plan import Emission, Plan
 from quickdraft.runtime.prediction import PredictionReport, Prefill
 from quickdraft.runtime.processors import NO_SOURCE
 from quickdraft.runtime.refresh import Refresh
-from quickdraft.runtime.result import FinishReason, TokenLogprob
+from quickdraft.runtime.result import FinishReason, SourceReport, TokenLogprob
 from quickdraft.runtime.sampling import (
     process,
     process_top,
@@ -72,6 +72,7 @@ class Decoder:
         self._length = 0
         self._prompt_length = 0
         self.cached = 0
+        self.source: SourceReport | None = None
         self.prefill = Prefill.parse(config.prefill)
         self.prediction: PredictionReport | None = None
         self._refresh: Refresh | None = None
@@ -89,7 +90,7 @@ class Decoder:
         encoder-decoder model about `source`."""
         try:
             if source is not None:
-                self._session.read(source, self._plan.cancel)
+                self.source = self._session.read(source, self._plan.cancel)
                 self._source = NO_SOURCE if source.tokens is None else source.tokens
             self._start(prompt)
             verified = self._prefill(prompt)

@@ -224,6 +224,15 @@ def _searched(result: Result) -> list[str]:
     return [f"beams    {b.num_beams}{groups} over {held}, {b.computed} rows; drafting off"]
 
 
+def _read(result: Result) -> list[str]:
+    """A line on the source of an encoder-decoder model."""
+    s = result.source
+    if s is None:
+        return []
+    spent = "known from before" if s.cached else f"encoded in {s.encode_ms:.0f} ms"
+    return [f"source   {s.n} {s.unit}, {spent}"]
+
+
 def statistics(result: Result) -> str:
     """Times and rates of an answer, for people."""
     from quickdraft.runtime.metrics import drafting_summary
@@ -241,6 +250,7 @@ def statistics(result: Result) -> str:
         (
             f"load     {t.load_ms:.0f} ms",
             f"first    {t.ttft_ms:.0f} ms to the first token",
+            *_read(result),
             f"prompt   {t.prompt_n} tokens{reused}, {prompt_rate:.1f} tokens/s",
             *_predicted(result),
             f"answer   {t.predicted_n} tokens, {t.predicted_per_second:.1f} tokens/s{per_step}",

@@ -8,7 +8,7 @@ that an error does not spread, and only one window of a file is in memory.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,7 @@ from quickdraft.runtime.audio.sound import Sound
 from quickdraft.runtime.audio.speech_tokens import SpeechTokens
 from quickdraft.runtime.backends.base import CancelToken, Seq2SeqBackend
 from quickdraft.runtime.model import Model
-from quickdraft.runtime.result import Result
+from quickdraft.runtime.result import Result, SourceReport
 from quickdraft.runtime.session import Session
 from quickdraft.runtime.timestamps import SECONDS_PER_TOKEN
 from quickdraft.types import Progress
@@ -73,7 +73,7 @@ class Window:
     cut_off: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types, without segments and result."""
+        """Plain JSON types, without segments; of the result, its times."""
         return {
             "start": self.start,
             "end": self.end,
@@ -83,6 +83,8 @@ class Window:
             "compression": round(self.compression, 3),
             "temperature": self.temperature,
             "cut_off": self.cut_off,
+            "source": None if self.result.source is None else self.result.source.to_dict(),
+            "timings": self.result.timings.to_dict(),
         }
 
 
@@ -96,6 +98,7 @@ class _Heard:
     opening: list[int]
     language: str | None
     no_speech: float | None
+    read: SourceReport
 
 
 @dataclass(frozen=True)
@@ -182,7 +185,8 @@ class Transcriber:
         self, heard: _Heard, at: int, samples: int, cancel: CancelToken | None
     ) -> tuple[Window, int | None]:
         """One window that begins at sample `at`, and where the next begins within it, see _Cut."""
-        result, temperature, ratio, silent = self._answer(heard, cancel)
+        found, temperature, ratio, silent = self._answer(heard, cancel)
+        result = replace(found, source=heard.read)
         cut = self._cut(result.token_ids)
         start, seconds = at / RATE, samples / RATE
         segments = () if silent else tuple(self._segments(cut, start, seconds))
@@ -205,11 +209,11 @@ class Transcriber:
         """Encode a window; find out its language, and whether somebody speaks."""
         source, tokens = Source(features=features), self._tokens
         session = self._model.session(memories=Memories(limit=0))
-        logits = None
+        read, logits = session.read(source, cancel), None
         if (self._checks and tokens.no_speech is not None) or (
             tokens.languages and self._language is None
         ):
-            logits = self._first_logits(source, session, cancel)
+            logits = self._first_logits(session, cancel)
         opening, language = [tokens.start], None
         if tokens.languages:
             by_token = {token: name for name, token in tokens.languages.items()}
@@ -224,15 +228,14 @@ class Transcriber:
         no_speech = None
         if self._checks and logits is not None and tokens.no_speech is not None:
             no_speech = probability(logits, tokens.no_speech)
-        return _Heard(source, session, opening, language, no_speech)
+        return _Heard(source, session, opening, language, no_speech, read)
 
     def _first_logits(
-        self, source: Source, session: Session, cancel: CancelToken | None
+        self, session: Session, cancel: CancelToken | None
     ) -> np.ndarray[Any, np.dtype[np.float32]]:
         """What the model says right after the start, float32 [vocabulary]. Its row stays."""
         start = [self._tokens.start]
         with session.busy():
-            session.read(source, cancel)
             session.rewind(start)
             output = self._model.backend.step(Tree.chain(start), session.cache, None, cancel)
             session.cache.commit([0])

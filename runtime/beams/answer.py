@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from quickdraft.errors import ContextOverflow, InputError, OptionError
@@ -76,7 +77,7 @@ class BeamAnswer:
             prefill = clock.now()
             found = decoder.run(self._prompt, self._source)
         times = Clock(started, prefill, found.first, clock.now())
-        return self._result(found, times, decoder.cached)
+        return replace(self._result(found, times, decoder.cached), source=decoder.source)
 
     def _guarantee(self, kind: str) -> Guarantee:
         """Branches of a tree may differ by rounding from the same tokens decoded plainly."""

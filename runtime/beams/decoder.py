@@ -20,7 +20,7 @@ from quickdraft.runtime.beams.search import Hypothesis, Limits, Search
 from quickdraft.runtime.metrics import StepRecord
 from quickdraft.runtime.plan import Plan
 from quickdraft.runtime.processors import NO_SOURCE
-from quickdraft.runtime.result import BeamReport, FinishReason
+from quickdraft.runtime.result import BeamReport, FinishReason, SourceReport
 from quickdraft.runtime.session import Session
 
 
@@ -59,6 +59,7 @@ class BeamDecoder:
         self._steps: list[StepRecord] = []
         self._first: float | None = None
         self.cached = 0
+        self.source: SourceReport | None = None
 
     def run(self, prompt: Sequence[int], source: Source | None = None) -> Searched:
         """Search for answers to `prompt` (at least one token, and shorter than the context), of an
@@ -69,7 +70,7 @@ class BeamDecoder:
         """
         plan, session = self._plan, self._session
         if source is not None:
-            session.read(source, plan.cancel)
+            self.source = session.read(source, plan.cancel)
         room = self._backend.spec.context_length - len(prompt)
         limits = Limits.of(plan.config, plan.eos_ids, self._pad_id, room)
         search, interrupted = Search(limits), None

@@ -183,8 +183,8 @@ def test_json_is_one_object(tiny_bundle: Path) -> None:
     answer = json.loads(done.stdout)
     assert list(answer) == [
         "text", "token_ids", "finish_reason", "model", "backend", "flavour", "device",
-        "guarantee", "kv_cache", "isa", "degraded", "simulated", "prefill", "prediction", "timings",
-        "drafting",
+        "guarantee", "kv_cache", "isa", "degraded", "simulated", "prefill", "prediction", "source",
+        "timings", "drafting",
     ]  # fmt: skip
     assert {
         "load_ms", "ttft_ms", "prompt_n", "prompt_ms", "predicted_n", "predicted_ms",
