@@ -18,6 +18,8 @@ Command = Callable[..., Any]
 MAX_THREADS = 1024
 MAX_INPUT_BYTES = 64 << 20
 _DEBUG = "quickdraft.debug"
+_SOUND = (b"RIFF", b"RF64", b"fLaC", b"OggS", b"ID3", b"\xff\xfb", b"\xff\xf3")
+"""What WAV, FLAC, OGG and MP3 files begin with."""
 
 
 # Field of GenerationConfig, names on the command line, type, help.
@@ -262,6 +264,11 @@ def decode_input(data: bytes, where: str = "standard input") -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
+        if data.startswith(_SOUND):
+            raise InputError(
+                f"{where} is sound, not text; speech models write it down with "
+                "`quickdraft transcribe`"
+            ) from None
         raise InputError(
             f"{where} is not UTF-8: byte 0x{data[error.start]:02x} at offset {error.start}; "
             "convert it first"

@@ -174,6 +174,16 @@ class Transcriber:
         if progress is not None:
             progress("transcribe", max(1, len(sound) * 10 // RATE), max(1, len(sound) * 10 // RATE))
 
+    def question(self, sound: Sound) -> tuple[Source, list[int]]:
+        """The first window of a file, and what an answer about it begins with.
+
+        Raises:
+            AudioError: the file is damaged. BackendError: the engine failed.
+        """
+        samples = sound.read(0, self._source.length * HOP)
+        heard = self._hear(log_mel(samples, self._source.length, self._source.width), None)
+        return heard.source, heard.opening
+
     def segments(
         self, sound: Sound, cancel: CancelToken | None = None, progress: Progress | None = None
     ) -> Iterator[Segment]:

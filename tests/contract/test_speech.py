@@ -278,3 +278,25 @@ def test_beams_and_no_drafts(bundle: Path, model: Model, tmp_path: Path) -> None
     said = [segment.text for window in found for segment in window.segments]
     assert done.stdout.splitlines() == said
     assert call(*asked, "--num-beams", 0).returncode == 2
+
+
+def test_verify_asks_about_sound(bundle: Path, tmp_path: Path) -> None:
+    files = [noise(tmp_path / f"{name}.wav", 2) for name in "ab"]
+    asked = ("verify", bundle, "--backend", "reference", "--tokens", 6, "--draws", 100)
+    done = call(*asked, "--json", *(word for file in files for word in ("--sound", file)))
+    told = json.loads(done.stdout)
+    assert (done.returncode, told["identical"], told["prompts"]) == (0, True, 2), done.stderr
+    assert told["drafters"]["recycling"]["verified"] > 0
+    for wrong, says in [
+        ((), "give it files with --sound"),
+        (("--sound", files[0], "--prompts", 2), "give one"),
+    ]:
+        failed = call(*asked, *wrong)
+        assert (failed.returncode, says in failed.stderr) == (2, True), failed.stderr
+
+
+def test_sound_given_to_run_is_sent_to_transcribe(bundle: Path, tmp_path: Path) -> None:
+    done = call("run", bundle, "--input", noise(tmp_path / "a.wav", 1))
+    assert done.returncode == 2
+    assert "is sound, not text" in done.stderr
+    assert "quickdraft transcribe" in done.stderr
