@@ -111,6 +111,11 @@ class Tokenizer:
                 "they do not belong together"
             )
 
+    def vocabulary(self) -> dict[str, int]:
+        """Every token, the added ones included, by its text."""
+        found: dict[str, int] = self._special.get_vocab(with_added_tokens=True)
+        return found
+
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """The text of token ids; incomplete UTF-8 becomes the replacement character."""
         if len(ids) and not (min(ids) >= 0 and max(ids) < self.vocab_size):

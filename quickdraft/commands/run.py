@@ -25,7 +25,10 @@ from quickdraft.errors import InputError, OptionError
 
 if TYPE_CHECKING:
     from quickdraft.runtime.backends.base import CancelToken
+    from quickdraft.runtime.languages import Translation
     from quickdraft.runtime.model import Chunk, Model, Result
+
+    Asked = str | list[dict[str, str]] | Translation
 
 
 @click.command(epilog="Options of sampling that are not given come from the model.")
@@ -40,6 +43,8 @@ if TYPE_CHECKING:
     metavar="FILE",
 )
 @click.option("--system", help="System message.")
+@click.option("--source-language", metavar="CODE", help="Language of the text, to translate it.")
+@click.option("--target-language", metavar="CODE", help="Language to translate the text into.")
 @click.option("--raw", is_flag=True, help="Continue the prompt as it is, without chat template.")
 @click.option("-v", "--verbose", is_flag=True, help="Print times and rates on standard error.")
 @click.option("--explain", is_flag=True, help="Print why each step drafted what it did.")
@@ -52,6 +57,8 @@ def run(
     prompt: tuple[str, ...],
     files: tuple[Path, ...],
     system: str | None,
+    source_language: str | None,
+    target_language: str | None,
     raw: bool,
     verbose: bool,
     explain: bool,
@@ -70,12 +77,14 @@ def run(
     """
     from quickdraft.commands.progress import Bars, open_model
     from quickdraft.runtime.generation import GenerationConfig
+    from quickdraft.runtime.languages import Translation
 
     if raw and system is not None:
         raise OptionError("--system needs the chat template, and --raw leaves it out; give one")
     if generation.get("logprobs") and not as_json:
         raise OptionError("--logprobs is reported in JSON only; add --json")
     GenerationConfig.from_dict(generation)  # bad values fail before anything is fetched
+    translated = source_language is not None or target_language is not None
     batch, several = Batch(as_json), len(files) > 1
     prompts = _prompts(prompt, files, batch)
     if not prompts:
@@ -88,7 +97,9 @@ def run(
         shown = several and (as_json or not is_terminal(sys.stdout))
 
         def answer(text: str, name: dict[str, str]) -> None:
-            asked = text if plain else _messages(system, text)
+            asked: Asked = text if plain else _messages(system, text)
+            if translated:
+                asked = Translation(text, source_language, target_language)
             if searches(generation, constraint):
                 result = search(loaded, asked, generation, constraint, quiet=as_json)
             else:
@@ -161,9 +172,7 @@ def _messages(system: str | None, text: str) -> list[dict[str, str]]:
     return [*head, {"role": "user", "content": text}]
 
 
-def _answer(
-    model: Model, prompt: str | list[dict[str, str]], generation: dict[str, Any], quiet: bool
-) -> Result:
+def _answer(model: Model, prompt: Asked, generation: dict[str, Any], quiet: bool) -> Result:
     """Stream an answer to standard output, unless it is to be quiet, and return all of it."""
     from quickdraft.commands.interrupt import stop_on_interrupt
 
@@ -173,13 +182,13 @@ def _answer(
 
 def _stream(
     model: Model,
-    prompt: str | list[dict[str, str]],
+    prompt: Asked,
     generation: dict[str, Any],
     cancel: CancelToken,
 ) -> Iterator[Chunk]:
-    if isinstance(prompt, str):
-        return model.stream(prompt, cancel=cancel, **generation)
-    return model.stream_chat(prompt, cancel=cancel, **generation)
+    if isinstance(prompt, list):
+        return model.stream_chat(prompt, cancel=cancel, **generation)
+    return model.stream(prompt, cancel=cancel, **generation)
 
 
 def show_stream(chunks: Iterator[Chunk], quiet: bool) -> Result:
