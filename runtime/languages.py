@@ -26,8 +26,8 @@ _CODES = {
 @dataclass(frozen=True)
 class Translation:
     """A text as a prompt, with the languages it is in and is to be put into: a code of the
-    tokenizer, such as `de_DE`, or its first part, `de`, where that is enough. None leaves a language
-    to the model."""
+    tokenizer, such as `de_DE`, or its first part, `de`, where that is enough. None leaves a
+    language to the model."""
 
     text: str
     source_language: str | None = None
