@@ -76,15 +76,10 @@ def run(
     go on, and the exit code says so at the end.
     """
     from quickdraft.commands.progress import Bars, open_model
-    from quickdraft.runtime.generation import GenerationConfig
     from quickdraft.runtime.languages import Translation
 
-    if raw and system is not None:
-        raise OptionError("--system needs the chat template, and --raw leaves it out; give one")
-    if generation.get("logprobs") and not as_json:
-        raise OptionError("--logprobs is reported in JSON only; add --json")
-    GenerationConfig.from_dict(generation)  # bad values fail before anything is fetched
-    translated = source_language is not None or target_language is not None
+    _check_options(generation, raw and system is not None, as_json)
+    translated = (source_language, target_language) != (None, None)
     batch, several = Batch(as_json), len(files) > 1
     prompts = _prompts(prompt, files, batch)
     if not prompts:
@@ -112,12 +107,22 @@ def run(
                 if file is None or not several:
                     answer(text, {})
                     continue
-                if not as_json:
-                    write(f"{file}:\n")
+                write("" if as_json else f"{file}:\n")
                 with batch.guard(file):
                     answer(text, {"file": str(file)})
             bars("files", len(prompts), len(prompts))
     batch.end()
+
+
+def _check_options(generation: dict[str, Any], both: bool, as_json: bool) -> None:
+    """Bad values fail before anything is fetched. both: --raw and --system are given."""
+    from quickdraft.runtime.generation import GenerationConfig
+
+    if both:
+        raise OptionError("--system needs the chat template, and --raw leaves it out; give one")
+    if generation.get("logprobs") and not as_json:
+        raise OptionError("--logprobs is reported in JSON only; add --json")
+    GenerationConfig.from_dict(generation)
 
 
 def _prompts(
