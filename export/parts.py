@@ -31,6 +31,11 @@ _OF_ANSWERS = (
     *("decoder_start_token_id", "bos_token_id", "pad_token_id", "forced_bos_token_id"),
     *("forced_decoder_ids", "suppress_tokens", "begin_suppress_tokens"),
 )
+_BEFORE_ITS_TIME = (
+    *("forced_eos_token_id", "bad_words_ids", "min_length", "max_length", "length_penalty"),
+    *("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "early_stopping", "num_beams"),
+)
+"""Settings of answers in a config.json that has no generation_config.json beside it."""
 
 
 def parts_of(
@@ -103,7 +108,8 @@ def generation_of(checkpoint: Checkpoint) -> Mapping[str, Any]:
     if not isinstance(family, Seq2SeqFamily):
         return dict(generation)
     config = {**family.defaults, **checkpoint.config}
-    older = {key: config[key] for key in _OF_ANSWERS if config.get(key) is not None}
+    keys = _OF_ANSWERS if generation else (*_OF_ANSWERS, *_BEFORE_ITS_TIME)
+    older = {key: config[key] for key in keys if config.get(key) is not None}
     return {**older, **generation}
 
 

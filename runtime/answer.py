@@ -16,7 +16,7 @@ from quickdraft.runtime.metrics import Clock, StepRecord, timings
 from quickdraft.runtime.plan import Plan
 from quickdraft.runtime.result import Chunk, FinishReason, Result, TokenLogprob
 from quickdraft.runtime.session import Session
-from quickdraft.runtime.sources import Question
+from quickdraft.runtime.sources import Question, config_for
 from quickdraft.runtime.text import Detokenizer, StopStrings, Tokenizer
 from quickdraft.types import Guarantee
 
@@ -62,7 +62,8 @@ class AnswerStream:
 
     Raises:
         InputError: the prompt is empty, or the bundle has no judge and one is asked for.
-        ContextOverflow: the prompt leaves no room for an answer.
+        ContextOverflow: the prompt leaves no room for an answer. OptionError: options do not go
+            with it.
     """
 
     def __init__(
@@ -81,7 +82,7 @@ class AnswerStream:
         self._model = model
         self._prompt = prompt
         self._source = question.source
-        self._config = config
+        self._config = config = config_for(question, config)
         self._started = started
         self._writer = _Writer(model.tokenizer, config.stop_strings)
         eos_ids = config.eos_token_id
@@ -166,4 +167,5 @@ class AnswerStream:
             steps=tuple(steps),
             prefill=decoder.done,
             prediction=decoder.prediction,
+            source=decoder.source,
         )

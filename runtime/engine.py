@@ -22,8 +22,9 @@ from quickdraft.runtime.judge import Judge
 from quickdraft.runtime.metrics import StepRecord
 from quickdraft.runtime.plan import Emission, Plan
 from quickdraft.runtime.prediction import PredictionReport, Prefill
+from quickdraft.runtime.processors import NO_SOURCE
 from quickdraft.runtime.refresh import Refresh
-from quickdraft.runtime.result import FinishReason, TokenLogprob
+from quickdraft.runtime.result import FinishReason, SourceReport, TokenLogprob
 from quickdraft.runtime.sampling import (
     process,
     process_top,
@@ -69,9 +70,11 @@ class Decoder:
         self._seeds = np.random.SeedSequence(config.seed)
         self._rng = np.random.default_rng(self._seeds)
         self._context = np.zeros(0, np.int64)
+        self._source = NO_SOURCE
         self._length = 0
         self._prompt_length = 0
         self.cached = 0
+        self.source: SourceReport | None = None
         self.prefill = Prefill.parse(config.prefill)
         self.prediction: PredictionReport | None = None
         self._refresh: Refresh | None = None
@@ -89,7 +92,8 @@ class Decoder:
         encoder-decoder model about `source`."""
         try:
             if source is not None:
-                self._session.read(source, self._plan.cancel)
+                self.source = self._session.read(source, self._plan.cancel)
+                self._source = NO_SOURCE if source.tokens is None else source.tokens
             self._start(prompt)
             verified = self._prefill(prompt)
             while True:
@@ -126,19 +130,17 @@ class Decoder:
             # Numbers of its own: a draft that is drawn with those that judge it would be biased.
             seed = int(self._seeds.spawn(1)[0].generate_state(1, np.uint64)[0])
         lookup, ngram = config.prompt_lookup_num_tokens, config.max_matching_ngram_size
-        read = self._session.source
-        source = [] if read is None or read.tokens is None else read.tokens.tolist()
         memory = self._session.memory
-        return DraftSettings(law, seed, lookup, ngram, source, memory)
+        return DraftSettings(law, seed, lookup, ngram, self._source.tolist(), memory)
 
     def _law(self) -> Law:
         """How this answer draws a token after any tokens that begin with its prompt."""
-        plan, prompt_length = self._plan, self._prompt_length
+        plan, prompt_length, source = self._plan, self._prompt_length, self._source
 
         def law(logits: NDArray[np.float32], tokens: Sequence[int]) -> Distribution:
             context = np.asarray(tokens, np.int64)
             generated = len(context) - prompt_length
-            return process(logits, context, generated, plan.config, plan.eos_ids)
+            return process(logits, context, generated, plan.config, plan.eos_ids, source)
 
         return law
 
@@ -194,7 +196,8 @@ class Decoder:
         refresh = self._refresh
         if refresh is not None and refresh.backend is not None and not refresh.ended:
             backend = refresh.backend  # the cores are shared out between the two
-        few = top_decides(plan.config, self._length - self._prompt_length, backend.top)
+        generated = self._length - self._prompt_length
+        few = top_decides(plan.config, generated, backend.top, len(tree))
         output = backend.step(tree, cache, rows, plan.cancel, full_logits=not few)
         if few and output.top is not None and top_is_tied(output.top, plan.config):
             # So rare that doing the step again is cheaper than preparing for it.
@@ -312,7 +315,8 @@ class Decoder:
                 self._context[end - 1] = tree.tokens[path[-1]]
             generated = end - self._prompt_length
             context = self._context[:end]
-            return process(logits[path[-1]], context, generated, plan.config, plan.eos_ids)
+            rules = plan.config, plan.eos_ids, self._source
+            return process(logits[path[-1]], context, generated, *rules)
 
         return distribution
 

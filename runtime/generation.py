@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import partial
@@ -24,10 +24,13 @@ MAX_BIASES = 1_024
 MAX_TOKEN_ID = (1 << 31) - 1
 
 _INTEGERS: Mapping[str, tuple[int, int]] = {
+    "max_length": (1, MAX_NEW_TOKENS),
+    "min_length": (0, MAX_NEW_TOKENS),
     "max_new_tokens": (1, MAX_NEW_TOKENS),
     "min_new_tokens": (0, MAX_NEW_TOKENS),
     "top_k": (0, 1 << 20),
     "no_repeat_ngram_size": (0, 256),
+    "encoder_no_repeat_ngram_size": (0, 256),
     "seed": (0, (1 << 64) - 1),
     "logprobs": (0, 20),
     "num_draft_tokens": (0, 64),
@@ -56,12 +59,13 @@ _FLOATS: Mapping[str, tuple[float, float, bool]] = {  # low, high, whether low i
 }
 _NAMES_TOKENS = (
     *("logit_bias", "eos_token_id", "suppress_tokens", "begin_suppress_tokens"),
-    "timestamp_begin",
+    *("timestamp_begin", "forced_eos_token_id"),
 )
 _OPTIONAL = frozenset(
     {
         *("seed", "max_time", "eos_token_id", "num_draft_tokens"),
         *("prompt_lookup_num_tokens", "max_matching_ngram_size", "timestamp_begin"),
+        *("max_length", "forced_eos_token_id"),
     }
 )
 
@@ -74,10 +78,16 @@ class GenerationConfig:
     (temperature 0 is greedy); `from_dict` and `replace` also take it as a key.
 
     max_new_tokens, min_new_tokens: tokens of the answer; end-of-text is masked below the minimum.
+    max_length, min_length: the same of prompt and answer together (of an encoder-decoder model:
+    what answers begin with, and answer). max_length gives way to max_new_tokens where `replace` is
+    given that alone, min_length to min_new_tokens.
     temperature: 0 picks the most likely token. top_k: 0 turns it off.
     repetition_penalty: over prompt and answer, as in transformers (1 is off).
     presence_penalty, frequency_penalty: over the answer only, subtracted (0 is off).
     no_repeat_ngram_size: n-grams of prompt and answer that may not come twice (0 is off).
+    encoder_no_repeat_ngram_size: n-grams of the source that an answer may not have (0 is off).
+    bad_words_ids: sequences of tokens that may not come. forced_eos_token_id: the only tokens that
+    may be the last one where max_new_tokens or max_length ends the answer.
     suppress_tokens: never chosen; begin_suppress_tokens: not as the first of the answer.
     timestamp_begin: token of time 0 of a speech model; its answer then says times by the rules of
     Whisper; None: no such rules. logit_bias: added to the logits, by token id. seed: None draws a
@@ -103,6 +113,8 @@ class GenerationConfig:
 
     max_new_tokens: int = 512
     min_new_tokens: int = 0
+    max_length: int | None = None
+    min_length: int = 0
     temperature: float = 0.0
     top_k: int = 50
     top_p: float = 1.0
@@ -112,6 +124,9 @@ class GenerationConfig:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     no_repeat_ngram_size: int = 0
+    encoder_no_repeat_ngram_size: int = 0
+    bad_words_ids: tuple[tuple[int, ...], ...] = ()
+    forced_eos_token_id: tuple[int, ...] | None = None
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     seed: int | None = None
     suppress_tokens: tuple[int, ...] = ()
@@ -148,6 +163,8 @@ class GenerationConfig:
             self._set(name, partial(_token_ids, name=name))
         self._set("stop_strings", _stop_strings)
         self._set("eos_token_id", _token_ids)
+        self._set("forced_eos_token_id", partial(_token_ids, name="forced_eos_token_id"))
+        self._set("bad_words_ids", _bad_words)
         self._set("prefill", lambda value: str(Prefill.parse(value)))
         if not isinstance(self.ignore_eos, bool):
             raise OptionError(f"ignore_eos is {self.ignore_eos!r}; it must be true or false")
@@ -185,8 +202,10 @@ class GenerationConfig:
     def from_defaults(cls, generation: Mapping[str, Any]) -> GenerationConfig:
         """The defaults of a bundle, read as transformers reads generation_config.json.
 
-        Keys that are not ours and nulls are ignored; temperature counts only with do_sample. Nobody
-        gets a predicted prefill, a lossy rule or several beams without asking for them.
+        Nulls and keys that are not ours are left out (`model_defaults.not_followed` names those
+        that would change answers), and max_length where there is max_new_tokens; temperature counts
+        only with do_sample. Nobody gets a predicted prefill, a lossy rule or several beams without
+        asking.
 
         Raises:
             OptionError: a known key has a bad value.
@@ -194,6 +213,8 @@ class GenerationConfig:
         known = {k: v for k, v in generation.items() if k in OPTION_NAMES and v is not None}
         for name in ("prefill", "acceptance", *BEAM_OPTIONS):
             known.pop(name, None)
+        if "max_new_tokens" in known:
+            known.pop("max_length", None)
         if not _flag("do_sample", known.setdefault("do_sample", False)):
             known.pop("temperature", None)
         return cls.from_dict(known)
@@ -201,7 +222,8 @@ class GenerationConfig:
     def replace(self, **overrides: Any) -> GenerationConfig:
         """A copy with some options changed.
 
-        `do_sample=False` sets temperature 0; `do_sample=True` sets it to 1 where it is 0.
+        `do_sample=False` sets temperature 0; `do_sample=True` sets it to 1 where it is 0. A length
+        of the answer replaces that of prompt and answer, and the other way round.
 
         Raises:
             OptionError: a name is unknown (the message has the nearest), or a value is bad.
@@ -209,6 +231,12 @@ class GenerationConfig:
         for name in overrides:
             if name not in OPTION_NAMES:
                 raise OptionError(_unknown(name))
+        if "max_new_tokens" in overrides:
+            overrides.setdefault("max_length", None)
+        elif overrides.get("max_length") is not None:
+            overrides["max_new_tokens"] = overrides["max_length"]  # the weaker of the two
+        if "min_new_tokens" in overrides:
+            overrides.setdefault("min_length", 0)
         sample = overrides.pop("do_sample", None)
         if sample is not None:
             sample = _flag("do_sample", sample)
@@ -219,14 +247,37 @@ class GenerationConfig:
                 )
         return dataclasses.replace(self, **overrides)
 
+    def after(self, prompt: int) -> GenerationConfig:
+        """The same for an answer after so many tokens: lengths in all become those of the answer.
+
+        Raises:
+            OptionError: max_length leaves no room for an answer.
+        """
+        if self.max_length is None and self.min_length <= prompt:
+            return self
+        most, least = self.max_new_tokens, max(self.min_new_tokens, self.min_length - prompt)
+        if self.max_length is not None:
+            most = min(most, self.max_length - prompt)
+        if most < 1:
+            raise OptionError(
+                f"max_length is {self.max_length}, and there are {prompt} tokens before the "
+                "answer; raise it, or give max_new_tokens"
+            )
+        least = min(least, most)
+        return dataclasses.replace(
+            self, max_length=None, min_length=0, max_new_tokens=most, min_new_tokens=least
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """All options as plain JSON types; `from_dict` reads it back."""
         options = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         options["logit_bias"] = {str(k): v for k, v in self.logit_bias.items()}
         for name in ("stop_strings", "suppress_tokens", "begin_suppress_tokens"):
             options[name] = list(options[name])
-        if self.eos_token_id is not None:
-            options["eos_token_id"] = list(self.eos_token_id)
+        options["bad_words_ids"] = [list(tokens) for tokens in self.bad_words_ids]
+        for name in ("eos_token_id", "forced_eos_token_id"):
+            if options[name] is not None:
+                options[name] = list(options[name])
         return options
 
     def check_vocabulary(self, size: int) -> None:
@@ -237,11 +288,17 @@ class GenerationConfig:
         """
         for name in _NAMES_TOKENS:
             value = getattr(self, name)
-            for token in (value,) if isinstance(value, int) else value or ():
-                if token >= size:
-                    raise OptionError(
-                        f"{name} names token {token}, and the vocabulary has {size} tokens"
-                    )
+            self._check_tokens(name, (value,) if isinstance(value, int) else value or (), size)
+        for tokens in self.bad_words_ids:
+            self._check_tokens("bad_words_ids", tokens, size)
+
+    @staticmethod
+    def _check_tokens(name: str, tokens: Iterable[int], size: int) -> None:
+        for token in tokens:
+            if token >= size:
+                raise OptionError(
+                    f"{name} names token {token}, and the vocabulary has {size} tokens"
+                )
 
 
 OPTION_NAMES = frozenset({f.name for f in dataclasses.fields(GenerationConfig)} | {"do_sample"})
@@ -311,6 +368,20 @@ def _stop_strings(value: Any) -> tuple[str, ...]:
                 f"stop_strings holds one of more than {MAX_STOP_BYTES} bytes; shorten it"
             )
     return tuple(strings)
+
+
+def _bad_words(value: Any) -> tuple[tuple[int, ...], ...]:
+    name = "bad_words_ids"
+    if not isinstance(value, (list, tuple)) or len(value) > MAX_BIASES:
+        raise OptionError(
+            f"{name} must be a list of at most {MAX_BIASES} lists of token ids, as in [[5], [6, 7]]"
+        )
+    for tokens in value:
+        if not isinstance(tokens, (list, tuple)) or not tokens:
+            raise OptionError(
+                f"{name} holds {tokens!r}; each must be a non-empty list of token ids"
+            )
+    return tuple(_token_ids(tokens, name) for tokens in value)
 
 
 def _token_ids(value: Any, name: str = "eos_token_id") -> tuple[int, ...]:

@@ -30,6 +30,7 @@ from quickdraft.runtime.drafting import Drafting, DraftingSetup
 from quickdraft.runtime.generation import GenerationConfig
 from quickdraft.runtime.heads import BackendHead, open_head
 from quickdraft.runtime.judge import JudgeOfBundle
+from quickdraft.runtime.model_defaults import not_followed
 from quickdraft.runtime.prediction import Prediction, Prefill
 from quickdraft.runtime.result import Chunk, Result
 from quickdraft.runtime.session import Session
@@ -67,7 +68,9 @@ class Model:
     ) -> None:
         """drafting: opened for this backend, and closed with the model; None decodes plainly.
         prediction: the same for predicted prefill; None has no predictor. degraded: why a
-        better variant of the bundle does not run here, None if none would."""
+        better variant of the bundle does not run here, None if none would.
+
+        not_followed: settings of the model's generation config that are not implemented."""
         self.backend = backend
         self.manifest = manifest
         # A backend of fixed shapes may hold less than the model could.
@@ -75,6 +78,7 @@ class Model:
         self.tokenizer = tokenizer
         self.chat_template = chat_template
         self.generation_config = GenerationConfig.from_defaults(manifest.generation)
+        self.not_followed = not_followed(manifest.generation)
         self.name = name or manifest.source.name
         self.degraded = degraded
         self.memories = Memories()
@@ -193,13 +197,15 @@ class Model:
             setup = replace(setup, open_head=self.open_head)
         return Drafting.open(setup, self.backend, self.manifest, self.tokenizer, self.curve)
 
-    def session(self, drafting: Drafting | None = None) -> Session:
+    def session(
+        self, drafting: Drafting | None = None, memories: Memories | None = None
+    ) -> Session:
         """A new conversation state: what is asked in it again is not computed again.
 
-        drafting: other drafters of this model than its own.
+        drafting: other drafters of this model than its own. memories: of its own sources.
         """
         drafting = drafting or self.drafting
-        return Session(self.backend, drafting, self.prediction, self.memories)
+        return Session(self.backend, drafting, self.prediction, memories or self.memories)
 
     def conversation(self, system: str | None = None) -> Conversation:
         """A chat that remembers its turns and computes only what is new in each."""
@@ -334,6 +340,14 @@ class Model:
     def _question(self, prompt: Prompt, opening: Sequence[int] | None) -> Question:
         generation = self.manifest.generation
         return question_of(prompt, opening, self.spec, self.tokenizer, generation)
+
+    def check_options(self, overrides: Mapping[str, Any]) -> None:
+        """Refuse options that no answer of this model can have.
+
+        Raises:
+            OptionError: an option is unknown or has a bad value, or names a token not there.
+        """
+        self._options(None, overrides)
 
     def _options(
         self, config: GenerationConfig | None, overrides: Mapping[str, Any]

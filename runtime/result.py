@@ -64,17 +64,33 @@ class BeamReport:
 
 
 @dataclass(frozen=True)
+class SourceReport:
+    """What an encoder-decoder model answered about. n: tokens of a text or frames of sound, as unit
+    says. encode_ms: the encoder, part of the prefill; 0 where it did not run, because the memory of
+    the source was cached."""
+
+    n: int
+    unit: Literal["tokens", "frames"]
+    encode_ms: float
+    cached: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {**vars(self), "encode_ms": round(self.encode_ms, 3)}
+
+
+@dataclass(frozen=True)
 class Result:
     """An answer. token_ids hold an end-of-text token that ended it; text does not, and ends
     before a stop string. logprobs is None unless asked for. guarantee: how this answer relates
     to that of plain decoding. device: what computed it, as its backend names that. kv_cache: how
-    keys and values are stored. isa: instruction set of our
-    kernels, None where others compute. degraded: why not the best variant of the bundle runs, or
-    what of it does not run on the device. prefill: how the rows that the answer stands on came
-    about, `exact` unless some were predicted, in this answer or an earlier one of the session;
-    prediction: what is known of these. sequences: the best answers of a search, of which this is
-    the first, and beams: how it went; empty and None where there was none. simulated: the device
-    whose time the timings are, None for real ones."""
+    keys and values are stored. isa: instruction set of our kernels, None where others compute.
+    degraded: why not the best variant of the bundle runs, or what of it does not run on the device.
+    prefill: how the rows that the answer stands on came about, `exact` unless some were predicted,
+    in this answer or an earlier one of the session; prediction: what is known of these. sequences:
+    the best answers of a search, of which this is the first, and beams: how it went; empty and None
+    where there was none. simulated: the device whose time the timings are, None for real ones.
+    source: what an encoder-decoder model read; None of others, and where it was stopped before."""
 
     text: str
     token_ids: tuple[int, ...]
@@ -96,6 +112,7 @@ class Result:
     simulated: str | None = None
     sequences: tuple[Ranked, ...] = ()
     beams: BeamReport | None = None
+    source: SourceReport | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The object that `quickdraft run --json` prints."""
@@ -114,6 +131,7 @@ class Result:
             "simulated": self.simulated,
             "prefill": self.prefill,
             "prediction": None if self.prediction is None else self.prediction.to_dict(),
+            "source": None if self.source is None else self.source.to_dict(),
             "timings": self.timings.to_dict(),
             "drafting": drafting_summary(self.steps),
         }

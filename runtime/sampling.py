@@ -32,11 +32,13 @@ def process(
     generated: int,
     config: GenerationConfig,
     eos_ids: tuple[int, ...] = (),
+    source: Ids = processors.NO_SOURCE,
 ) -> Distribution:
     """The distribution of the next token.
 
     logits: float32 [vocabulary], not changed. context: int64, prompt and answer so far, of which
-    the last `generated` are the answer. eos_ids: masked below the minimum length.
+    the last `generated` are the answer. eos_ids: masked below the minimum length. source: tokens
+    that the encoder read, none of a model without one.
 
     Raises:
         BackendError: a logit is not a number, or none is finite.
@@ -44,21 +46,22 @@ def process(
     """
     best = _checked_best(logits)
     if processors.is_active(config, generated):
-        logits = processors.apply_all(logits.copy(), context, generated, config, eos_ids)
+        logits = processors.apply_all(logits.copy(), context, generated, config, eos_ids, source)
         best = int(np.argmax(logits))
         if not np.isfinite(logits[best]):
             raise OptionError(
-                "the options leave no token to choose; relax no_repeat_ngram_size, logit_bias "
-                "or min_new_tokens"
+                "the options leave no token to choose; relax no_repeat_ngram_size, logit_bias, "
+                "bad_words_ids, encoder_no_repeat_ngram_size or min_new_tokens"
             )
     if not config.do_sample or config.top_k == 1:
         return Distribution.certain(best)
     return _sampled(logits, float(logits[best]), config)
 
 
-def top_decides(config: GenerationConfig, generated: int, top: int) -> bool:
-    """Whether the `top` largest logits of a row are enough for `process_top`, equal ones aside."""
-    if top < max(config.logprobs, 1) or processors.is_active(config, generated):
+def top_decides(config: GenerationConfig, generated: int, top: int, ahead: int = 0) -> bool:
+    """Whether the `top` largest logits of a row are enough for `process_top`, equal ones aside; of
+    this row and of rows up to `ahead` tokens after it."""
+    if top < max(config.logprobs, 1) or processors.is_active(config, generated, ahead):
         return False
     return not config.do_sample or config.top_k == 1 or 0 < config.top_k < top
 

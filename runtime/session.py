@@ -17,6 +17,7 @@ from quickdraft.runtime import clock
 from quickdraft.runtime.backends.base import Backend, CancelToken, Seq2SeqBackend
 from quickdraft.runtime.drafting import Drafting
 from quickdraft.runtime.prediction import EXACT, Prediction, PredictionReport, Prefill
+from quickdraft.runtime.result import SourceReport
 from quickdraft.runtime.speculation import Speculation
 from quickdraft.runtime.told_states import ToldStates
 
@@ -71,9 +72,8 @@ class Session:
         finally:
             self._lock.release()
 
-    def read(self, source: Source, cancel: CancelToken | None = None) -> bool:
+    def read(self, source: Source, cancel: CancelToken | None = None) -> SourceReport:
         """Put the cache over the memory of a source; what it held of another one is forgotten.
-        Returns whether the memory was known.
 
         Raises:
             InputError: the model cannot read the source. Cancelled: nothing has changed.
@@ -81,12 +81,16 @@ class Session:
         backend = self.backend
         if not isinstance(backend, Seq2SeqBackend):
             raise InputError("the model has no encoder for a source; give it a prompt")
+        started = clock.now()
         memory, known = self._memories.get(source, lambda new: backend.encode(new, cancel))
         if self.source is None or self.memory is not memory:
             self.cache, self.memory = backend.new_cache(memory), memory
             self.tokens, self.refreshed, self.told = [], None, ToldStates()
         self.source = source
-        return known
+        spent = 0.0 if known else 1e3 * (clock.now() - started)
+        return SourceReport(
+            len(source), "frames" if source.tokens is None else "tokens", spent, known
+        )
 
     def rewind(self, prompt: Sequence[int], predicted: bool = False) -> int:
         """Keep what the cache shares with `prompt` and forget the rest; the prompt's last token is

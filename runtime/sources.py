@@ -12,11 +12,13 @@ from quickdraft.errors import InputError, OptionError
 from quickdraft.kvcache.base import KvCache
 from quickdraft.kvcache.memory import Source
 from quickdraft.runtime.backends.base import Backend, Seq2SeqBackend
+from quickdraft.runtime.generation import GenerationConfig
+from quickdraft.runtime.languages import Languages, Translation
 from quickdraft.runtime.text import Tokenizer
 from quickdraft.types import ModelSpec, SourceSpec
 
-Prompt = str | Sequence[int] | Source
-"""A text, token ids, or what an encoder reads."""
+Prompt = str | Sequence[int] | Source | Translation
+"""A text, token ids, what an encoder reads, or a text in one language to be put into another."""
 TRIAL_LENGTH = 256
 """Tokens or frames of a source that steps are measured over."""
 
@@ -42,8 +44,11 @@ def question_of(
     opening: what answers of such a model begin with; None leaves it to its generation config.
 
     Raises:
-        InputError: it is not what the model reads. OptionError: there is no opening.
+        InputError: it is not what the model reads. OptionError: there is no opening, or no such
+            language.
     """
+    if isinstance(prompt, Translation):
+        return _translated(prompt, opening, spec, tokenizer, generation)
     if spec.source is not None:
         source = _source_of(prompt, spec, spec.source, tokenizer)
         begins = opening_of(generation) if opening is None else opening
@@ -57,7 +62,46 @@ def question_of(
     return Question(token_list(prompt, spec.vocab_size))
 
 
-def _source_of(prompt: Prompt, spec: ModelSpec, reads: SourceSpec, tokenizer: Tokenizer) -> Source:
+def _translated(
+    asked: Translation,
+    opening: Sequence[int] | None,
+    spec: ModelSpec,
+    tokenizer: Tokenizer,
+    generation: Mapping[str, Any],
+) -> Question:
+    reads = spec.source
+    if reads is None or reads.width:
+        raise InputError(
+            f"{spec.family} has no encoder of texts; ask it for a translation in words"
+        )
+    if opening is not None and asked.target_language is not None:
+        raise OptionError("an opening says the target language already; give one of the two")
+    tokenizer.check_length(asked.text, reads.length)
+    begins = token_list(opening_of(generation) if opening is None else opening, spec.vocab_size)
+    source, begins = Languages.of(tokenizer).question(asked, tokenizer, begins)
+    source.check(spec)
+    return Question(begins, source)
+
+
+def config_for(question: Question, config: GenerationConfig) -> GenerationConfig:
+    """The options of the answer to a question, its lengths those of the answer alone.
+
+    Raises:
+        OptionError: they leave no room for an answer, or are about tokens of a source, and there
+            are none.
+    """
+    size, source = config.encoder_no_repeat_ngram_size, question.source
+    if size and (source is None or source.tokens is None):
+        raise OptionError(
+            f"encoder_no_repeat_ngram_size is {size}, and the model reads no text as a source; "
+            "leave it out"
+        )
+    return config.after(len(question.tokens))
+
+
+def _source_of(
+    prompt: str | Sequence[int] | Source, spec: ModelSpec, reads: SourceSpec, tokenizer: Tokenizer
+) -> Source:
     if isinstance(prompt, Source):
         source = prompt
     elif reads.width:

@@ -111,6 +111,11 @@ class Tokenizer:
                 "they do not belong together"
             )
 
+    def vocabulary(self) -> dict[str, int]:
+        """Every token, the added ones and those of sources included, by its text."""
+        own: dict[str, int] = self._special.get_vocab(with_added_tokens=True)
+        return {**self._source.vocabulary(), **own}
+
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """The text of token ids; incomplete UTF-8 becomes the replacement character."""
         if len(ids) and not (min(ids) >= 0 and max(ids) < self.vocab_size):
@@ -186,6 +191,12 @@ class SourceReader:
             return []
         ids = _encode(self._library, text, around=True)
         return ids if self._token_ids is None else [self._token_ids[token] for token in ids]
+
+    def vocabulary(self) -> dict[str, int]:
+        """The model's tokens by their text."""
+        found: dict[str, int] = self._library.get_vocab(with_added_tokens=True)
+        ids = self._token_ids
+        return found if ids is None else {text: ids[token] for text, token in found.items()}
 
 
 @contextmanager

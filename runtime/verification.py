@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from quickdraft.errors import OptionError
+from quickdraft.kvcache.memory import Source
 from quickdraft.manifest import Variant
 from quickdraft.registry import DRAFTERS, TRAINED, TRAINED_WITH_ENCODER
 from quickdraft.runtime.backends.opening import parts
@@ -57,10 +58,12 @@ MOST_LIKELY = 20
 
 @dataclass(frozen=True)
 class Prompt:
-    """What answers follow, with a name for reports."""
+    """What answers follow, with a name for reports. opening: what answers about a source begin
+    with; None leaves it to the model."""
 
     name: str
-    tokens: Sequence[int]
+    tokens: Sequence[int] | Source
+    opening: Sequence[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -189,7 +192,8 @@ class _Comparison:
             num_draft_tokens=nodes,
             **options,
         )
-        result = self._model.generate(self._prompts[index].tokens, config, session=session)
+        asked = self._prompts[index]
+        result = self._model.generate(asked.tokens, config, session=session, opening=asked.opening)
         self._answers.tick()
         return result
 
@@ -210,8 +214,8 @@ class _Comparison:
                         report.count(result)
         for case in cases_of(name):
             report.laws.append(check_tiny(case, self._plan.draws, self._draws.tick))
-        if draws:
-            prompt = self._prompts[0].tokens
+        prompt = self._prompts[0].tokens
+        if draws and not isinstance(prompt, Source):
             report.laws.append(
                 check_draws("the model", session, prompt, REAL, self._few, self._model_draws.tick)
             )

@@ -43,6 +43,7 @@ DEFAULTS: Mapping[str, Any] = {
     "scale_embedding": False,
     "tie_word_embeddings": True,
     "decoder_start_token_id": 2,
+    "forced_eos_token_id": 2,
 }
 NORM_EPS = 1e-5
 # The embedding and the head again, under other names.

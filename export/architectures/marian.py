@@ -27,6 +27,7 @@ DEFAULTS: Mapping[str, Any] = {
     "vocab_size": 58101,
     "share_encoder_decoder_embeddings": True,
     "decoder_start_token_id": 58100,
+    "forced_eos_token_id": 0,
 }
 _BASE = 10_000.0
 _SINUSOIDS = r"^model\.(encoder|decoder)\.embed_positions\.weight$"

@@ -14,7 +14,10 @@ from quickdraft.errors import InputError, OptionError
 
 if TYPE_CHECKING:
     from quickdraft.runtime.backends.base import CancelToken
+    from quickdraft.runtime.languages import Translation
     from quickdraft.runtime.model import Model, Result
+
+    Asked = str | list[dict[str, str]] | Translation
 
 MAX_ALLOWED_BYTES = 64 << 20
 
@@ -71,7 +74,7 @@ def searches(generation: dict[str, Any], constraint: dict[str, Any]) -> bool:
 
 def search(
     model: Model,
-    prompt: str | list[dict[str, str]],
+    prompt: Asked,
     generation: dict[str, Any],
     constraint: dict[str, Any],
     quiet: bool,
@@ -88,7 +91,7 @@ def search(
 
 def _search(
     model: Model,
-    prompt: str | list[dict[str, str]],
+    prompt: Asked,
     generation: dict[str, Any],
     constraint: dict[str, Any],
     cancel: CancelToken,
@@ -104,7 +107,7 @@ def _search(
             for line in _lines(constraint["allowed"])
         ]
         rules["allowed_tokens"] = TokenTrie(answers, model.tokenizer.eos_token_ids)
-    ids = prompt if isinstance(prompt, str) else model.tokenize_chat(prompt)
+    ids = model.tokenize_chat(prompt) if isinstance(prompt, list) else prompt
     return model.search(ids, cancel=cancel, **rules, **generation)
 
 

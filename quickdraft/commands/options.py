@@ -19,6 +19,9 @@ Command = Callable[..., Any]
 
 MAX_THREADS = 1024
 MAX_INPUT_BYTES = 64 << 20
+_DEBUG = "quickdraft.debug"
+_SOUND = (b"RIFF", b"RF64", b"fLaC", b"OggS", b"ID3", b"\xff\xfb", b"\xff\xf3")
+"""What WAV, FLAC, OGG and MP3 files begin with."""
 
 
 # Field of GenerationConfig, names on the command line, type, help.
@@ -106,10 +109,22 @@ LOADING: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
 
 def common_options(command: Command) -> Command:
     """`--json` (parameter as_json) and `--debug` (read by `quickdraft.cli`)."""
-    command = click.option("--debug", is_flag=True, expose_value=False, hidden=True)(command)
+    command = click.option(
+        "--debug", is_flag=True, expose_value=False, hidden=True, callback=_remember_debug
+    )(command)
     return click.option(
         "--json", "as_json", is_flag=True, help="Print JSON on standard output, errors too."
     )(command)
+
+
+def _remember_debug(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    ctx.meta[_DEBUG] = value
+
+
+def wants_traceback() -> bool:
+    """Whether --debug was given, before or after the name of the command."""
+    context = click.get_current_context()
+    return bool(context.meta.get(_DEBUG) or context.find_root().params.get("debug"))
 
 
 def generation_options(command: Command) -> Command:
@@ -295,6 +310,11 @@ def decode_input(data: bytes, where: str = "standard input") -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
+        if data.startswith(_SOUND):
+            raise InputError(
+                f"{where} is sound, not text; speech models write it down with "
+                "`quickdraft transcribe`"
+            ) from None
         raise InputError(
             f"{where} is not UTF-8: byte 0x{data[error.start]:02x} at offset {error.start}; "
             "convert it first"

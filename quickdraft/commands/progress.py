@@ -87,4 +87,7 @@ def open_model(name: str, **loading: Any) -> Model:
         model = load(name, progress=bars, **loading)
     if model.placement is not None and model.placement.simulated:
         click.echo(dim(f"{model.placement.why}; times are not real"), err=True)
+    if model.not_followed:
+        names = ", ".join(f"{name}={value}" for name, value in model.not_followed.items())
+        click.echo(dim(f"settings of the model that are not supported: {names}"), err=True)
     return model

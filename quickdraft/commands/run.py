@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from quickdraft.commands.batch import Batch
 from quickdraft.commands.beams import beam_options, search, searches
 from quickdraft.commands.explain import explain as steps_table
 from quickdraft.commands.options import (
@@ -24,7 +25,10 @@ from quickdraft.errors import InputError, OptionError
 
 if TYPE_CHECKING:
     from quickdraft.runtime.backends.base import CancelToken
+    from quickdraft.runtime.languages import Translation
     from quickdraft.runtime.model import Chunk, Model, Result
+
+    Asked = str | list[dict[str, str]] | Translation
 
 
 @click.command(epilog="Options of sampling that are not given come from the model.")
@@ -39,6 +43,8 @@ if TYPE_CHECKING:
     metavar="FILE",
 )
 @click.option("--system", help="System message.")
+@click.option("--source-language", metavar="CODE", help="Language of the text, to translate it.")
+@click.option("--target-language", metavar="CODE", help="Language to translate the text into.")
 @click.option("--raw", is_flag=True, help="Continue the prompt as it is, without chat template.")
 @click.option("-v", "--verbose", is_flag=True, help="Print times and rates on standard error.")
 @click.option("--explain", is_flag=True, help="Print why each step drafted what it did.")
@@ -51,6 +57,8 @@ def run(
     prompt: tuple[str, ...],
     files: tuple[Path, ...],
     system: str | None,
+    source_language: str | None,
+    target_language: str | None,
     raw: bool,
     verbose: bool,
     explain: bool,
@@ -64,36 +72,71 @@ def run(
     Text is printed as it comes, that of a search at its end. The prompt is the arguments, standard
     input, or both: arguments first, then an empty line, then standard input. An encoder-decoder
     model (T5, BART, Marian) answers about it. With several files each has an answer of its own,
-    under its name or, with --json, on a line of its own.
+    under its name or, with --json, on a line of its own; a file that fails is reported, the others
+    go on, and the exit code says so at the end.
     """
     from quickdraft.commands.progress import Bars, open_model
-    from quickdraft.runtime.generation import GenerationConfig
+    from quickdraft.runtime.languages import Translation
 
-    if raw and system is not None:
-        raise OptionError("--system needs the chat template, and --raw leaves it out; give one")
-    if generation.get("logprobs") and not as_json:
-        raise OptionError("--logprobs is reported in JSON only; add --json")
-    GenerationConfig.from_dict(generation)  # bad values fail before anything is fetched
-    prompts = [_prompt_text(prompt, file) for file in files or (None,)]
+    _check_options(generation, raw and system is not None, as_json)
+    translated = (source_language, target_language) != (None, None)
+    batch, several = Batch(as_json), len(files) > 1
+    prompts = _prompts(prompt, files, batch)
+    if not prompts:
+        batch.end()
     with open_model(model, **loading) as loaded:
         if loaded.chat_template is None and system is not None:
             raise OptionError(f"--system: {loaded.name} has no chat template to put it in")
+        loaded.check_options(generation)  # before a file: all would fail for the same reason
         plain = raw or loaded.chat_template is None
-        several = len(prompts) > 1
         shown = several and (as_json or not is_terminal(sys.stdout))
+
+        def answer(text: str, name: dict[str, str]) -> None:
+            asked: Asked = text if plain else _messages(system, text)
+            if translated:
+                asked = Translation(text, source_language, target_language)
+            if searches(generation, constraint):
+                result = search(loaded, asked, generation, constraint, quiet=as_json)
+            else:
+                result = _answer(loaded, asked, generation, quiet=as_json)
+            _report(loaded, result, name, as_json=as_json, explain=explain, verbose=verbose)
+
         with Bars(quiet=not shown, transient=True) as bars:
-            for index, text in enumerate(prompts):
+            for index, (file, text) in enumerate(prompts):
                 bars("files", index, len(prompts))
-                name = {"file": str(files[index])} if several else {}
-                if several and not as_json:
-                    write(f"{files[index]}:\n")
-                asked = text if plain else _messages(system, text)
-                if searches(generation, constraint):
-                    result = search(loaded, asked, generation, constraint, quiet=as_json)
-                else:
-                    result = _answer(loaded, asked, generation, quiet=as_json)
-                _report(loaded, result, name, as_json=as_json, explain=explain, verbose=verbose)
+                if file is None or not several:
+                    answer(text, {})
+                    continue
+                write("" if as_json else f"{file}:\n")
+                with batch.guard(file):
+                    answer(text, {"file": str(file)})
             bars("files", len(prompts), len(prompts))
+    batch.end()
+
+
+def _check_options(generation: dict[str, Any], both: bool, as_json: bool) -> None:
+    """Bad values fail before anything is fetched. both: --raw and --system are given."""
+    from quickdraft.runtime.generation import GenerationConfig
+
+    if both:
+        raise OptionError("--system needs the chat template, and --raw leaves it out; give one")
+    if generation.get("logprobs") and not as_json:
+        raise OptionError("--logprobs is reported in JSON only; add --json")
+    GenerationConfig.from_dict(generation)
+
+
+def _prompts(
+    words: tuple[str, ...], files: tuple[Path, ...], batch: Batch
+) -> list[tuple[Path | None, str]]:
+    """The prompt of each file that has one; without files, that of arguments and standard input."""
+    if len(files) < 2:
+        file = files[0] if files else None
+        return [(file, _prompt_text(words, file))]
+    found: list[tuple[Path | None, str]] = []
+    for file in files:
+        with batch.guard(file):
+            found.append((file, _prompt_text(words, file)))
+    return found
 
 
 def _report(
@@ -136,9 +179,7 @@ def _messages(system: str | None, text: str) -> list[dict[str, str]]:
     return [*head, {"role": "user", "content": text}]
 
 
-def _answer(
-    model: Model, prompt: str | list[dict[str, str]], generation: dict[str, Any], quiet: bool
-) -> Result:
+def _answer(model: Model, prompt: Asked, generation: dict[str, Any], quiet: bool) -> Result:
     """Stream an answer to standard output, unless it is to be quiet, and return all of it."""
     from quickdraft.commands.interrupt import stop_on_interrupt
 
@@ -148,13 +189,13 @@ def _answer(
 
 def _stream(
     model: Model,
-    prompt: str | list[dict[str, str]],
+    prompt: Asked,
     generation: dict[str, Any],
     cancel: CancelToken,
 ) -> Iterator[Chunk]:
-    if isinstance(prompt, str):
-        return model.stream(prompt, cancel=cancel, **generation)
-    return model.stream_chat(prompt, cancel=cancel, **generation)
+    if isinstance(prompt, list):
+        return model.stream_chat(prompt, cancel=cancel, **generation)
+    return model.stream(prompt, cancel=cancel, **generation)
 
 
 def show_stream(chunks: Iterator[Chunk], quiet: bool) -> Result:
@@ -207,6 +248,15 @@ def _searched(result: Result) -> list[str]:
     return [f"beams    {b.num_beams}{groups} over {held}, {b.computed} rows; drafting off"]
 
 
+def _read(result: Result) -> list[str]:
+    """A line on the source of an encoder-decoder model."""
+    s = result.source
+    if s is None:
+        return []
+    spent = "known from before" if s.cached else f"encoded in {s.encode_ms:.0f} ms"
+    return [f"source   {s.n} {s.unit}, {spent}"]
+
+
 def statistics(result: Result) -> str:
     """Times and rates of an answer, for people."""
     from quickdraft.runtime.metrics import drafting_summary
@@ -224,6 +274,7 @@ def statistics(result: Result) -> str:
         (
             f"load     {t.load_ms:.0f} ms",
             f"first    {t.ttft_ms:.0f} ms to the first token",
+            *_read(result),
             f"prompt   {t.prompt_n} tokens{reused}, {prompt_rate:.1f} tokens/s",
             *_predicted(result),
             f"answer   {t.predicted_n} tokens, {t.predicted_per_second:.1f} tokens/s{per_step}",

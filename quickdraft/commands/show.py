@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +132,7 @@ def _facts(manifest: Manifest) -> dict[str, object]:
     words["chat template"] = "yes" if tokenizer.chat_template else "no"
     words["stop tokens"] = ", ".join(map(str, tokenizer.eos_token_ids)) or "none"
     if manifest.generation:
-        words["generation"] = ", ".join(f"{k}={v}" for k, v in manifest.generation.items())
+        words |= _generation(manifest.generation)
     words["licence"] = source.licence or "not stated"
     revision = f" at {source.revision}" if source.revision else ""
     words["source"] = f"{source.kind}, {source.name}{revision}, sha256 {source.fingerprint[:12]}..."
@@ -140,6 +141,22 @@ def _facts(manifest: Manifest) -> dict[str, object]:
     for name, entry in manifest.files.items():
         words[f"  {name}"] = human_size(entry.size)
     return words
+
+
+def _generation(generation: Mapping[str, Any]) -> dict[str, object]:
+    """Settings of generation, and which of them do not hold as they stand."""
+    from quickdraft.runtime.model_defaults import not_followed, to_be_asked_for
+
+    found: dict[str, object] = {"generation": _pairs(generation)}
+    if missing := not_followed(generation):
+        found["not supported"] = _pairs(missing)
+    if beams := to_be_asked_for(generation):
+        found["only on request"] = _pairs(beams)
+    return found
+
+
+def _pairs(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in values.items())
 
 
 def _variant(variant: Variant) -> str:

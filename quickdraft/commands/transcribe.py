@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from quickdraft.commands.batch import Batch
 from quickdraft.commands.options import common_options, loading_options
 from quickdraft.commands.output import is_terminal, print_json, write
-from quickdraft.errors import OptionError
+from quickdraft.errors import OptionError, QuickdraftError
 
 if TYPE_CHECKING:
     from quickdraft.runtime.audio.transcribe import Segment, Transcriber
@@ -49,6 +50,12 @@ FORMS = ("text", "srt", "vtt", "json")
     default=True,
     help="Let the model say times; without, each window of 30 s is one segment.",
 )
+@click.option("--num-beams", type=int, help="Search for the best text of a window, undrafted.")
+@click.option(
+    "--checks/--no-checks",
+    default=True,
+    help="Leave out silence, and decode again what repeats itself.",
+)
 @loading_options()
 @common_options
 def transcribe(
@@ -59,42 +66,49 @@ def transcribe(
     language: str | None,
     task: str,
     timestamps: bool,
+    num_beams: int | None,
+    checks: bool,
     loading: dict[str, Any],
     as_json: bool,
 ) -> None:
     """Write down what is said in sound files.
 
-    Segments are printed as they are found; files of --output-dir are written whole.
+    Segments are printed as they are found. A file that fails is reported, the others go on, and the
+    exit code says so at the end. --json prints an object a file, as soon as it is done.
     """
     from quickdraft.commands.interrupt import stop_on_interrupt
     from quickdraft.commands.progress import open_model
-    from quickdraft.runtime.audio.captions import FORMATS
     from quickdraft.runtime.audio.sound import open_sound
     from quickdraft.runtime.audio.transcribe import Transcriber
+    from quickdraft.runtime.generation import GenerationConfig
 
     if as_json and (output_dir is not None or form != "text"):
-        raise OptionError(
-            "--json prints one object for all files; leave out --format, --output-dir"
-        )
+        raise OptionError("--json prints an object for each file; leave out --format, --output-dir")
+    options = {} if num_beams is None else {"num_beams": num_beams}
+    GenerationConfig.from_dict(options)  # bad values fail before anything is fetched
     _check_names(files, output_dir)
+    batch, good = Batch(as_json), []
     for file in files:  # a bad file should not wait for the model and for those before it
-        open_sound(file).close()
-    found = []
+        with batch.guard(file):
+            open_sound(file).close()
+            good.append(file)
+    if not good:
+        batch.end()
     with open_model(model, **loading) as loaded, stop_on_interrupt() as cancel:
-        transcriber = Transcriber(loaded, language=language, task=task, timestamps=timestamps)
-        for file in files:
-            said = _segments(transcriber, file, cancel, silent=as_json or output_dir is not None)
+        how: dict[str, Any] = {"language": language, "task": task, **options}
+        transcriber = Transcriber(loaded, timestamps=timestamps, checks=checks, **how)
+        for file in good:
+            if batch.interrupted:
+                break
+            cancel.check()
+            job = _Job(transcriber, file, cancel)
             if as_json:
-                found.append({"file": str(file), "segments": [each.to_dict() for each in said]})
+                job.as_object(batch, model)
             elif output_dir is not None:
-                _save(file, "".join(FORMATS[form](said)), form, output_dir)
+                job.into(output_dir, form, batch)
             else:
-                if form == "text" and len(files) > 1:
-                    write(f"{file}:\n")
-                for piece in FORMATS[form](said):
-                    write(piece)
-    if as_json:
-        print_json({"model": model, "files": found})
+                job.shown(form, batch, title=len(files) > 1)
+    batch.end()
 
 
 def _check_names(files: tuple[Path, ...], output_dir: Path | None) -> None:
@@ -105,26 +119,74 @@ def _check_names(files: tuple[Path, ...], output_dir: Path | None) -> None:
         )
 
 
-def _segments(
-    transcriber: Transcriber, file: Path, cancel: CancelToken, *, silent: bool
-) -> Iterator[Segment]:
-    """Segments as they are found. silent: nothing is printed meanwhile, so that a terminal has room
-    for a bar."""
-    from quickdraft.commands.progress import Bars
-    from quickdraft.runtime.audio.sound import open_sound
+class _Job:
+    """One file being written down. What was found before it ends early is never thrown away."""
 
-    alone = silent or not is_terminal(sys.stdout)
-    with open_sound(file) as sound, Bars(quiet=not alone, transient=True) as bars:
-        yield from transcriber.segments(sound, cancel, bars)
+    def __init__(self, transcriber: Transcriber, file: Path, cancel: CancelToken) -> None:
+        self._transcriber, self._file, self._cancel = transcriber, file, cancel
+        self._stopped: QuickdraftError | None = None
+        self._windows: list[dict[str, Any]] = []
 
+    def as_object(self, batch: Batch, model: str) -> None:
+        """Print an object."""
+        segments = [each.to_dict() for each in self._segments(silent=True)]
+        found = {"model": model, "segments": segments, "windows": self._windows}
+        if self._stopped is None:
+            print_json({"file": str(self._file), **found})
+        else:
+            batch.fail(self._file, self._stopped, **found)
 
-def _save(file: Path, text: str, form: str, output_dir: Path) -> None:
-    from quickdraft.hashes import storage_error
-    from quickdraft.runtime.audio.captions import EXTENSIONS
+    def shown(self, form: str, batch: Batch, *, title: bool) -> None:
+        """Print text or captions. title: under the name of the file."""
+        from quickdraft.runtime.audio.captions import FORMATS
 
-    path = output_dir / f"{file.stem}{EXTENSIONS[form]}"
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise storage_error(error, str(path)) from error
+        if form == "text" and title:
+            write(f"{self._file}:\n")
+        for piece in FORMATS[form](self._segments(silent=False)):
+            write(piece)
+        if self._stopped is not None:
+            batch.fail(self._file, self._stopped)
+
+    def into(self, folder: Path, form: str, batch: Batch) -> None:
+        """Write a file, which has `.part` at the end of its name until it is whole."""
+        from quickdraft.hashes import storage_error
+        from quickdraft.runtime.audio.captions import EXTENSIONS, FORMATS
+
+        path = folder / f"{self._file.stem}{EXTENSIONS[form]}"
+        part = path.with_name(f"{path.name}.part")
+        with batch.guard(self._file):
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                with part.open("w", encoding="utf-8") as out:
+                    for piece in FORMATS[form](self._segments(silent=True)):
+                        out.write(piece)
+                        out.flush()
+                if self._stopped is None:
+                    part.replace(path)
+            except OSError as error:
+                raise storage_error(error, str(part)) from error
+        if self._stopped is not None:
+            batch.fail(self._file, self._stopped)
+            click.echo(f"what was found of {self._file} is in {part}", err=True)
+
+    def _segments(self, *, silent: bool) -> Iterator[Segment]:
+        """Segments as they are found, up to the error that ends them, which is kept. silent:
+        nothing is printed meanwhile, so that a terminal has room for a bar."""
+        from quickdraft.commands.progress import Bars
+        from quickdraft.runtime.audio.sound import open_sound
+
+        alone = silent or not is_terminal(sys.stdout)
+        try:
+            with open_sound(self._file) as sound, Bars(quiet=not alone, transient=True) as bars:
+                for window in self._transcriber.windows(sound, self._cancel, bars):
+                    yield from window.segments
+                    self._windows.append(window.to_dict())
+                    if window.cut_off:
+                        count = len(window.result.token_ids)
+                        told = (
+                            f"{self._file}: the text of {window.start:.0f} to {window.end:.0f} s "
+                        )
+                        told += f"had no room after {count} tokens; the rest of it is missing"
+                        click.echo(f"warning: {told}", err=True)
+        except QuickdraftError as error:
+            self._stopped = error

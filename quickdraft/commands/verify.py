@@ -14,6 +14,7 @@ from quickdraft.errors import InputError, OptionError
 
 if TYPE_CHECKING:
     from quickdraft.runtime.model import Model
+    from quickdraft.runtime.verification import Prompt
     from quickdraft.runtime.verification_prompts import Text
     from quickdraft.runtime.verification_report import Difference, DrafterReport, Verification
 
@@ -39,6 +40,11 @@ PROMISES = {
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="Use this text as a prompt instead. Repeatable.",
 )  # fmt: skip
+@click.option(
+    "--sound", "sounds", multiple=True, metavar="FILE",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Ask a speech model about the first 30 s of this file. Repeatable.",
+)  # fmt: skip
 @click.option("--tokens", default=64, show_default=True, type=int, help="Most tokens of an answer.")
 @click.option(
     "--draws", default=2000, show_default=True, type=int,
@@ -51,6 +57,7 @@ def verify(
     model: str,
     count: int | None,
     texts: tuple[Path, ...],
+    sounds: tuple[Path, ...],
     tokens: int,
     draws: int,
     draft_model: str | None,
@@ -65,6 +72,8 @@ def verify(
     """
     from quickdraft.runtime.verification import Prompt, VerificationPlan, run_verification
 
+    if sounds and (texts or count is not None):
+        raise OptionError("--sound is for speech models, --text and --prompts for others; give one")
     if texts and count is not None:
         raise OptionError("--prompts counts built-in prompts, and --text replaces them; give one")
     plan = VerificationPlan(tokens, draws, draft_model)
@@ -73,7 +82,15 @@ def verify(
         open_model(model, drafter=AUTO, store=False, **loading) as loaded,
         Bars(quiet=as_json, transient=True) as bars,
     ):
-        prompts = [Prompt(name, _tokens(loaded, text)) for name, text in asked]
+        reads = loaded.spec.source
+        if reads is not None and reads.width and not sounds:
+            raise InputError(
+                f"{loaded.name} reads sound, not text: give it files with --sound FILE"
+            )
+        if sounds:
+            prompts = _heard(loaded, sounds)
+        else:
+            prompts = [Prompt(name, _tokens(loaded, text)) for name, text in asked]
         found = run_verification(loaded, prompts, plan, bars)
         shown = None if as_json else render(found, loaded)
     if shown is None:
@@ -82,6 +99,20 @@ def verify(
         click.echo(shown)
     if not found.holds:
         raise click.exceptions.Exit(1)
+
+
+def _heard(model: Model, files: tuple[Path, ...]) -> list[Prompt]:
+    """The first window of each file."""
+    from quickdraft.runtime.audio.sound import open_sound
+    from quickdraft.runtime.audio.transcribe import Transcriber
+    from quickdraft.runtime.verification import Prompt
+
+    transcriber, found = Transcriber(model, timestamps=False), []
+    for file in files:
+        with open_sound(file) as sound:
+            source, opening = transcriber.question(sound)
+        found.append(Prompt(file.name, source, opening))
+    return found
 
 
 def _built_in(count: int) -> list[tuple[str, Text]]:

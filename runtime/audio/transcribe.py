@@ -7,25 +7,33 @@ that an error does not spread, and only one window of a file is in memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from quickdraft.errors import InputError, OptionError
-from quickdraft.kvcache.memory import Source
+from quickdraft.drafters.tree import Tree
+from quickdraft.errors import InputError
+from quickdraft.kvcache.memory import Memories, Source
 from quickdraft.runtime.audio.mel import HOP, RATE, log_mel
+from quickdraft.runtime.audio.quality import (
+    LEAST_LOGPROB,
+    MOST_COMPRESSION,
+    MOST_SILENCE,
+    TEMPERATURES,
+    compression_ratio,
+    mean_logprob,
+    probability,
+)
 from quickdraft.runtime.audio.sound import Sound
-from quickdraft.runtime.backends.base import CancelToken
+from quickdraft.runtime.audio.speech_tokens import SpeechTokens
+from quickdraft.runtime.backends.base import CancelToken, Seq2SeqBackend
 from quickdraft.runtime.model import Model
-from quickdraft.runtime.result import Result
+from quickdraft.runtime.result import Result, SourceReport
+from quickdraft.runtime.session import Session
 from quickdraft.runtime.timestamps import SECONDS_PER_TOKEN
 from quickdraft.types import Progress
-
-TASKS = ("transcribe", "translate")
-_CHOSEN = 1e4
-"""Added to logits of languages, so that one of them is chosen."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +52,53 @@ class Segment:
 
 @dataclass(frozen=True)
 class Window:
-    """What one window gave: its segments, and the whole answer with its times and drafts."""
+    """What one window gave: its segments, and the whole answer with its times and drafts.
+
+    start, end: seconds from the beginning of the file. language: as the model was told or found
+    out, None for a model of English alone. no_speech: how probable it is that nobody speaks, None
+    where the model cannot say. silent: taken for silence, so that there are no segments.
+    compression: see quality.compression_ratio. temperature: above 0 where the text repeated itself
+    and was decoded again. cut_off: the answer had no room left, and what else was said is missing.
+    """
 
     segments: tuple[Segment, ...]
     result: Result
+    start: float = 0.0
+    end: float = 0.0
+    language: str | None = None
+    no_speech: float | None = None
+    silent: bool = False
+    compression: float = 0.0
+    temperature: float = 0.0
+    cut_off: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types, without segments; of the result, its times."""
+        return {
+            "start": self.start,
+            "end": self.end,
+            "language": self.language,
+            "no_speech": None if self.no_speech is None else round(self.no_speech, 4),
+            "silent": self.silent,
+            "compression": round(self.compression, 3),
+            "temperature": self.temperature,
+            "cut_off": self.cut_off,
+            "source": None if self.result.source is None else self.result.source.to_dict(),
+            "timings": self.result.timings.to_dict(),
+        }
+
+
+@dataclass(frozen=True)
+class _Heard:
+    """A window before it is written down. session: of this window alone, so that its memory goes
+    with it. opening: what its answer begins with."""
+
+    source: Source
+    session: Session
+    opening: list[int]
+    language: str | None
+    no_speech: float | None
+    read: SourceReport
 
 
 @dataclass(frozen=True)
@@ -69,14 +120,16 @@ class Transcriber:
         language: str | None = None,
         task: str = "transcribe",
         timestamps: bool = True,
+        checks: bool = True,
         **overrides: Any,
     ) -> None:
         """language: as in `en`; None lets a model of several find out, window by window. task:
         transcribe, or translate to English. timestamps: let the model say times, too; without them
-        a segment is a whole window. overrides: options of generation by name.
+        a segment is a whole window. checks: leave out windows in which nobody speaks, and decode a
+        text that repeats itself again, see `quality`. overrides: options of generation by name.
 
         Raises:
-            InputError: the model does not read sound.
+            InputError: the model does not read sound, or does not say what a speech model must.
             OptionError: a language or task that the model does not have.
         """
         source = model.spec.source
@@ -84,18 +137,17 @@ class Transcriber:
             raise InputError(
                 f"{model.name} reads text, not sound; give a speech model such as whisper-tiny.en"
             )
-        self._model, self._source = model, source
-        generation = model.manifest.generation
-        self._silent = _token(generation, "no_timestamps_token_id")
-        self._start = _token(generation, "decoder_start_token_id")
-        self._languages: Mapping[str, int] = generation.get("lang_to_id") or {}
-        self._task = _task(generation, task)
-        self._language = _language(self._languages, language)
+        self._model, self._source, self._checks = model, source, checks
+        special = model.tokenizer.special_tokens
+        self._tokens = SpeechTokens.of(model.manifest.generation, special, model.spec.vocab_size)
+        self._task = self._tokens.task(task)
+        self._language = self._tokens.language(language)
         self._timestamps = timestamps
         self._options = dict(overrides)
         self._options.setdefault("max_new_tokens", max(1, model.spec.context_length // 2))
         if timestamps:
-            self._options["timestamp_begin"] = self._silent + 1
+            self._options["timestamp_begin"] = self._tokens.silent + 1
+        model.check_options(self._options)
 
     def windows(
         self, sound: Sound, cancel: CancelToken | None = None, progress: Progress | None = None
@@ -114,16 +166,23 @@ class Transcriber:
             if progress is not None:
                 progress("transcribe", at * 10 // RATE, max(1, len(sound) * 10 // RATE))
             samples = sound.read(at, length)
-            result = self._answer(log_mel(samples, self._source.length, self._source.width), cancel)
-            if cancel is not None:
-                cancel.check()
-            cut = self._cut(result.token_ids)
-            seconds = len(samples) / RATE
-            yield Window(tuple(self._segments(cut, at / RATE, seconds)), result)
-            step = length if cut.advance is None else round(cut.advance * SECONDS_PER_TOKEN * RATE)
+            features = log_mel(samples, self._source.length, self._source.width)
+            window, advance = self._window(self._hear(features, cancel), at, len(samples), cancel)
+            yield window
+            step = length if advance is None else round(advance * SECONDS_PER_TOKEN * RATE)
             at += step or length
         if progress is not None:
             progress("transcribe", max(1, len(sound) * 10 // RATE), max(1, len(sound) * 10 // RATE))
+
+    def question(self, sound: Sound) -> tuple[Source, list[int]]:
+        """The first window of a file, and what an answer about it begins with.
+
+        Raises:
+            AudioError: the file is damaged. BackendError: the engine failed.
+        """
+        samples = sound.read(0, self._source.length * HOP)
+        heard = self._hear(log_mel(samples, self._source.length, self._source.width), None)
+        return heard.source, heard.opening
 
     def segments(
         self, sound: Sound, cancel: CancelToken | None = None, progress: Progress | None = None
@@ -132,27 +191,110 @@ class Transcriber:
         for window in self.windows(sound, cancel, progress):
             yield from window.segments
 
-    def _answer(self, features: np.ndarray[Any, Any], cancel: CancelToken | None) -> Result:
-        source = Source(features=features)
-        opening = [self._start]
-        if self._languages:
-            opening += [self._language or self._detect(source, cancel), self._task or 0]
-        if not self._timestamps:
-            opening.append(self._silent)
-        return self._model.generate(source, opening=opening, cancel=cancel, **self._options)
-
-    def _detect(self, source: Source, cancel: CancelToken | None) -> int:
-        """The likeliest language: what the model says right after the start."""
-        biases = dict.fromkeys(self._languages.values(), _CHOSEN)
-        options: dict[str, Any] = {"logit_bias": biases, "max_new_tokens": 1, "suppress_tokens": ()}
-        found = self._model.generate(
-            source, opening=[self._start], cancel=cancel, **options, begin_suppress_tokens=()
+    def _window(
+        self, heard: _Heard, at: int, samples: int, cancel: CancelToken | None
+    ) -> tuple[Window, int | None]:
+        """One window that begins at sample `at`, and where the next begins within it, see _Cut."""
+        found, temperature, ratio, silent = self._answer(heard, cancel)
+        result = replace(found, source=heard.read)
+        cut = self._cut(result.token_ids)
+        start, seconds = at / RATE, samples / RATE
+        segments = () if silent else tuple(self._segments(cut, start, seconds))
+        advance = None if silent else cut.advance
+        window = Window(
+            segments,
+            result,
+            start,
+            start + seconds,
+            heard.language,
+            heard.no_speech,
+            silent,
+            ratio,
+            temperature,
+            cut_off=result.finish_reason == "length" and advance is None and not silent,
         )
-        return found.token_ids[0]
+        return window, advance
+
+    def _hear(self, features: np.ndarray[Any, Any], cancel: CancelToken | None) -> _Heard:
+        """Encode a window; find out its language, and whether somebody speaks."""
+        source, tokens = Source(features=features), self._tokens
+        session = self._model.session(memories=Memories(limit=0))
+        read, logits = session.read(source, cancel), None
+        if (self._checks and tokens.no_speech is not None) or (
+            tokens.languages and self._language is None
+        ):
+            logits = self._first_logits(session, cancel)
+        opening, language = [tokens.start], None
+        if tokens.languages:
+            by_token = {token: name for name, token in tokens.languages.items()}
+            token = self._language
+            if token is None:
+                assert logits is not None  # computed above  # noqa: S101
+                token = max(by_token, key=lambda each: float(logits[each]))
+            assert self._task is not None  # SpeechTokens sees to it  # noqa: S101
+            opening, language = [*opening, token, self._task], by_token[token]
+        if not self._timestamps:
+            opening.append(tokens.silent)
+        no_speech = None
+        if self._checks and logits is not None and tokens.no_speech is not None:
+            no_speech = probability(logits, tokens.no_speech)
+        return _Heard(source, session, opening, language, no_speech, read)
+
+    def _first_logits(
+        self, session: Session, cancel: CancelToken | None
+    ) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """What the model says right after the start, float32 [vocabulary]. Its row stays."""
+        start = [self._tokens.start]
+        with session.busy():
+            session.rewind(start)
+            output = self._model.backend.step(Tree.chain(start), session.cache, None, cancel)
+            session.cache.commit([0])
+        logits: np.ndarray[Any, np.dtype[np.float32]] = output.logits[0]
+        return logits
+
+    def _answer(
+        self, heard: _Heard, cancel: CancelToken | None
+    ) -> tuple[Result, float, float, bool]:
+        """The answer about a window, its temperature and compression, and whether it is silence."""
+        drawn = "temperature" in self._options or "do_sample" in self._options
+        for temperature in TEMPERATURES:
+            options = dict(self._options)
+            if temperature:  # drafts would make it depend on more than the seed
+                options |= {"temperature": temperature, "top_k": 0, "seed": 0}
+                options |= {"num_beams": 1, "num_draft_tokens": 0}
+            result = self._model.generate(
+                heard.source, opening=heard.opening, session=heard.session, cancel=cancel, **options
+            )
+            if cancel is not None:
+                cancel.check()
+            words = [token for token in result.token_ids if token < self._tokens.silent]
+            ratio = compression_ratio(self._model.detokenize(words).strip())
+            silent = self._is_silent(heard, result, options, cancel)
+            if not self._checks or drawn or silent or ratio <= MOST_COMPRESSION:
+                break
+        return result, temperature, ratio, silent
+
+    def _is_silent(
+        self, heard: _Heard, result: Result, options: dict[str, Any], cancel: CancelToken | None
+    ) -> bool:
+        """Whether a window is taken for silence: that is probable, and its text is not."""
+        backend, memory = self._model.backend, heard.session.memory
+        if heard.no_speech is None or heard.no_speech <= MOST_SILENCE:
+            return False
+        assert isinstance(backend, Seq2SeqBackend)  # it reads sound  # noqa: S101
+        assert memory is not None  # it has just answered  # noqa: S101
+        config = self._model.generation_config.replace(**options).after(len(heard.opening))
+        eos_ids = config.eos_token_id
+        rules = config, self._model.tokenizer.eos_token_ids if eos_ids is None else eos_ids
+        said = heard.opening, result.token_ids
+        return mean_logprob(backend, memory, said, rules, cancel) <= LEAST_LOGPROB
 
     def _cut(self, tokens: Sequence[int]) -> _Cut:
-        ends = self._model.tokenizer.eos_token_ids
-        return cut_at_times([token for token in tokens if token not in ends], self._silent + 1)
+        ends, begin = self._model.tokenizer.eos_token_ids, self._tokens.silent + 1
+        kept = [token for token in tokens if token not in ends]
+        if self._timestamps:
+            return cut_at_times(kept, begin)
+        return _Cut(((0, None, tuple(token for token in kept if token < begin)),), None)
 
     def _segments(self, cut: _Cut, offset: float, seconds: float) -> Iterator[Segment]:
         for start, end, tokens in cut.parts:
@@ -185,37 +327,3 @@ def cut_at_times(tokens: Sequence[int], begin: int) -> _Cut:
         said = tuple(token for token in piece if token < begin)
         parts.append((max(0, piece[0] - begin), max(0, piece[-1] - begin), said))
     return _Cut(tuple(parts), None if whole else tokens[borders[-1] - 1] - begin)
-
-
-def _token(generation: Mapping[str, Any], key: str) -> int:
-    found = generation.get(key)
-    if not isinstance(found, int) or found < 1:
-        raise InputError(
-            f"the bundle does not say {key} of its speech model; export it again from a checkpoint "
-            "with a generation_config.json"
-        )
-    return found
-
-
-def _task(generation: Mapping[str, Any], task: str) -> int | None:
-    """The token of a task; None for a model that has one task only."""
-    if task not in TASKS:
-        raise OptionError(f"the task is {task!r}; it must be {' or '.join(TASKS)}")
-    known: Mapping[str, int] = generation.get("task_to_id") or {}
-    if not known and task != TASKS[0]:
-        raise OptionError("this model knows English only, so there is nothing to translate")
-    return known.get(task)
-
-
-def _language(known: Mapping[str, int], language: str | None) -> int | None:
-    if language is None:
-        return None
-    if not known:
-        if language.lower() in ("en", "english"):
-            return None
-        raise OptionError(f"this model knows English only, not {language!r}")
-    token = known.get(f"<|{language.lower()}|>")
-    if token is None:
-        names = ", ".join(sorted(name.strip("<|>") for name in known))
-        raise OptionError(f"the model has no language {language!r} (there are: {names})")
-    return token

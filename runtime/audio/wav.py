@@ -62,12 +62,15 @@ class WavFile:
         """Samples start .. start + count, float32 [n, channels]; fewer at the end.
 
         Raises:
-            AudioError: the file has become shorter.
+            AudioError: the file has become shorter, or the system cannot read it.
         """
         fmt = self._format
         count = max(0, min(count, self.frames - start))
-        self._file.seek(self._start + start * fmt.frame_bytes)
-        raw = self._file.read(count * fmt.frame_bytes)
+        try:
+            self._file.seek(self._start + start * fmt.frame_bytes)
+            raw = self._file.read(count * fmt.frame_bytes)
+        except OSError as error:
+            raise AudioError(f"{self._path} cannot be read: {error.strerror or error}") from error
         if len(raw) != count * fmt.frame_bytes:
             raise AudioError(f"{self._path} ended while it was read; is it still being written?")
         return _decode(raw, fmt).reshape(count, fmt.channels)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from quickdraft.errors import ContextOverflow, InputError, OptionError
@@ -18,7 +19,7 @@ from quickdraft.runtime.metrics import Clock, timings
 from quickdraft.runtime.plan import Plan
 from quickdraft.runtime.result import Ranked, Result
 from quickdraft.runtime.session import Session
-from quickdraft.runtime.sources import Question
+from quickdraft.runtime.sources import Question, config_for
 from quickdraft.types import Guarantee
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class BeamAnswer:
             raise InputError("the prompt is empty; give a text or at least one token")
         if len(prompt) >= limit:
             raise ContextOverflow(len(prompt) + 1, limit, "prompt with an answer of one token")
+        config = config_for(question, config)
         if config.num_beams == 1:
             check_search(config, "an answer is searched for")
             # A single beam takes the likeliest token until one ends the answer.
@@ -75,7 +77,7 @@ class BeamAnswer:
             prefill = clock.now()
             found = decoder.run(self._prompt, self._source)
         times = Clock(started, prefill, found.first, clock.now())
-        return self._result(found, times, decoder.cached)
+        return replace(self._result(found, times, decoder.cached), source=decoder.source)
 
     def _guarantee(self, kind: str) -> Guarantee:
         """Branches of a tree may differ by rounding from the same tokens decoded plainly."""

@@ -19,7 +19,8 @@ from quickdraft.runtime.beams.rows import BeamRows, CacheRows, TreeRows
 from quickdraft.runtime.beams.search import Hypothesis, Limits, Search
 from quickdraft.runtime.metrics import StepRecord
 from quickdraft.runtime.plan import Plan
-from quickdraft.runtime.result import BeamReport, FinishReason
+from quickdraft.runtime.processors import NO_SOURCE
+from quickdraft.runtime.result import BeamReport, FinishReason, SourceReport
 from quickdraft.runtime.session import Session
 
 
@@ -58,6 +59,7 @@ class BeamDecoder:
         self._steps: list[StepRecord] = []
         self._first: float | None = None
         self.cached = 0
+        self.source: SourceReport | None = None
 
     def run(self, prompt: Sequence[int], source: Source | None = None) -> Searched:
         """Search for answers to `prompt` (at least one token, and shorter than the context), of an
@@ -68,7 +70,7 @@ class BeamDecoder:
         """
         plan, session = self._plan, self._session
         if source is not None:
-            session.read(source, plan.cancel)
+            self.source = session.read(source, plan.cancel)
         room = self._backend.spec.context_length - len(prompt)
         limits = Limits.of(plan.config, plan.eos_ids, self._pad_id, room)
         search, interrupted = Search(limits), None
@@ -102,7 +104,9 @@ class BeamDecoder:
         self, prompt: Sequence[int], search: Search, limits: Limits, rows: BeamRows
     ) -> BeamRows:
         """Until no beam goes on; returns what held their rows in the end."""
-        ranking = Ranking(self._plan.config, prompt, self._plan.eos_ids, self._allowed)
+        plan, read = self._plan, self._session.source
+        source = NO_SOURCE if read is None or read.tokens is None else read.tokens
+        ranking = Ranking(plan.config, prompt, plan.eos_ids, self._allowed, source)
 
         def few(length: int) -> bool:
             return ranking.few_decide(length, limits.candidates, self._backend.top)

@@ -27,7 +27,10 @@ class Ranking:
         prompt: Sequence[int],
         eos_ids: tuple[int, ...],
         allowed: AllowedTokens | None,
+        source: NDArray[np.int64] = processors.NO_SOURCE,
     ) -> None:
+        """source: tokens that the encoder read, none of a model without one."""
+        self._source = source
         self._config, self._eos_ids, self._allowed = config, eos_ids, allowed
         self._prompt = np.asarray(prompt, np.int64)
 
@@ -53,7 +56,7 @@ class Ranking:
             context = np.concatenate([self._prompt, np.asarray(beam.tokens, np.int64)])
             changed = changed if changed is not log_probabilities else changed.copy()
             changed = processors.apply_all(
-                changed, context, len(beam.tokens), config, self._eos_ids
+                changed, context, len(beam.tokens), config, self._eos_ids, self._source
             )
         only = None if self._allowed is None else self._allowed(beam.tokens)
         return changed if only is None else _only(changed, only)

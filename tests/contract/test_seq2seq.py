@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny.process import call
 from tiny.seq2seq_checkpoint import tiny_t5
 
 import quickdraft
@@ -66,6 +68,20 @@ def test_a_source_is_read_once(model: Model, monkeypatch: pytest.MonkeyPatch) ->
     for text in ("a first", "a second", "a first"):
         model.generate(text, **SHORT)
     assert len(read) == 2
+
+
+def test_results_say_what_was_read(model: Model, bundle: Path) -> None:
+    first = model.generate("nobody asked this before", **SHORT)
+    count = len(model.tokenizer.encode_source("nobody asked this before"))
+    assert first.source is not None
+    assert (first.source.n, first.source.unit, first.source.cached) == (count, "tokens", False)
+    assert 0 < first.source.encode_ms <= first.timings.prompt_ms
+    again = model.search("nobody asked this before", num_beams=2, max_new_tokens=3)
+    assert again.source is not None
+    assert (again.source.encode_ms, again.source.cached) == (0.0, True)
+    told = call("run", bundle, "-n", 2, "--json", "--drafter", "none", "--verbose", "some text")
+    assert json.loads(told.stdout)["source"]["n"] == len(model.tokenizer.encode_source("some text"))
+    assert "tokens, encoded in" in told.stderr
 
 
 def test_memories_that_do_not_fit_are_forgotten_oldest_first() -> None:

@@ -28,7 +28,7 @@ from tiny.seq2seq_families import SEQ2SEQ_CONFIGS, Seq2SeqOracle, save_seq2seq  
 pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
 
 TOLERANCE = 1e-4
-BACKENDS = {"reference": "reference"}
+BACKENDS = {"reference": "reference", "onnxruntime": "onnx", "hotpath": "hotpath"}
 _FOLDERS: list[tempfile.TemporaryDirectory[str]] = []
 
 

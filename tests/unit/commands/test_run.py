@@ -186,8 +186,8 @@ def test_json_is_one_object(tiny_bundle: Path) -> None:
     answer = json.loads(done.stdout)
     assert list(answer) == [
         "text", "token_ids", "finish_reason", "model", "backend", "flavour", "device",
-        "guarantee", "kv_cache", "isa", "degraded", "simulated", "prefill", "prediction", "timings",
-        "drafting", "placement",
+        "guarantee", "kv_cache", "isa", "degraded", "simulated", "prefill", "prediction", "source",
+        "timings", "drafting", "placement",
     ]  # fmt: skip
     assert {
         "load_ms", "ttft_ms", "prompt_n", "prompt_ms", "predicted_n", "predicted_ms",
@@ -391,6 +391,8 @@ def test_a_file_without_text_is_named(tiny_bundle: Path, tmp_path: Path) -> None
     good, empty = tmp_path / "good.txt", tmp_path / "empty.txt"
     good.write_text("words")
     empty.write_text("\n")
-    done = call("run", tiny_bundle, "--input", good, "--input", empty)
-    assert (done.returncode, done.stdout) == (2, "")
+    done = call("run", tiny_bundle, "-n", 2, "--input", good, "--input", empty)
+    assert done.returncode == 2
+    assert done.stdout.startswith(f"{good}:\n")
+    assert str(empty) not in done.stdout
     assert f"{empty} holds no text" in done.stderr

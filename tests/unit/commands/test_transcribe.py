@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -41,9 +42,8 @@ def transcribe(model: Path, *arguments: object) -> tuple[str, str]:
 
 def test_every_window_is_written_down(model: Path, sound: Path) -> None:
     stdout, _ = transcribe(model, sound, "--no-timestamps", "--json")
-    found = json.loads(stdout)
-    assert found["model"] == str(model)
-    (file,) = found["files"]
+    file = json.loads(stdout)
+    assert file["model"] == str(model)
     assert file["file"] == str(sound)
     times = [(each["start"], each["end"]) for each in file["segments"]]
     assert len(times) > 1
@@ -75,12 +75,13 @@ def test_segments_are_printed_as_they_are_found(
 ) -> None:
     events: list[str] = []
 
-    def segments(*_: Any) -> Iterator[Segment]:
+    def windows(*_: Any) -> Iterator[Any]:
         for number in range(3):
             events.append(f"found {number}")
-            yield Segment(number, number + 1, f"words {number}", (0,))
+            segment = Segment(number, number + 1, f"words {number}", (0,))
+            yield SimpleNamespace(segments=(segment,), cut_off=False, to_dict=lambda: {})
 
-    monkeypatch.setattr(Transcriber, "segments", segments)
+    monkeypatch.setattr(Transcriber, "windows", windows)
     monkeypatch.setattr(command, "write", lambda text: events.append(text.strip()))
     transcribe(model, sound)
     assert events == [f"{kind} {n}" for n in range(3) for kind in ("found", "words")]
@@ -115,7 +116,7 @@ def test_short_and_wide_sound_is_read(model: Path, tmp_path: Path, samples: Any)
     file = tmp_path / "odd.wav"
     file.write_bytes(pcm16(samples))
     stdout, _ = transcribe(model, file, "--no-timestamps", "--json")
-    assert len(json.loads(stdout)["files"][0]["segments"]) <= 1
+    assert len(json.loads(stdout)["segments"]) <= 1
 
 
 def test_bad_options_are_bad_use(model: Path, sound: Path, tmp_path: Path) -> None:
