@@ -135,6 +135,11 @@ def export(
         print_json({**facts, "peak_memory": machine.peak_memory()})
         return
     _show(facts, manifest)
+    _advise(via, device, formats, form)
+
+
+def _advise(via: str | None, device: str | None, formats: str, form: Form) -> None:
+    """Say what a better bundle would take."""
     if via is not None:
         click.echo("This is a fallback: no trees of drafts, no kernels of ours, float32 weights.")
     elif (formats, device) == ("auto", None) and "hotpath" not in form.formats:
