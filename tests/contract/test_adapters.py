@@ -237,7 +237,7 @@ def test_a_genai_bundle_has_the_logits_of_the_reference(genai: Path) -> None:
 def test_only_rounding_of_activations_parts_genai_from_the_reference(
     weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(onnx_weights, "ACCURACY_LEVEL", 0)
+    monkeypatch.setattr(onnx_weights.WeightStore, "accuracy_level", 0)
     folder, checkpoint = tmp_path / "bundle", tiny_checkpoint("llama")
     export_checkpoint(checkpoint, folder, weights=weights, formats=("genai", "reference"))
     bundle, found = resolve(str(folder)), []

@@ -222,7 +222,7 @@ def test_a_simulated_device_is_neither_calibrated_nor_predicted_for(bundle: Path
     backend.close()
     with pytest.raises(BackendError, match="closed"):
         backend.step(quickdraft_tree(), backend.new_cache())
-    with pytest.raises(OptionError, match="no predictor"):
+    with pytest.raises(OptionError, match="nothing is predicted on simulated:npu-pim"):
         quickdraft.load(bundle, device="simulated:npu-pim", drafter="none", prefill="predicted")
 
 
