@@ -62,7 +62,7 @@ COMMANDS = {
     ),
     "train draft": (
         "quickdraft.commands.train_draft:draft",
-        "Train a draft on answers of its model, or on text before that.",
+        "Train a draft on answers of its model.",
     ),
     "train predictor": (
         "quickdraft.commands.train_predictor:predictor",

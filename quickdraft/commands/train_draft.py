@@ -87,9 +87,9 @@ def _settings(
 def draft(
     model: str, out: Path, overwrite: bool, offline: bool, as_json: bool, **options: Any
 ) -> None:
-    """Train a draft on answers of its model, or on text before that.
+    """Train a draft on answers of its model.
 
-    OUT is added to a bundle with `quickdraft export --trained OUT`. Beside it are its card (.md),
+    A compact draft may read text before that (--text). OUT is added to a bundle with `quickdraft export --trained OUT`. Beside it are its card (.md),
     OUT.json, with what was measured on the way, and OUT.png where matplotlib is installed. Ctrl-C,
     or whatever else ends this, loses a few minutes at most: OUT.state holds the state, and the same
     command goes on from there to the same end. Several GPUs: `accelerate launch -m quickdraft train
