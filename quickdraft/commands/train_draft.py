@@ -89,11 +89,11 @@ def draft(
 ) -> None:
     """Train a draft on answers of its model.
 
-    A compact draft may read text before that (--text). OUT is added to a bundle with `quickdraft export --trained OUT`. Beside it are its card (.md),
-    OUT.json, with what was measured on the way, and OUT.png where matplotlib is installed. Ctrl-C,
-    or whatever else ends this, loses a few minutes at most: OUT.state holds the state, and the same
-    command goes on from there to the same end. Several GPUs: `accelerate launch -m quickdraft train
-    draft`.
+    A compact draft may read text before that (--text). OUT is added to a bundle with
+    `quickdraft export --trained OUT`. Beside it are its card (.md), OUT.json, with what was
+    measured on the way, and OUT.png where matplotlib is installed. Ctrl-C, or whatever else ends
+    this, loses a few minutes at most: OUT.state holds the state, and the same command goes on from
+    there to the same end. Several GPUs: `accelerate launch -m quickdraft train draft`.
     """
     require_training()
     from quickdraft.drafters.train.loop import LoopOptions, is_first_process, pick_device
