@@ -123,8 +123,7 @@ def test_the_small_model_knows_paris_and_prints_what_is_documented(ask: Ask) -> 
     assert list(answer) == [
         *("text", "token_ids", "finish_reason", "model", "backend", "flavour", "device"),
         *("guarantee", "kv_cache", "isa", "degraded", "simulated", "prefill", "prediction"),
-        *("source", "timings"),
-        "drafting",
+        *("source", "timings", "drafting", "placement"),
     ]
     assert list(answer["timings"]) == [
         *("load_ms", "ttft_ms", "prompt_n", "prompt_ms", "cached_n", "predicted_n"),
