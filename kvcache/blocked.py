@@ -139,11 +139,6 @@ class BlockedCache(GrowingCache):
             begin = end
         self._pages = pages
 
-    def _copy_to(self, buffer: Buffer, capacity: int) -> None:
-        ours = self._layers(self.buffer, self._capacity)
-        for mine, theirs in zip(ours, self._layers(buffer, capacity), strict=True):
-            theirs.copy_rows(mine, self._length + self._staged)
-
     def _move(self, source: Slots, target: Slots) -> None:
         (self._native_move or move_rows)(self, source, target)
 
@@ -152,7 +147,10 @@ class BlockedCache(GrowingCache):
         twin = BlockedCache(self._spec, self.kv_type, self._capacity, self._native_move)
         twin._length, twin._predicted = self._length, self._predicted
         twin.memory = self.memory
-        self._copy_to(twin.buffer, twin.capacity)
+        # What is staged may reach beyond the capacity that a cache begins with.
+        theirs = self._layers(twin.buffer, twin.capacity)
+        for mine, copy in zip(self._layers(self.buffer, self._capacity), theirs, strict=True):
+            copy.copy_rows(mine, self._length)
         return twin
 
     def layer(self, index: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -41,11 +41,10 @@ class ContiguousCache(GrowingCache):
 
     def _resize(self, capacity: int) -> None:
         grown = self._buffers(capacity)
-        self._copy_to(grown)
+        self._copy_to(grown, self._length + self._staged)
         self._layers = grown
 
-    def _copy_to(self, layers: list[_Layer]) -> None:
-        rows = self._length + self._staged
+    def _copy_to(self, layers: list[_Layer], rows: int) -> None:
         for (key, value), (k, v) in zip(self._layers, layers, strict=True):
             k[:rows] = key[:rows]
             v[:rows] = value[:rows]
@@ -60,7 +59,8 @@ class ContiguousCache(GrowingCache):
         twin = ContiguousCache(self._spec, self._capacity)
         twin._length, twin._predicted = self._length, self._predicted
         twin.memory = self.memory
-        self._copy_to(twin._layers)
+        # What is staged may reach beyond the capacity that a cache begins with.
+        self._copy_to(twin._layers, self._length)
         return twin
 
     def layer(self, index: int) -> _Layer:
