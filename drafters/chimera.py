@@ -15,7 +15,13 @@ from typing import Any, ClassVar
 import numpy as np
 
 from quickdraft.drafters.base import DrafterContext, DrafterSource, HeadModel, HeadOutput
-from quickdraft.drafters.following import Floats, Following, FollowOptions, following_source
+from quickdraft.drafters.following import (
+    FOLLOW_LIMITS,
+    Floats,
+    Following,
+    FollowOptions,
+    following_source,
+)
 from quickdraft.drafters.levels import GrowingTree
 from quickdraft.drafters.options import checked
 from quickdraft.drafters.parts import open_own
@@ -27,11 +33,7 @@ class ChimeraOptions:
     node, and most nodes of a level that are followed further. stop_below: what follows a path is
     not asked where the path is less likely than this."""
 
-    LIMITS: ClassVar[Mapping[str, tuple[Any, ...]]] = {
-        "depth": (1, 16),
-        "width": (1, 8),
-        "stop_below": (0.0, 1.0),
-    }
+    LIMITS: ClassVar[Mapping[str, tuple[Any, ...]]] = FOLLOW_LIMITS
     part: str = "chimera"
     depth: int = 4
     width: int = 3

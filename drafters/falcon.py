@@ -16,7 +16,13 @@ import numpy as np
 
 from quickdraft.drafters import eagle
 from quickdraft.drafters.base import Draft, DrafterContext, DrafterSource, HeadModel, HeadOutput
-from quickdraft.drafters.following import Floats, FollowOptions, following_source, likelihoods
+from quickdraft.drafters.following import (
+    FOLLOW_LIMITS,
+    Floats,
+    FollowOptions,
+    following_source,
+    likelihoods,
+)
 from quickdraft.drafters.levels import LEAST, GrowingTree
 from quickdraft.drafters.options import checked
 from quickdraft.drafters.parts import open_own
@@ -28,11 +34,7 @@ class FalconOptions:
     node, and most nodes of a level that are followed further. stop_below: what follows a path is
     not asked where the path is less likely than this."""
 
-    LIMITS: ClassVar[Mapping[str, tuple[Any, ...]]] = {
-        "depth": (1, 16),
-        "width": (1, 8),
-        "stop_below": (0.0, 1.0),
-    }
+    LIMITS: ClassVar[Mapping[str, tuple[Any, ...]]] = FOLLOW_LIMITS
     part: str = "falcon"
     depth: int = 6
     width: int = 3

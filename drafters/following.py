@@ -37,6 +37,14 @@ CHUNK = 256
 """Most rows read in one step."""
 
 
+FOLLOW_LIMITS: Mapping[str, tuple[float, float]] = {
+    "depth": (1, 16),
+    "width": (1, 8),
+    "stop_below": (0.0, 1.0),
+}
+"""What the options of such a drafter may be."""
+
+
 class FollowOptions(Protocol):
     """How a tree grows."""
 
