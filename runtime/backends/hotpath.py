@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from quickdraft.device_profiles.machine import physical_cores, usable_processors
 from quickdraft.drafters.tree import Tree
 from quickdraft.errors import BackendError, BundleError
 from quickdraft.kvcache.base import KvCache
@@ -35,6 +36,9 @@ from quickdraft.types import ModelSpec
 
 OLDEST_ORT = (1, 24)
 """The first onnxruntime whose interface of custom ops has all that ours use."""
+
+THREADS_KEY = "quickdraft.threads"
+"""The session option that says how many threads our ops run on; register.cpp reads it."""
 
 MAX_FRAMES = 32
 """Step shapes whose memory a cache keeps."""
@@ -76,7 +80,7 @@ class HotpathBackend:
                 f"{variant.model} takes a cache of {variant.cache.kind!r}, and this backend "
                 "has one of 'blocks'; use the backend of its flavour"
             )
-        options = session_options(threads, beside=variant.spec is not None)
+        options = session_options(threads)
         self.isa: str | None = native.isa()
         self.spec = spec
         self._vocab_size = vocab_size
@@ -89,7 +93,7 @@ class HotpathBackend:
         self._layout = variant.cache
         self._encoder: HotpathEncoder | None = None
         if encoder is not None:
-            beside = session_options(threads, beside=True)
+            beside = session_options(threads)
             self._encoder = HotpathEncoder(folder, spec, encoder, self.kv_type, beside)
         self._states: weakref.WeakKeyDictionary[BlockedCache, _State] = weakref.WeakKeyDictionary()
         self._lock = threading.Lock()
@@ -286,8 +290,10 @@ class _Frame:
             np.add(self._depth, length, out=self._positions)
 
 
-def session_options(threads: int | None, beside: bool = False) -> Any:
-    """Options of a session that has our ops, see ort_session.options.
+def session_options(threads: int | None) -> Any:
+    """Options of a session that has our ops. threads: of one step; None means one per physical
+    core. They are ours, see pool.cpp, and sessions that take turns share them; the runtime's are
+    left where nobody knows how many cores there are.
 
     Raises:
         MissingExtra: onnxruntime is not installed.
@@ -301,7 +307,10 @@ def session_options(threads: int | None, beside: bool = False) -> Any:
         )
     library = native.load()
     library.isa()  # a wrong QUICKDRAFT_ISA is named here, not among the problems of onnxruntime
-    options = ort_session.options(threads, beside)
+    threads = threads or default_threads()
+    options = ort_session.options(None if threads is None else 1)
+    if threads is not None:
+        options.add_session_config_entry(THREADS_KEY, str(threads))
     # The graph is made of our own ops: there is nothing to optimise, only time to lose.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
@@ -312,6 +321,12 @@ def session_options(threads: int | None, beside: bool = False) -> Any:
             "install another version of onnxruntime, or use a portable bundle"
         ) from error
     return options
+
+
+def default_threads() -> int | None:
+    """One per physical core that this process may use; None where that is unknown."""
+    cores, usable = physical_cores(), usable_processors()
+    return min(cores, usable) if cores and usable else None
 
 
 def problem() -> str | None:

@@ -38,7 +38,7 @@ class HotpathPredictor:
         self._spec = variant.spec
         self._limit = min(variant.spec.context_length, backend.spec.context_length)
         self._variant = variant
-        options = hotpath.session_options(threads, beside=True)
+        options = hotpath.session_options(threads)
         self._session: Any = ort_session.open_session(folder / variant.model, options)
         hotpath.check_names(self._session, variant)
 

@@ -203,8 +203,9 @@ def test_no_rows(op: str) -> None:
 @pytest.mark.parametrize("op", OPS)
 def test_rows_and_threads_do_not_change_bits(op: str) -> None:
     node = example(op)
-    one, two = node.run(node.session(1)), node.run(node.session(2))
-    assert all(map(np.array_equal, one, two))
+    one = node.run(node.session(1))
+    for threads, ours in ((2, True), (5, True), (2, False)):
+        assert all(map(np.array_equal, one, node.run(node.session(threads, ours))))
 
 
 @pytest.mark.parametrize("op", OPS)

@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
+from tiny.kernel_calls import matrix
 from tiny.op_models import Session, example, session_options
 
+from quickdraft.runtime.backends.hotpath import THREADS_KEY
 from quickdraft.runtime.native import library_path
 
 pytestmark = pytest.mark.native
@@ -114,6 +116,29 @@ def test_registered_by_several_threads() -> None:
     with ThreadPoolExecutor(4) as pool:
         found = [future.result() for future in [pool.submit(node.run) for _ in range(20)]]
     assert all(np.array_equal(result[0], expected[0]) for result in found)
+
+
+@pytest.mark.parametrize("threads", ["0", "-1", "1025", "two", "2 ", "", "1" * 40])
+def test_threads_that_are_no_number_of_threads(threads: str) -> None:
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry(THREADS_KEY, threads)
+    with pytest.raises(Exception, match=r"quickdraft\.threads must be .* from 1 to 1024"):
+        options.register_custom_ops_library(str(library_path()))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_a_forked_process_does_without_the_threads_of_its_parent() -> None:
+    stored = matrix(np.random.default_rng(2), "w8", 2048, 64)  # enough to be shared out
+    x = np.random.default_rng(3).standard_normal((3, 64)).astype(np.float32)
+    node = example("QLinear").but(x=x, weights=stored.data, bias=None, residual=None)
+    node = node.but(format="w8", n=2048)
+    session = node.session(4)
+    expected = node.run(session)
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if all(map(np.array_equal, node.run(session), expected)) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:

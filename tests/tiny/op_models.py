@@ -13,6 +13,7 @@ from onnx import helper
 from tiny.kernel_calls import matrix, tree
 
 from quickdraft.hotpath_attention import kv_head_bytes
+from quickdraft.runtime.backends.hotpath import THREADS_KEY
 from quickdraft.runtime.native import library_path
 
 DOMAIN = "quickdraft"
@@ -51,10 +52,12 @@ Session = onnxruntime.InferenceSession
 Shape = tuple[int | str, ...] | None
 
 
-def session_options(threads: int = 1) -> onnxruntime.SessionOptions:
-    """Options with our ops; nothing is logged."""
+def session_options(threads: int = 1, ours: bool = True) -> onnxruntime.SessionOptions:
+    """Options with our ops; nothing is logged. ours: the threads are ours, else the runtime's."""
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = 1 if ours else threads
+    if ours:
+        options.add_session_config_entry(THREADS_KEY, str(threads))
     options.log_severity_level = 4
     options.register_custom_ops_library(str(library_path()))
     return options
@@ -108,9 +111,9 @@ class OneNode:
         """The inputs that are not part of the model."""
         return {k: v for k, v in self.inputs.items() if k not in self.constants}
 
-    def session(self, threads: int = 1) -> Session:
-        """A session of the model."""
-        return Session(self.model(), session_options(threads), ["CPUExecutionProvider"])
+    def session(self, threads: int = 1, ours: bool = True) -> Session:
+        """A session of the model, on threads of ours or of the runtime."""
+        return Session(self.model(), session_options(threads, ours), ["CPUExecutionProvider"])
 
     def run(self, session: Session | None = None) -> list[np.ndarray]:
         """The outputs; ops that write a cache get a copy."""

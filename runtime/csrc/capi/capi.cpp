@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "checked.h"
+#include "kernels/pool.h"
 #include "tree_rows.h"
 
 namespace qd {
@@ -22,31 +23,14 @@ static_assert(std::is_standard_layout_v<LinearArgs> && std::is_standard_layout_v
                   std::is_standard_layout_v<AttentionArgs> && sizeof(bool) == 1,
               "the structs are mirrored by other languages");
 
-// Shares the pieces out among threads that live for one loop: simple, and only tests wait for it.
-void run_on_threads(const void* self, size_t total, void (*body)(void*, size_t), void* arg) {
-  std::atomic<size_t> next{0};
-  const auto work = [&] {
-    for (size_t i = next++; i < total; i = next++) body(arg, i);
-  };
-  const size_t helpers = std::min<size_t>(*static_cast<const int*>(self), total);
-  std::vector<std::thread> threads;
-  threads.reserve(helpers);
-  try {
-    for (size_t i = 1; i < helpers; ++i) threads.emplace_back(work);
-  } catch (const std::exception&) {  // no more threads or memory: fewer do the work
-  }
-  work();
-  for (std::thread& thread : threads) thread.join();
-}
-
 template <typename Args>
 int call(void (*Kernels::*kernel)(const Args&, const Parallel&), const char* isa, const Args& args,
          int threads) {
-  if (threads < 1) return kBadArgument;
+  if (threads < 1 || threads > kMostThreads) return kBadArgument;
   const Kernels* table = isa ? kernels_named(isa) : kernels();
   if (!table) return kNoSuchIsa;
   try {
-    (table->*kernel)(args, {run_on_threads, &threads});
+    (table->*kernel)(args, pool_of(threads));
   } catch (const std::bad_alloc&) {
     return kNoMemory;
   }

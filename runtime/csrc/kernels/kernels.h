@@ -17,8 +17,9 @@ namespace qd {
 // How a kernel runs independent pieces of work: body(arg, i) for each i < total, in any order,
 // maybe on several threads; returns when all have run. Bodies do not throw.
 struct Parallel {
-  void (*run)(const void* self, size_t total, void (*body)(void* arg, size_t index), void* arg);
-  const void* self;
+  void (*run)(const Parallel& self, size_t total, void (*body)(void* arg, size_t index), void* arg);
+  const void* context;
+  int threads;  // that run bodies at once; 0: unknown
 };
 
 // Weight formats. A matrix [outputs, k] is stored in blocks of 16 outputs (rows padded with zeros),

@@ -87,7 +87,7 @@ inline Prepared prepare(const LinearArgs& args, const int64_t* row_ids, int64_t 
   to.tile_bytes =
       to.dense ? (highest * args.k * 4 + 63) / 64 * 64 : rounded_tile_bytes(highest, args.k / 32);
   // Handing out a few rows costs more than rounding them.
-  const bool serial = tiles == 1 || rows * args.k < 32768;
+  const bool serial = tiles == 1 || rows * args.k < 4096;
   const int64_t data = tiles * to.tile_bytes, each = (PrepareWork::bytes(args.k) + 63) / 64 * 64;
   to.memory = static_cast<uint8_t*>(
       scratch(Scratch::kActivations, static_cast<size_t>(data + (serial ? 1 : tiles) * each)));

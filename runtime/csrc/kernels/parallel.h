@@ -14,8 +14,7 @@ template <class Body>
 inline void run_parallel(const Parallel& parallel, size_t total, Body& body) {
   if (total == 0) return;
   parallel.run(
-      parallel.self, total, [](void* arg, size_t index) { (*static_cast<Body*>(arg))(index); },
-      &body);
+      parallel, total, [](void* arg, size_t index) { (*static_cast<Body*>(arg))(index); }, &body);
 }
 
 // run(task, lane) for each task < tasks; those of one lane, of which there are `lanes`, run one
@@ -35,9 +34,16 @@ inline void run_in_lanes(const Parallel& parallel, int64_t lanes, int64_t tasks,
 // of threads, and all end together.
 class Parts {
  public:
-  static constexpr int kMost = 16;
+  static constexpr int kMost = 64;
 
-  explicit Parts(int64_t total) { parts_[0].at.store(pack(0, total)); }
+  // For `count` workers. shared: each has a part to begin with; else the first has all of it.
+  Parts(int64_t total, int count, bool shared) : count_(count) {
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t first = shared ? total * i / count : 0;
+      const int64_t last = shared ? total * (i + 1) / count : i == 0 ? total : 0;
+      parts_[i].at.store(pack(first, last), std::memory_order_relaxed);
+    }
+  }
 
   // Takes up to `count` from part `mine` on, or from what is taken from another; false: all done.
   bool take(int mine, int64_t count, int64_t& first, int64_t& last) {
@@ -54,7 +60,7 @@ class Parts {
 
  private:
   struct alignas(64) Part {  // a cache line each
-    std::atomic<uint64_t> at{0};
+    std::atomic<uint64_t> at;
   };
 
   static uint64_t pack(int64_t first, int64_t last) {
@@ -67,7 +73,7 @@ class Parts {
     for (;;) {
       int from = -1;
       uint64_t largest = 0;
-      for (int i = 0; i < kMost; ++i) {
+      for (int i = 0; i < count_; ++i) {
         const uint64_t seen = parts_[i].at.load();
         if (end(seen) - begin(seen) <= end(largest) - begin(largest)) continue;
         from = i;
@@ -81,6 +87,7 @@ class Parts {
     }
   }
 
+  int count_;
   Part parts_[kMost];
 };
 
@@ -88,14 +95,20 @@ class Parts {
 // other.
 template <class Work>
 inline void over_parts(const Parallel& parallel, int64_t total, int64_t count, Work work) {
-  if (total <= count) return work(0, total);
-  Parts parts(total);
+  constexpr int kIfUnknown = 16;
+  const bool known = parallel.threads > 0;
+  const int64_t pieces = (total + count - 1) / count;
+  const int most = !known                            ? kIfUnknown
+                   : parallel.threads < Parts::kMost ? parallel.threads
+                                                     : Parts::kMost;
+  const int workers = pieces < most ? static_cast<int>(pieces) : most;
+  if (workers <= 1) return work(0, total);
+  Parts parts(total, workers, known);
   auto body = [&](size_t mine) {
     int64_t first, last;
     while (parts.take(static_cast<int>(mine), count, first, last)) work(first, last);
   };
-  const int64_t pieces = (total + count - 1) / count;
-  run_parallel(parallel, static_cast<size_t>(pieces < Parts::kMost ? pieces : Parts::kMost), body);
+  run_parallel(parallel, static_cast<size_t>(workers), body);
 }
 
 }  // namespace qd::QD_ISA

@@ -53,6 +53,10 @@ inline constexpr Entry<254, 15, const char*()> kGetBuildInfoString{};
 inline constexpr Entry<26, 1, Status*(const char* name, Domain**)> kCreateCustomOpDomain{};
 inline constexpr Entry<27, 1, Status*(Domain*, const struct CustomOp*)> kCustomOpDomainAdd{};
 inline constexpr Entry<28, 1, Status*(SessionOptions*, Domain*)> kAddCustomOpDomain{};
+using Options = const SessionOptions*;
+inline constexpr Entry<237, 14, Status*(Options, const char* key, int* found)> kHasConfigEntry{};
+inline constexpr Entry<238, 14, Status*(Options, const char* key, char* value, size_t* bytes)>
+    kGetConfigEntry{};
 
 using Info = const KernelInfo*;
 inline constexpr Entry<85, 1, Status*(Info, const char*, float*)> kGetAttributeFloat{};

@@ -47,10 +47,11 @@ std::string range_text(int64_t low, int64_t high) {
 
 }  // namespace
 
-Node::Node(const Api& api, const KernelInfo* info, const char* op, const Formal* inputs,
+Node::Node(const Host& host, const KernelInfo* info, const char* op, const Formal* inputs,
            const Formal* outputs)
-    : api_(api),
-      label_(op + (" '" + printable(node_name(api, info)) + "'")),
+    : api_(host.api),
+      threads_(host.threads),
+      label_(op + (" '" + printable(node_name(host.api, info)) + "'")),
       inputs_(inputs),
       outputs_(outputs) {}
 
@@ -100,10 +101,10 @@ void Node::refuse_shape(const TensorInfo* info, size_t index, const Shape& expec
          shape_text(expected.dims.data(), expected.rank));
 }
 
-Creation::Creation(const Api& api, const KernelInfo* info, const char* op, const Formal* inputs,
+Creation::Creation(const Host& host, const KernelInfo* info, const char* op, const Formal* inputs,
                    const Formal* outputs)
-    : Node(api, info, op, inputs, outputs), info_(info) {
-  api(kInfoGetInputCount, info, &input_count_);
+    : Node(host, info, op, inputs, outputs), info_(info) {
+  api()(kInfoGetInputCount, info, &input_count_);
 }
 
 void Creation::refuse_attribute(const char* name, const std::string& found,
@@ -219,8 +220,8 @@ void* Run::allocate(size_t index, const Shape& shape) const {
   return data;
 }
 
-void Run::run_pieces(const void* self, size_t total, void (*body)(void*, size_t), void* arg) {
-  const Run& run = *static_cast<const Run*>(self);
+void Run::run_by_host(const Parallel& self, size_t total, void (*body)(void*, size_t), void* arg) {
+  const Run& run = *static_cast<const Run*>(self.context);
   if (total == 0) return;
   if (total == 1) return body(arg, 0);
   constexpr size_t kAsThreadsBecomeFree = 0;

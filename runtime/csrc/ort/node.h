@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "kernels/kernels.h"
+#include "kernels/pool.h"
 #include "ort/abi.h"
 
 namespace qd::ort {
@@ -99,13 +100,20 @@ struct Tensor {
   std::array<int64_t, kMaxRank> dims{};
 };
 
+// Where an op runs. threads: of ours, for its loops; 0: the host's are used.
+struct Host {
+  Api api;
+  int threads;
+};
+
 // A node of a model: what its messages need.
 class Node {
  public:
-  Node(const Api& api, const KernelInfo* info, const char* op, const Formal* inputs,
+  Node(const Host& host, const KernelInfo* info, const char* op, const Formal* inputs,
        const Formal* outputs);
 
   const Api& api() const { return api_; }
+  int threads() const { return threads_; }
   const Formal& formal_input(size_t index) const { return inputs_[index]; }
   const Formal& formal_output(size_t index) const { return outputs_[index]; }
 
@@ -134,6 +142,7 @@ class Node {
   [[noreturn]] void refuse_shape(const TensorInfo* info, size_t index, const Shape& expected) const;
 
   Api api_;
+  int threads_;
   std::string label_;
   const Formal* inputs_;
   const Formal* outputs_;
@@ -142,7 +151,7 @@ class Node {
 // The creation of a kernel: its attributes and constant inputs.
 class Creation : public Node {
  public:
-  Creation(const Api& api, const KernelInfo* info, const char* op, const Formal* inputs,
+  Creation(const Host& host, const KernelInfo* info, const char* op, const Formal* inputs,
            const Formal* outputs);
 
   // Attributes within a range. Without a fallback they must be there.
@@ -221,7 +230,9 @@ class Run {
   void require_below(size_t index, const Tensor<int64_t>& values, int64_t limit) const;
 
   // The threads of the session. Valid as long as this object.
-  Parallel parallel() const { return {run_pieces, this}; }
+  Parallel parallel() const {
+    return node_.threads() > 0 ? pool_of(node_.threads()) : Parallel{run_by_host, this, 0};
+  }
 
  private:
   const Value* fetch(size_t index) const {
@@ -230,7 +241,8 @@ class Run {
     return value;
   }
   void* allocate(size_t index, const Shape& shape) const;
-  static void run_pieces(const void* self, size_t total, void (*body)(void*, size_t), void* arg);
+  static void run_by_host(const Parallel& self, size_t total, void (*body)(void*, size_t),
+                          void* arg);
 
   const Node& node_;
   KernelContext* context_;

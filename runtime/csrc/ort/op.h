@@ -19,7 +19,7 @@ struct Alias {
 
 // An op and the host it is registered with: callbacks get no other way to the host's functions.
 struct Op : CustomOp {
-  FunctionTable table = nullptr;
+  Host host{Api(nullptr), 0};
 };
 
 template <typename K, typename = void>
@@ -62,9 +62,9 @@ class Callbacks {
   };
 
   static Status* create(const CustomOp* op, FunctionTable, const KernelInfo* info, void** kernel) {
-    const Api api(static_cast<const Op*>(op)->table);
-    return guarded(api, [&] {
-      const Creation creation(api, info, K::kName, K::kInputs, K::kOutputs);
+    const Host& host = static_cast<const Op*>(op)->host;
+    return guarded(host.api, [&] {
+      const Creation creation(host, info, K::kName, K::kInputs, K::kOutputs);
       *kernel = new Kernel{creation, K(creation)};
     });
   }
@@ -75,7 +75,7 @@ class Callbacks {
   }
 
   static Status* infer(const CustomOp* op, InferenceContext* context) {
-    const Api api(static_cast<const Op*>(op)->table);
+    const Api& api = static_cast<const Op*>(op)->host.api;
     return guarded(api, [&] { K::infer(Inference(api, context, K::kOutputs)); });
   }
 

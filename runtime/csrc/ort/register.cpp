@@ -1,6 +1,7 @@
 // Where ONNX Runtime enters: RegisterCustomOps, called once per options object.
 
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <iterator>
 #include <memory>
@@ -17,13 +18,18 @@ constexpr Op (*kOps[])() = {qlinear_op,        norm_op,  rope_table_op, tree_att
                             kv_write_op,       embed_op, head_top_k_op, encode_attention_op,
                             cross_attention_op};
 
-// The ops as registered with one host. Hosts keep the addresses, so an object of this class lives
-// until the process ends. A process may hold several runtimes, each with a table of its own.
-struct Host {
+// Of how many threads of ours the sessions with these options are; without it the host's are used.
+constexpr char kThreadsKey[] = "quickdraft.threads";
+
+// The ops as registered with one host, for sessions of as many threads. Hosts keep the addresses,
+// so an object of this class lives until the process ends. A process may hold several runtimes,
+// each with a table of its own.
+struct Registered {
   FunctionTable table;
+  int threads;
   Domain* domain = nullptr;
   Op ops[std::size(kOps)];
-  Host* next = nullptr;
+  Registered* next = nullptr;
 };
 
 // NN of the host's version 1.NN; 0 if it is another or no version.
@@ -57,28 +63,43 @@ bool works(const Api& api) {
          api.succeeds(kGetElementType, holder.info, &type) && type == Element::kInt64;
 }
 
-// The ops for this host; made at the first call.
-const Host& host_for(FunctionTable table) {
+// What kThreadsKey says; 0 if nothing.
+int threads_of(const Api& api, Options options) {
+  int found = 0;
+  api(kHasConfigEntry, options, kThreadsKey, &found);
+  if (!found) return 0;
+  char text[16] = {};
+  size_t bytes = sizeof text;
+  char* end = text;
+  const bool read = api.succeeds(kGetConfigEntry, options, kThreadsKey, text, &bytes);
+  const long threads = read ? std::strtol(text, &end, 10) : 0;
+  if (!read || end == text || *end || threads < 1 || threads > kMostThreads) {
+    throw Invalid(std::string("quickdraft: session option ") + kThreadsKey +
+                  " must be a number of threads from 1 to " + std::to_string(kMostThreads));
+  }
+  return static_cast<int>(threads);
+}
+
+// The ops for this host and number of threads; made at the first call.
+const Registered& registered(FunctionTable table, int threads) {
   static std::mutex mutex;
-  static Host* first = nullptr;
+  static Registered* first = nullptr;
   const std::lock_guard<std::mutex> lock(mutex);
-  for (const Host* host = first; host; host = host->next) {
-    if (host->table == table) return *host;
+  for (const Registered* each = first; each; each = each->next) {
+    if (each->table == table && each->threads == threads) return *each;
   }
   const Api api(table);
-  if (!works(api)) {
-    throw Invalid("quickdraft: this ONNX Runtime does not behave as its version should");
-  }
-  auto host = std::make_unique<Host>();
-  host->table = table;
-  api(kCreateCustomOpDomain, kDomain, &host->domain);
+  auto made = std::make_unique<Registered>();
+  made->table = table;
+  made->threads = threads;
+  api(kCreateCustomOpDomain, kDomain, &made->domain);
   for (size_t i = 0; i < std::size(kOps); ++i) {
-    host->ops[i] = kOps[i]();
-    host->ops[i].table = table;
-    api(kCustomOpDomainAdd, host->domain, &host->ops[i]);
+    made->ops[i] = kOps[i]();
+    made->ops[i].host = {api, threads};
+    api(kCustomOpDomainAdd, made->domain, &made->ops[i]);
   }
-  host->next = first;
-  first = host.release();
+  made->next = first;
+  first = made.release();
   return *first;
 }
 
@@ -110,6 +131,9 @@ QD_EXPORT qd::ort::Status* RegisterCustomOps(qd::ort::SessionOptions* options,
                     " or later, this is " + base->version_text());
     }
     check_isa();
-    api(kAddCustomOpDomain, options, host_for(table).domain);
+    if (!works(api)) {
+      throw Invalid("quickdraft: this ONNX Runtime does not behave as its version should");
+    }
+    api(kAddCustomOpDomain, options, registered(table, threads_of(api, options)).domain);
   });
 }

@@ -24,7 +24,11 @@ from quickdraft.export.ops import Attention, Rope
 from quickdraft.export.quantize import FORMATS
 from quickdraft.export.weights import Weight, dense_weight
 from quickdraft.manifest import Variant
-from quickdraft.runtime.backends.hotpath import HotpathBackend
+from quickdraft.runtime.backends.hotpath import (
+    THREADS_KEY,
+    HotpathBackend,
+    default_threads,
+)
 from quickdraft.types import ModelSpec
 
 HIDDEN, VOCABULARY, ROWS = 32, 48, 5
@@ -171,10 +175,10 @@ def test_a_part_with_features_runs(tmp_path: Path) -> None:
 
 
 @needs_native
-def test_threads_of_a_part_sleep_between_its_steps(tmp_path: Path) -> None:
-    model = opened(tmp_path, head(eagle_like))
-    entry = "session.intra_op.allow_spinning"
-    assert model._session.get_session_options().get_session_config_entry(entry) == "0"
+def test_a_part_shares_threads_with_its_target(tmp_path: Path) -> None:
+    options = opened(tmp_path, head(eagle_like))._session.get_session_options()
+    assert int(options.get_session_config_entry(THREADS_KEY)) == default_threads()
+    assert options.intra_op_num_threads == 1
 
 
 @needs_native
