@@ -52,8 +52,9 @@ QD_EXPORT int qd_move_rows(const QdCache* cache, const int64_t* from, const int6
                            int64_t count);
 
 // The kernels. isa: a name, or null for the one in use. threads: how many run the pieces, 1 to
-// 1024. The structs are those of kernels.h; qd_args_bytes gives their size by the name of the function
-// ("linear", ...; "cache" is QdCache), 0 for any other name, so that mirrors can check themselves.
+// 1024. The structs are those of kernels.h; qd_args_bytes gives their size by the name of the
+// function ("linear", ...; "cache" is QdCache), 0 for any other name, so that mirrors can check
+// themselves.
 QD_EXPORT int64_t qd_args_bytes(const char* name);
 QD_EXPORT int qd_linear(const char* isa, const qd::LinearArgs* args, int threads);
 QD_EXPORT int qd_head(const char* isa, const qd::HeadArgs* args, int threads);

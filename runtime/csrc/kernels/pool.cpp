@@ -8,9 +8,9 @@
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
+#include <exception>
 #include <memory>
 #include <mutex>
-#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -34,7 +34,7 @@ class Pool {
   explicit Pool(int threads) : threads_(threads) {
     try {
       for (int i = 1; i < threads; ++i) std::thread([this] { work(); }).detach();
-    } catch (const std::system_error&) {  // no more threads: fewer do the work
+    } catch (const std::exception&) {  // no more threads: fewer do the work
     }
   }
 
