@@ -46,7 +46,7 @@ __all__ = [
 
 SCHEMA_VERSION = 3
 MANIFEST_NAME = "manifest.json"
-EXPORT_REVISION = "5"
+EXPORT_REVISION = "6"
 """Raised whenever export makes other files of the same checkpoint: what the cache holds from an
 older revision is then made again. Stands in `written_by` as "export"."""
 

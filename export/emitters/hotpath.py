@@ -108,7 +108,7 @@ class HotpathOps(AttentionOps):
         if not isinstance(inner, Taken):
             raise unsupported("needs logits of the rows asked for only")
         weights, attributes = self._writer.matrix_product(x.weight, x.bias, norm)
-        inputs = [self._writer.value(inner.x), inner.rows, self._full, *weights]
+        inputs = [*self._rows_of(inner), self._full, *weights]
         attributes |= {"top": self._top, "softcap": cap}
         results = self._writer.ops("HeadTopK", inputs, attributes, outputs=4)
         floats, top = ir.DataType.FLOAT, self._top
@@ -116,6 +116,16 @@ class HotpathOps(AttentionOps):
         self._graph.output(results[1], "top_ids", ir.DataType.INT64, ["m", top])
         self._graph.output(results[2], "log_sum", floats, ["m"])
         self._graph.output(results[3], "logits", floats, ["full_m", self._spec.vocab_size])
+
+    def _rows_of(self, x: Taken) -> tuple[ir.Value, ir.Value]:
+        """A value and its rows that the head is to read: after a long prompt one row is, and what
+        follows the last attention is computed for that one only."""
+        early = self._writer.take_early(x.x, x.rows)
+        if early is None:
+            return self._writer.value(x.x), x.rows
+        count = self._graph.one("Size", [x.rows])
+        zero, one = (self._graph.constant(np.array(i, np.int64)) for i in (0, 1))
+        return self._writer.value(early), self._graph.one("Range", [zero, count, one])
 
     def finish(self, path: Path) -> StepNames:
         """Write the graph and say how its tensors are called."""

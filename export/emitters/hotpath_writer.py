@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,32 @@ class HotpathWriter:
         if isinstance(x, Columns) and x.done is None:
             return self.value(x.product), x.offset
         return self.value(x), 0
+
+    def take_early(self, x: Value, rows: ir.Value) -> Value | None:
+        """Rows of x, taken where its last products begin, so that these are of no more rows; None
+        where x is no product or sum of them."""
+        if isinstance(x, ir.Value) or x.done is not None:
+            return None
+        taken: dict[int, Value] = {}
+
+        def take(value: Value) -> Value:
+            if id(value) not in taken:
+                taken[id(value)] = spread(value)
+            return taken[id(value)]
+
+        def spread(value: Value) -> Value:
+            match value:
+                case Product(done=None) | Normed(done=None):
+                    return replace(value, x=take(value.x))
+                case Columns(done=None, product=product):
+                    inner = take(product)
+                    assert isinstance(inner, Product)
+                    return replace(value, product=inner)
+                case Sum(done=None):
+                    return replace(value, terms=tuple(map(take, value.terms)))
+            return self._graph.one("Gather", [self.value(value), rows], {"axis": 0})
+
+        return take(x) if isinstance(x, Product | Normed | Sum) else None
 
     def activate(self, x: ir.Value, kind: Activation) -> ir.Value:
         """An activation by itself."""

@@ -52,12 +52,15 @@ def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_library_that_onnxruntime_does_not_take(monkeypatch: pytest.MonkeyPatch) -> None:
     real = ort_session.options
 
-    def options(threads: int | None, beside: bool) -> object:
+    def options(threads: int | None) -> object:
         class Refusing:
+            def add_session_config_entry(self, key: str, value: str) -> None:
+                assert int(value) > 0
+
             def register_custom_ops_library(self, path: str) -> None:
                 raise RuntimeError("the canary sang wrong")
 
-        assert real(threads, beside) is not None
+        assert real(threads) is not None
         return Refusing()
 
     monkeypatch.setattr(ort_session, "options", options)

@@ -127,6 +127,8 @@ OPS: Mapping[str, Callable[[Inputs, Mapping[str, Any]], list[Array]]] = {
     "Mul": lambda i, a: [i[0] * i[1]],
     "Concat": lambda i, a: [np.concatenate(i)],  # type: ignore[arg-type]
     "Gather": lambda i, a: [i[0][i[1]]],
+    "Size": lambda i, a: [np.array(i[0].size)],
+    "Range": lambda i, a: [np.arange(i[0], i[1], i[2])],
     "Identity": lambda i, a: list(i),
     "Slice": _slice,
 }

@@ -137,7 +137,21 @@ def test_nothing_is_left_between_the_kernels(name: str, tmp_path: Path) -> None:
     assert count.pop("Embed") == (2 if learned else 1)
     assert count.pop("Add", 0) == int(learned)
     assert count.pop("RopeTable", 0) == {"gemma3": 2, "gpt2": 0, "opt": 0}.get(name, 1)
-    assert not count
+    # The residual stream and what attention gave, at the rows that the head reads.
+    assert count == {"Gather": 2, "Size": 1, "Range": 1}
+
+
+@pytest.mark.parametrize("name", PER_LAYER)
+def test_the_last_products_are_of_the_rows_asked_for(name: str, tmp_path: Path) -> None:
+    graph, _ = emit(request(name, tmp_path))
+    tokens, rows = np.arange(3, 10), np.array([6, 2])
+    values = run_chain(graph, tokens, rows)
+    last = max(i for i, node in enumerate(graph.node) if node.op_type == "TreeAttention")
+    after = [node for node in graph.node[last + 1 :] if node.op_type == "QLinear"]
+    assert after
+    assert all(len(values[node.output[0]]) == len(rows) for node in after)
+    full = run_chain(graph, tokens, np.arange(len(tokens)))
+    np.testing.assert_allclose(values["logits"], full["logits"][rows], rtol=1e-5, atol=1e-5)
 
 
 def test_norms_sums_and_activations_are_taken_in(tmp_path: Path) -> None:
