@@ -36,7 +36,7 @@ BELOW = {
     "": {"kernels"},
     "capi": {"", "kernels"},
     "ort": {"", "kernels"},
-    "tests": {"capi"},
+    "tests": {"capi", "kernels"},
 }
 FLAGS = re.compile(
     r"(?<![\w-])-(march=|mavx|mfma|mf16c|mtune=|O[0-3s]\b|f(fast-math|fp-contract|visibility))"

@@ -1,0 +1,34 @@
+"""The threads that loops run on, by themselves and under the thread sanitizer."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+CSRC = Path(__file__).resolve().parents[2] / "runtime" / "csrc"
+COMPILER = shutil.which("c++")
+
+pytestmark = [
+    pytest.mark.native,
+    pytest.mark.skipif(COMPILER is None or os.name == "nt", reason="no compiler named c++"),
+]
+
+
+@pytest.mark.parametrize("flags", [["-O2"], ["-O1", "-g", "-fsanitize=thread"]], ids=" ".join)
+def test_every_index_is_run_once(flags: list[str], tmp_path: Path) -> None:
+    program = tmp_path / "pool"
+    sources = [CSRC / "tests" / "pool.cpp", CSRC / "kernels" / "pool.cpp"]
+    command = [COMPILER, "-std=c++17", *flags, "-pthread", f"-I{CSRC}", *sources, "-o", program]
+    built = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    if "cannot find -ltsan" in built.stderr or "libtsan" in built.stderr:
+        pytest.skip("the compiler has no thread sanitizer")
+    assert built.returncode == 0, built.stderr
+    clean = {key: value for key, value in os.environ.items() if key != "LD_PRELOAD"}
+    done = subprocess.run([str(program)], capture_output=True, text=True, env=clean, timeout=120)
+    if "unexpected memory mapping" in done.stderr:
+        pytest.skip("the thread sanitizer does not start on this kernel")
+    assert done.returncode == 0, done.stdout + done.stderr
