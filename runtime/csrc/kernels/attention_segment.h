@@ -55,7 +55,8 @@ struct Sizes {
         group(args.heads / args.kv.cache.kv_heads) {
     // As many as there may be, for each widened value serves them all, unless that leaves too few
     // tasks to share out; but no fewer than fill a register tile.
-    const int64_t parts = (kTasksToShare - 1) / (args.kv.cache.kv_heads * segments) + 1;
+    const int64_t whole = larger(1, segments - 1);
+    const int64_t parts = (kTasksToShare - 1) / (args.kv.cache.kv_heads * whole) + 1;
     const int64_t fewest = (kTileQueries - 1) / group + 1;
     const int64_t shared = larger(fewest, (args.kv.rows - 1) / parts + 1);
     rows_per_tile = group < kMostQueries ? smaller(kMostQueries / group, shared) : 1;
