@@ -88,8 +88,8 @@ struct Zero {
 
 // Rounds 32 values to codes: value / scale to nearest even. rest (32 values, or null) receives what
 // rounding lost. A scale of NaN gives zeros for codes, and NaN for every sum they are in.
-inline RoundedGroup round_group(const float* x, float largest, float scale, Zero zero_code,
-                                float* rest) {
+inline void round_group(const float* x, float largest, float scale, Zero zero_code, float* rest,
+                        int8_t* codes, GroupFacts& facts) {
   const V a = load(x), b = load(x + 16);
   V p = zero(), q = zero();
   if (scale > 0.0f) {
@@ -97,20 +97,18 @@ inline RoundedGroup round_group(const float* x, float largest, float scale, Zero
     p = round_even(mul(a, inverse));
     q = round_even(mul(b, inverse));
   }
-  RoundedGroup group;
-  store_i8(group.codes, p);
-  store_i8(group.codes + 16, q);
-  const float first = sum(p), second = sum(q);
-  group.facts.scale = scale;
-  group.facts.scaled_sum = scale * (first + second);
-  const float before = zero_code.halves ? first : first + second;
-  group.facts.starts[0] = -zero_code.value * static_cast<int32_t>(before);
-  group.facts.starts[1] = -zero_code.value * static_cast<int32_t>(second);
+  store_i8(codes, p);
+  store_i8(codes + 16, q);
+  const float all = sum(add(p, q));  // of small whole numbers, so in any order
+  const float second = zero_code.halves ? sum(q) : 0.0f;
+  facts.scale = scale;
+  facts.scaled_sum = scale * all;
+  facts.starts[0] = -zero_code.value * static_cast<int32_t>(all - second);
+  facts.starts[1] = -zero_code.value * static_cast<int32_t>(second);
   if (rest) {
     store(rest, fma(p, set1(-scale), a));
     store(rest + 16, fma(q, set1(-scale), b));
   }
-  return group;
 }
 
 // The second terms of one row, before they are merged with those of the other rows of its tile.
@@ -154,12 +152,13 @@ inline void round_row(const float* x, int64_t groups, Zero zero_code, const Roun
     const float scale = number ? scale_of(largest[g]) : largest[g];
     const bool is_coarse = whole && scale * scale > limit;
     float rest[32];
-    put(round_group(x + 32 * g, largest[g], scale, zero_code, is_coarse ? rest : nullptr), to, g,
-        row);
+    round_group(x + 32 * g, largest[g], scale, zero_code, is_coarse ? rest : nullptr,
+                to.codes(g, row), to.facts(g, row));
     if (!is_coarse) continue;
     const float left = largest_of_group(rest, broken);
     coarse.groups[coarse.count] = static_cast<int32_t>(g);
-    coarse.terms[coarse.count++] = round_group(rest, left, scale_of(left), zero_code, nullptr);
+    RoundedGroup& term = coarse.terms[coarse.count++];
+    round_group(rest, left, scale_of(left), zero_code, nullptr, term.codes, term.facts);
   }
 }
 
