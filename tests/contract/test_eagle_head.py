@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from tiny.checkpoint import tiny_checkpoint
+from tiny.folders import lasting_folder
 from tiny.native import needs_native
 
 from quickdraft.drafters.base import HeadOutput
@@ -63,7 +63,7 @@ def tensors(family: str) -> dict[str, NDArray[Any]]:
 @functools.cache
 def bundle(family: str) -> tuple[Path, Manifest]:
     """A tiny model with a random head, in every form."""
-    folder = Path(tempfile.mkdtemp(prefix="eagle-"))
+    folder = lasting_folder("eagle-")
     manifest = export_checkpoint(
         tiny_checkpoint(family),
         folder / "bundle",

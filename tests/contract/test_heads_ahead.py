@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from tiny.checkpoint import tiny_checkpoint
+from tiny.folders import lasting_folder
 from tiny.native import needs_native
 
 from quickdraft.drafters.tree import Tree
@@ -68,7 +69,7 @@ def write_heads(folder: Path, family: str, kind: str, tensors: Tensors, name: st
 @functools.cache
 def bundle(family: str) -> tuple[Path, Manifest, dict[str, Tensors]]:
     """A tiny model with heads of both kinds, in every form."""
-    folder = Path(tempfile.mkdtemp(prefix="heads-"))
+    folder = lasting_folder("heads-")
     settings = HeadsSettings(HEADS, VOCAB, "any")
     spec = target_of(family).spec
     tensors = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from tiny.checkpoint import tiny_checkpoint
+from tiny.folders import lasting_folder
 from tiny.native import needs_native
 from tiny.random_heads import write_head
 
@@ -51,7 +51,7 @@ def write_judge(file: Path, settings: dict[str, Any], made: Tensors) -> Path:
 
 @functools.cache
 def bundle(width: int, bias: float = 0.0, weights: str = "fp32") -> tuple[Path, Manifest]:
-    folder = Path(tempfile.mkdtemp(prefix="judge-"))
+    folder = lasting_folder("judge-")
     settings = {"width": width, "name": "judge"}
     file = write_judge(folder / "judge.safetensors", settings, tensors(width, bias))
     manifest = export_checkpoint(

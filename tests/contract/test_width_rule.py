@@ -8,14 +8,13 @@ another grouping and is equal up to rounding (docs/decisions/001-slot-major-atte
 from __future__ import annotations
 
 import functools
-import tempfile
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny.checkpoint import VOCAB_SIZE, tiny_checkpoint
+from tiny.folders import lasting_folder
 from tiny.parts import target_request
 
 from quickdraft.drafters.tree import Tree
@@ -40,7 +39,7 @@ def backend(kind: str, form: str, threads: int = 2) -> OnnxRuntimeBackend:
     architecture = find_family(checkpoint.config)
     description = architecture.read(checkpoint.config)
     spec = description.model_spec()
-    folder = Path(tempfile.mkdtemp())
+    folder = lasting_folder()
     variant = emit_onnx(
         target_request(
             build=lambda ops: architecture.build(ops, description, checkpoint.weights),

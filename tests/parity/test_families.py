@@ -29,6 +29,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from tiny.families import CONFIGS, Oracle, save_tiny  # noqa: E402
+from tiny.folders import lasting_folder  # noqa: E402
 from tiny.parts import target_request  # noqa: E402
 from transformers import CONFIG_MAPPING, LlamaConfig  # noqa: E402
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS  # noqa: E402
@@ -79,7 +80,7 @@ def open_backend(name: str, folder: Path, hidden_states: tuple[int, ...] = ()) -
 @functools.cache
 def open_case(backend: str, model: str) -> Case:
     torch.set_num_threads(1)
-    folder = Path(tempfile.mkdtemp(prefix="tiny-"))
+    folder = lasting_folder("tiny-")
     oracle = save_tiny(model, folder)
     opened = open_backend(backend, folder)
     return Case(opened, oracle, opened.spec.vocab_size)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tiny.families import Oracle, save_tiny
+from tiny.folders import lasting_folder
 from tiny.parts import target_request
 
 from quickdraft.export.architectures.base import find_family
@@ -43,7 +43,7 @@ class TinyDecoder:
 @functools.cache
 def tiny_decoder(name: str) -> TinyDecoder:
     """CONFIGS[name] of `tiny.family_configs`; read once."""
-    folder = Path(tempfile.mkdtemp(prefix="tiny-"))
+    folder = lasting_folder("tiny-")
     oracle = save_tiny(name, folder)
     checkpoint = read_huggingface(folder)
     family = find_family(checkpoint.config)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from tiny.checkpoint import tiny_checkpoint
+from tiny.folders import lasting_folder
 
 from quickdraft.export.emitters.base import Part
 from quickdraft.export.heads import chimera, clover, compact, eagle, falcon, nested
@@ -120,7 +120,7 @@ def write_head(file: Path, kind: str, family: str, **changes: Any) -> Path:
 @functools.cache
 def bundle(kind: str, family: str) -> tuple[Path, Manifest]:
     """A tiny model with a head, in every form."""
-    folder = Path(tempfile.mkdtemp(prefix="along-"))
+    folder = lasting_folder("along-")
     manifest = export_checkpoint(
         tiny_checkpoint(family),
         folder / "bundle",

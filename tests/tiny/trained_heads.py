@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from tiny.folders import lasting_folder
 from tiny.followers import WORDS, followers_checkpoint, text
 
 from quickdraft.drafters.train.data import Corpus, Document
@@ -71,7 +71,7 @@ def trained(
 @functools.cache
 def trained_bundle(kind: str, steps: int, rate: float, **options: Any) -> Path:
     """The model, with the draft."""
-    folder = Path(tempfile.mkdtemp(prefix="trained-"))
+    folder = lasting_folder("trained-")
     training, _ = trained(kind, steps, rate, **options)
     write_trained(
         folder / "draft.safetensors",

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from tiny.folders import lasting_folder
 from tiny.followers import LIKELY, WORDS, followers_checkpoint, text
 
 torch = pytest.importorskip("torch")
@@ -60,7 +60,7 @@ def trained(kind: str) -> tuple[DraftTraining, Mapping[str, float]]:
 
 @functools.cache
 def bundle(kind: str) -> Path:
-    folder = Path(tempfile.mkdtemp(prefix="ahead-"))
+    folder = lasting_folder("ahead-")
     training, _ = trained(kind)
     write_trained(
         folder / "heads.safetensors",

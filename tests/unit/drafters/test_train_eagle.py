@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from tiny.folders import lasting_folder
 from tiny.followers import followers_checkpoint, text
 
 torch = pytest.importorskip("torch")
@@ -53,7 +53,7 @@ def trained() -> tuple[DraftTraining, Mapping[str, float]]:
 
 @functools.cache
 def bundle() -> Path:
-    folder = Path(tempfile.mkdtemp(prefix="eagle-"))
+    folder = lasting_folder("eagle-")
     training, _ = trained()
     write_trained(
         folder / "head.safetensors",
