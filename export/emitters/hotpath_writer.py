@@ -68,10 +68,10 @@ class HotpathWriter:
             match value:
                 case Product(done=None) | Normed(done=None):
                     return replace(value, x=take(value.x))
-                case Columns(done=None, product=product):
-                    inner = take(product)
-                    assert isinstance(inner, Product)
-                    return replace(value, product=inner)
+                case Columns(done=None, product=Product(done=None)):
+                    product = take(value.product)
+                    if isinstance(product, Product):
+                        return replace(value, product=product)
                 case Sum(done=None):
                     return replace(value, terms=tuple(map(take, value.terms)))
             return self._graph.one("Gather", [self.value(value), rows], {"axis": 0})
