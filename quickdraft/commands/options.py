@@ -53,6 +53,12 @@ GENERATION: tuple[tuple[str, tuple[str, ...], Any, str], ...] = (
         click.Choice(("exact", "typical", "judge")),
         "exact; or, lossy, typical, or what the judge of the bundle lets pass.",
     ),
+    (
+        "judge_threshold",
+        ("--judge-threshold",),
+        float,
+        "With --acceptance judge: how sure it must be, from 0 to 1.",
+    ),
     ("num_draft_tokens", ("--draft-tokens",), int, "Draft N tokens a step, instead of planning."),
 )
 _REPEATED = frozenset({"logit_bias", "stop_strings"})
@@ -137,6 +143,11 @@ def generation_options(command: Command) -> Command:
         generation = {name: v for name, v in values.items() if v is not None and v != ()}
         if "logit_bias" in generation:
             generation["logit_bias"] = _biases(generation["logit_bias"])
+        if "judge_threshold" in generation and generation.get("acceptance") != "judge":
+            raise OptionError(
+                f"--judge-threshold {generation['judge_threshold']:g} is for the judge; give "
+                "--acceptance judge with it, or leave it out"
+            )
         return command(*args, generation=generation, **params)
 
     wrapped = click.option(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from tiny.checkpoint import tiny_checkpoint
 from tiny.folders import lasting_folder
 from tiny.native import needs_native
+from tiny.process import call
 from tiny.random_heads import write_head
 
 from quickdraft.drafters.tree import Tree
@@ -115,6 +117,25 @@ def test_what_a_judge_lets_pass(backend: str, options: dict[str, Any]) -> None:
         assert drafted
         if sure:
             assert all(step.accepted for step in drafted[:-1])
+
+
+def test_its_threshold_on_the_command_line() -> None:
+    """A judge that is sure of all lets nothing pass where more than that is asked for."""
+    folder, _ = bundle(0, 1e4)
+    asked = ["run", str(folder), "hello there", "--backend", "reference", "--json", "-n", "24"]
+    asked += ["--ignore-eos", "--temperature", "0", "--no-store", "--drafter", "eagle"]
+    asked += ["--drafter-option", "eagle.part=two", "--drafter-option", "eagle.stop_below=0"]
+
+    def said(*options: str) -> str:
+        done = call(*asked, *options)
+        assert done.returncode == 0, done.stderr
+        text: str = json.loads(done.stdout)["text"]
+        return text
+
+    plain = said("--draft-tokens", "0")
+    for least, same in (("1", True), ("0", False), ("0.5", False)):
+        options = ("--draft-tokens", "4", "--acceptance", "judge", "--judge-threshold", least)
+        assert (said(*options) == plain) == same
 
 
 def test_a_bundle_without_a_judge(tmp_path: Path) -> None:

@@ -89,6 +89,11 @@ BAD: list[tuple[list[str], str]] = [
     (["--backend", "onnxruntim"], "did you mean 'onnxruntime'"),
     (["--acceptance", "lenient"], "--acceptance"),
     (["--acceptance", "judge"], "train draft --kind judge"),
+    (["--acceptance", "judge", "--judge-threshold", "1.1"], "judge_threshold is 1.1"),
+    (["--acceptance", "judge", "--judge-threshold", "-0.1"], "judge_threshold is -0.1"),
+    (["--acceptance", "judge", "--judge-threshold", "sure"], "--judge-threshold"),
+    (["--judge-threshold", "0.7"], "--judge-threshold 0.7 is for the judge"),
+    (["--acceptance", "typical", "--judge-threshold", "0.7"], "give --acceptance judge with it"),
     (["--raw", "--system", "x"], "--system"),
     (["--temprature", "1"], "--temperature"),
 ]
@@ -128,7 +133,8 @@ def test_every_generation_option_is_tried() -> None:
     from quickdraft.commands.options import GENERATION
 
     tried = {name for _, expected in OPTIONS for name in expected}
-    assert tried == {field for field, *_ in GENERATION} | {"ignore_eos"}
+    elsewhere = {"judge_threshold"}  # needs a bundle with a judge: tests/contract/test_judge.py
+    assert tried | elsewhere == {field for field, *_ in GENERATION} | {"ignore_eos"}
 
 
 @pytest.mark.parametrize(("arguments", "says"), BAD, ids=lambda v: str(v)[:40])
