@@ -54,7 +54,7 @@ FORMS = ("text", "srt", "vtt", "json")
 @click.option(
     "--checks/--no-checks",
     default=True,
-    help="Leave out silence, and decode again what repeats itself.",
+    help="Leave out silence; decode again what repeats itself or is improbable.",
 )
 @loading_options()
 @common_options

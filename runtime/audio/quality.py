@@ -1,9 +1,9 @@
 """When not to trust what a speech model wrote down: the checks of OpenAI's Whisper.
 
 Radford et al. (2022), section 4.5, and `transcribe.py` of its code: a text that compresses too well
-repeats itself and is decoded again at a higher temperature; a window whose probability of silence
-is high and whose text is improbable says nothing. Ours: a text is not decoded again for being
-improbable alone, and there is one draw at a temperature, not the best of five.
+repeats itself, and is decoded again at a higher temperature, as is one that is improbable; a window
+whose probability of silence is high and whose text is improbable says nothing. Ours: there is one
+draw at a temperature, not the best of five.
 """
 
 from __future__ import annotations

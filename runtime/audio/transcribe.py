@@ -57,8 +57,9 @@ class Window:
     start, end: seconds from the beginning of the file. language: as the model was told or found
     out, None for a model of English alone. no_speech: how probable it is that nobody speaks, None
     where the model cannot say. silent: taken for silence, so that there are no segments.
-    compression: see quality.compression_ratio. temperature: above 0 where the text repeated itself
-    and was decoded again. cut_off: the answer had no room left, and what else was said is missing.
+    compression: see quality.compression_ratio. logprob: see quality.mean_logprob; None where the
+    text was not checked. temperature: above 0 where the text repeated itself or was improbable, and
+    was decoded again. cut_off: the answer had no room left, and what else was said is missing.
     """
 
     segments: tuple[Segment, ...]
@@ -69,6 +70,7 @@ class Window:
     no_speech: float | None = None
     silent: bool = False
     compression: float = 0.0
+    logprob: float | None = None
     temperature: float = 0.0
     cut_off: bool = False
 
@@ -81,6 +83,7 @@ class Window:
             "no_speech": None if self.no_speech is None else round(self.no_speech, 4),
             "silent": self.silent,
             "compression": round(self.compression, 3),
+            "logprob": None if self.logprob is None else round(self.logprob, 4),
             "temperature": self.temperature,
             "cut_off": self.cut_off,
             "source": None if self.result.source is None else self.result.source.to_dict(),
@@ -99,6 +102,17 @@ class _Heard:
     language: str | None
     no_speech: float | None
     read: SourceReport
+
+
+@dataclass(frozen=True)
+class _Said:
+    """The answer about a window, and what is known of it: see Window."""
+
+    result: Result
+    silent: bool
+    compression: float
+    logprob: float | None
+    temperature: float
 
 
 @dataclass(frozen=True)
@@ -126,7 +140,7 @@ class Transcriber:
         """language: as in `en`; None lets a model of several find out, window by window. task:
         transcribe, or translate to English. timestamps: let the model say times, too; without them
         a segment is a whole window. checks: leave out windows in which nobody speaks, and decode a
-        text that repeats itself again, see `quality`. overrides: options of generation by name.
+        text that repeats itself or is improbable again, see `quality`. overrides: options of generation by name.
 
         Raises:
             InputError: the model does not read sound, or does not say what a speech model must.
@@ -195,8 +209,8 @@ class Transcriber:
         self, heard: _Heard, at: int, samples: int, cancel: CancelToken | None
     ) -> tuple[Window, int | None]:
         """One window that begins at sample `at`, and where the next begins within it, see _Cut."""
-        found, temperature, ratio, silent = self._answer(heard, cancel)
-        result = replace(found, source=heard.read)
+        said = self._answer(heard, cancel)
+        result, silent = replace(said.result, source=heard.read), said.silent
         cut = self._cut(result.token_ids)
         start, seconds = at / RATE, samples / RATE
         segments = () if silent else tuple(self._segments(cut, start, seconds))
@@ -209,8 +223,9 @@ class Transcriber:
             heard.language,
             heard.no_speech,
             silent,
-            ratio,
-            temperature,
+            said.compression,
+            said.logprob,
+            said.temperature,
             cut_off=result.finish_reason == "length" and advance is None and not silent,
         )
         return window, advance
@@ -252,42 +267,47 @@ class Transcriber:
         logits: np.ndarray[Any, np.dtype[np.float32]] = output.logits[0]
         return logits
 
-    def _answer(
-        self, heard: _Heard, cancel: CancelToken | None
-    ) -> tuple[Result, float, float, bool]:
-        """The answer about a window, its temperature and compression, and whether it is silence."""
+    def _answer(self, heard: _Heard, cancel: CancelToken | None) -> _Said:
+        """The answer about a window: of the first temperature whose text can be trusted, else of
+        the last one."""
         drawn = "temperature" in self._options or "do_sample" in self._options
-        for temperature in TEMPERATURES:
-            options = dict(self._options)
-            if temperature:  # drafts would make it depend on more than the seed
-                options |= {"temperature": temperature, "top_k": 0, "seed": 0}
-                options |= {"num_beams": 1, "num_draft_tokens": 0}
-            result = self._model.generate(
-                heard.source, opening=heard.opening, session=heard.session, cancel=cancel, **options
-            )
-            if cancel is not None:
-                cancel.check()
-            words = [token for token in result.token_ids if token < self._tokens.silent]
-            ratio = compression_ratio(self._model.detokenize(words).strip())
-            silent = self._is_silent(heard, result, options, cancel)
-            if not self._checks or drawn or silent or ratio <= MOST_COMPRESSION:
-                break
-        return result, temperature, ratio, silent
+        temperatures = TEMPERATURES if self._checks and not drawn else TEMPERATURES[:1]
+        for temperature in temperatures[:-1]:
+            said = self._said(heard, temperature, cancel)
+            if said.silent or not _is_doubtful(said):
+                return said
+        return self._said(heard, temperatures[-1], cancel)
 
-    def _is_silent(
+    def _said(self, heard: _Heard, temperature: float, cancel: CancelToken | None) -> _Said:
+        """One answer about a window, and the checks on it."""
+        options = dict(self._options)
+        if temperature:  # drafts would make it depend on more than the seed
+            options |= {"temperature": temperature, "top_k": 0, "seed": 0}
+            options |= {"num_beams": 1, "num_draft_tokens": 0}
+        result = self._model.generate(
+            heard.source, opening=heard.opening, session=heard.session, cancel=cancel, **options
+        )
+        if cancel is not None:
+            cancel.check()
+        words = [token for token in result.token_ids if token < self._tokens.silent]
+        ratio = compression_ratio(self._model.detokenize(words).strip())
+        logprob = self._mean_logprob(heard, result, options, cancel) if self._checks else None
+        silent = heard.no_speech is not None and heard.no_speech > MOST_SILENCE
+        silent = silent and logprob is not None and logprob <= LEAST_LOGPROB
+        return _Said(result, silent, ratio, logprob, temperature)
+
+    def _mean_logprob(
         self, heard: _Heard, result: Result, options: dict[str, Any], cancel: CancelToken | None
-    ) -> bool:
-        """Whether a window is taken for silence: that is probable, and its text is not."""
+    ) -> float:
+        """How probable an answer is to the model, by the rules that it was chosen by."""
         backend, memory = self._model.backend, heard.session.memory
-        if heard.no_speech is None or heard.no_speech <= MOST_SILENCE:
-            return False
         assert isinstance(backend, Seq2SeqBackend)  # it reads sound  # noqa: S101
         assert memory is not None  # it has just answered  # noqa: S101
         config = self._model.generation_config.replace(**options).after(len(heard.opening))
         eos_ids = config.eos_token_id
         rules = config, self._model.tokenizer.eos_token_ids if eos_ids is None else eos_ids
         said = heard.opening, result.token_ids
-        return mean_logprob(backend, memory, said, rules, cancel) <= LEAST_LOGPROB
+        return mean_logprob(backend, memory, said, rules, cancel)
 
     def _cut(self, tokens: Sequence[int]) -> _Cut:
         ends, begin = self._model.tokenizer.eos_token_ids, self._tokens.silent + 1
@@ -304,6 +324,12 @@ class Transcriber:
             first = min(start * SECONDS_PER_TOKEN, seconds)
             last = seconds if end is None else min(end * SECONDS_PER_TOKEN, seconds)
             yield Segment(offset + first, offset + max(first, last), text, tokens)
+
+
+def _is_doubtful(said: _Said) -> bool:
+    """Whether a text repeats itself or is improbable."""
+    improbable = said.logprob is not None and said.logprob < LEAST_LOGPROB
+    return improbable or said.compression > MOST_COMPRESSION
 
 
 def cut_at_times(tokens: Sequence[int], begin: int) -> _Cut:

@@ -47,8 +47,10 @@ def model(bundle: Path) -> Iterator[Model]:
 
 @pytest.fixture(autouse=True)
 def calm(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A random model repeats itself, which should count only where a test says so."""
+    """A random model repeats itself and is sure of nothing, which should count only where a test
+    says so."""
     monkeypatch.setattr(module, "MOST_COMPRESSION", 1e9)
+    monkeypatch.setattr(module, "LEAST_LOGPROB", -1e9)
 
 
 def noise(path: Path, windows: int) -> Path:
@@ -248,6 +250,28 @@ def test_what_repeats_itself_is_decoded_again(
     assert again[0].result.token_ids != plain.result.token_ids
     assert again[0].result.token_ids == windows_of(model, file, **WORDS_ONLY)[0].result.token_ids
     assert windows_of(model, file, **WORDS_ONLY, checks=False)[0].temperature == 0.0
+
+
+def test_what_is_improbable_is_decoded_again(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = noise(tmp_path / "a.wav", 1)
+    plain = windows_of(model, file, **WORDS_ONLY)[0]
+    assert (plain.temperature, plain.silent) == (0.0, False)
+    assert plain.logprob is not None
+    assert plain.logprob < 0
+    assert plain.to_dict()["logprob"] == round(plain.logprob, 4)
+    for least, again in ((plain.logprob, False), (plain.logprob + 1e-6, True)):
+        monkeypatch.setattr(module, "LEAST_LOGPROB", least)
+        found = windows_of(model, file, **WORDS_ONLY)[0]
+        assert (found.temperature > 0) == again
+        assert (found.result.token_ids != plain.result.token_ids) == again
+        assert found.segments
+    monkeypatch.setattr(module, "LEAST_LOGPROB", 0.0)  # nothing is as probable as that
+    assert windows_of(model, file, **WORDS_ONLY)[0].temperature == 1.0
+    assert windows_of(model, file, **WORDS_ONLY, temperature=0.3, seed=1)[0].temperature == 0.0
+    unchecked = windows_of(model, file, **WORDS_ONLY, checks=False)[0]
+    assert (unchecked.temperature, unchecked.logprob) == (0.0, None)
 
 
 def test_compression_is_that_of_zlib() -> None:
