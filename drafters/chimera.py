@@ -10,46 +10,35 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from quickdraft.drafters.base import DrafterContext, DrafterSource, HeadModel, HeadOutput
 from quickdraft.drafters.following import (
-    FOLLOW_LIMITS,
     Floats,
     Following,
     FollowOptions,
-    following_source,
+    open_following,
 )
 from quickdraft.drafters.levels import GrowingTree
-from quickdraft.drafters.options import checked
-from quickdraft.drafters.parts import open_own
 
 
 @dataclass(frozen=True)
-class ChimeraOptions:
-    """part: name of the head in the bundle. depth: of the deepest node. width: most children of a
-    node, and most nodes of a level that are followed further. stop_below: what follows a path is
-    not asked where the path is less likely than this."""
+class ChimeraOptions(FollowOptions):
+    """See FollowOptions."""
 
-    LIMITS: ClassVar[Mapping[str, tuple[Any, ...]]] = FOLLOW_LIMITS
     part: str = "chimera"
     depth: int = 4
-    width: int = 3
-    stop_below: float = 0.25
 
 
 def open_chimera(context: DrafterContext, options: Mapping[str, Any]) -> DrafterSource:
-    """Load the head. Every conversation has a cache of its own.
+    """Load the head.
 
     Raises:
-        OptionError: an option is unknown or has a bad value, or heads cannot be loaded.
-        InputError: the bundle has no such head, or its target puts out no hidden states for it.
+        OptionError, InputError: see open_following.
     """
-    chosen = checked(ChimeraOptions, "chimera", options)
-    head = open_own(context, "chimera", chosen.part)
-    return following_source("chimera", head, lambda: Chimera(head, chosen))
+    return open_following(("chimera", ChimeraOptions, Chimera), context, options)
 
 
 class Chimera(Following):

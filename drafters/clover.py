@@ -9,47 +9,36 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from quickdraft.drafters.base import DrafterContext, DrafterSource, HeadModel, HeadOutput
 from quickdraft.drafters.following import (
-    FOLLOW_LIMITS,
     Floats,
     Following,
     FollowOptions,
-    following_source,
+    open_following,
 )
 from quickdraft.drafters.levels import GrowingTree
-from quickdraft.drafters.options import checked
-from quickdraft.drafters.parts import open_own
 from quickdraft.drafters.tree import Tree
 
 
 @dataclass(frozen=True)
-class CloverOptions:
-    """part: what the names of block and cell in the bundle begin with. depth: of the deepest node.
-    width: most children of a node, and most nodes of a level that are followed further. stop_below:
-    what follows a path is not asked where the path is less likely than this."""
+class CloverOptions(FollowOptions):
+    """See FollowOptions."""
 
-    LIMITS: ClassVar[Mapping[str, tuple[Any, ...]]] = FOLLOW_LIMITS
     part: str = "clover"
     depth: int = 4
-    width: int = 3
-    stop_below: float = 0.25
 
 
 def open_clover(context: DrafterContext, options: Mapping[str, Any]) -> DrafterSource:
-    """Load block and cell. Every conversation has a cache of its own.
+    """Load block and cell.
 
     Raises:
-        OptionError: an option is unknown or has a bad value, or heads cannot be loaded.
-        InputError: the bundle has no such parts, or its target puts out no hidden states for them.
+        OptionError, InputError: see open_following.
     """
-    chosen = checked(CloverOptions, "clover", options)
-    block, cell = (open_own(context, "clover", chosen.part, f"-{k}") for k in (1, 2))
-    return following_source("clover", block, lambda: Clover(block, cell, chosen))
+    return open_following(("clover", CloverOptions, Clover), context, options, ("-1", "-2"))
 
 
 class Clover(Following):

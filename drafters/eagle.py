@@ -8,46 +8,35 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from quickdraft.drafters.base import DrafterContext, DrafterSource, HeadModel, HeadOutput
 from quickdraft.drafters.following import (
-    FOLLOW_LIMITS,
     Floats,
     Following,
     FollowOptions,
-    following_source,
+    open_following,
 )
 from quickdraft.drafters.levels import GrowingTree
-from quickdraft.drafters.options import checked
-from quickdraft.drafters.parts import open_own
 
 
 @dataclass(frozen=True)
-class EagleOptions:
-    """part: name of the head in the bundle. depth: of the deepest node. width: most children of a
-    node, and most nodes of a level that are followed further. stop_below: what follows a path is
-    not asked where the path is less likely than this."""
+class EagleOptions(FollowOptions):
+    """See FollowOptions."""
 
-    LIMITS: ClassVar[Mapping[str, tuple[Any, ...]]] = FOLLOW_LIMITS
     part: str = "eagle"
     depth: int = 5
-    width: int = 3
-    stop_below: float = 0.25
 
 
 def open_eagle(context: DrafterContext, options: Mapping[str, Any]) -> DrafterSource:
-    """Load the head. Every conversation has a cache of its own.
+    """Load the head.
 
     Raises:
-        OptionError: an option is unknown or has a bad value, or heads cannot be loaded.
-        InputError: the bundle has no such head, or its target puts out no hidden states for it.
+        OptionError, InputError: see open_following.
     """
-    chosen = checked(EagleOptions, "eagle", options)
-    head = open_own(context, "eagle", chosen.part)
-    return following_source("eagle", head, lambda: Eagle(head, chosen))
+    return open_following(("eagle", EagleOptions, Eagle), context, options)
 
 
 class Eagle(Following):

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, ClassVar
 from weakref import WeakSet
 
 import numpy as np
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 
 from quickdraft.drafters.base import (
     Draft,
+    DrafterContext,
     DrafterSource,
     DraftSettings,
     HeadModel,
@@ -28,6 +30,8 @@ from quickdraft.drafters.base import (
 )
 from quickdraft.drafters.conversation import common_prefix
 from quickdraft.drafters.levels import GRADES, LEAST, GrowingTree
+from quickdraft.drafters.options import checked
+from quickdraft.drafters.parts import open_own
 from quickdraft.drafters.tree import Tree
 
 Floats = NDArray[np.float32]
@@ -37,28 +41,22 @@ CHUNK = 256
 """Most rows read in one step."""
 
 
-FOLLOW_LIMITS: Mapping[str, tuple[float, float]] = {
-    "depth": (1, 16),
-    "width": (1, 8),
-    "stop_below": (0.0, 1.0),
-}
-"""What the options of such a drafter may be."""
+@dataclass(frozen=True)
+class FollowOptions:
+    """part: name of the head in the bundle, or what the names of its several parts begin with.
+    depth: of the deepest node. width: most children of a node, and most nodes of a level that are
+    followed further. stop_below: what follows a path is not asked where the path is less likely
+    than this."""
 
-
-class FollowOptions(Protocol):
-    """How a tree grows."""
-
-    @property
-    def depth(self) -> int:
-        """Of the deepest node."""
-
-    @property
-    def width(self) -> int:
-        """Most children of a node, and most nodes of a level that are followed further."""
-
-    @property
-    def stop_below(self) -> float:
-        """What follows a path is not asked where the path is less likely than this."""
+    LIMITS: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "depth": (1, 16),
+        "width": (1, 8),
+        "stop_below": (0.0, 1.0),
+    }
+    part: str
+    depth: int
+    width: int = 3
+    stop_below: float = 0.25
 
 
 class Following(ABC):
@@ -204,12 +202,28 @@ def layers_of(head: HeadModel) -> tuple[int, ...]:
     return tuple(head.details["hidden_states"])
 
 
-def following_source(name: str, head: HeadModel, make: Callable[[], Following]) -> DrafterSource:
-    """The drafter `name`, whose conversations share a head and have a cache each."""
+def open_following(
+    kind: tuple[str, type[FollowOptions], Callable[..., Following]],
+    context: DrafterContext,
+    options: Mapping[str, Any],
+    suffixes: Sequence[str] = ("",),
+) -> DrafterSource:
+    """Load the parts of a drafter, whose conversations share them and have a cache each.
+
+    kind: its name, its options, and what makes the drafter of a conversation from its parts and
+    these. suffixes: what the names of its parts end in; the first one is the head that follows.
+
+    Raises:
+        OptionError: an option is unknown or has a bad value, or heads cannot be loaded.
+        InputError: the bundle lacks a part, or its target puts out no hidden states for it.
+    """
+    name, kind_of_options, make = kind
+    chosen = checked(kind_of_options, name, options)
+    parts = [open_own(context, name, chosen.part, suffix) for suffix in suffixes]
     caches: WeakSet[Any] = WeakSet()
 
     def new() -> Following:
-        drafter = make()
+        drafter = make(*parts, chosen)
         caches.add(drafter.cache)
         return drafter
 
@@ -217,7 +231,7 @@ def following_source(name: str, head: HeadModel, make: Callable[[], Following]) 
         name,
         GRADES,
         new,
-        hidden=layers_of(head),
+        hidden=layers_of(parts[0]),
         costly=True,
         nbytes=lambda: sum(cache.nbytes for cache in list(caches)),
     )
