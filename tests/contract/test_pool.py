@@ -19,9 +19,11 @@ pytestmark = [
 
 
 @pytest.mark.parametrize("flags", [["-O2"], ["-O1", "-g", "-fsanitize=thread"]], ids=" ".join)
-def test_every_index_is_run_once(flags: list[str], tmp_path: Path) -> None:
-    program = tmp_path / "pool"
-    sources = [CSRC / "tests" / "pool.cpp", CSRC / "kernels" / "pool.cpp"]
+@pytest.mark.parametrize("name", ["pool", "parts"])
+def test_every_index_is_run_once(name: str, flags: list[str], tmp_path: Path) -> None:
+    program = tmp_path / name
+    sources = [CSRC / "tests" / f"{name}.cpp"]
+    sources += [CSRC / "kernels" / "pool.cpp"] if name == "pool" else []
     command = [COMPILER, "-std=c++17", *flags, "-pthread", f"-I{CSRC}", *sources, "-o", program]
     built = subprocess.run([str(part) for part in command], capture_output=True, text=True)
     if "cannot find -ltsan" in built.stderr or "libtsan" in built.stderr:
