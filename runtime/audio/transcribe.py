@@ -140,7 +140,8 @@ class Transcriber:
         """language: as in `en`; None lets a model of several find out, window by window. task:
         transcribe, or translate to English. timestamps: let the model say times, too; without them
         a segment is a whole window. checks: leave out windows in which nobody speaks, and decode a
-        text that repeats itself or is improbable again, see `quality`. overrides: options of generation by name.
+        text that repeats itself or is improbable again, see `quality`. overrides: options of
+        generation by name.
 
         Raises:
             InputError: the model does not read sound, or does not say what a speech model must.
