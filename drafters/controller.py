@@ -7,13 +7,14 @@ likeliest nodes as many are verified as make that largest. The goodput controlle
 (SmartSpec, arXiv 2406.14066) maximises tokens per second of the single step instead, and so spends
 too much on poor proposals and too little on good ones.
 
-That drafting pays does not rest on estimates alone. The controller keeps account of what drafting
-has saved and cost in the answer, and never risks more in one step than the account holds: a short
-answer must not lose what another one won.
+That drafting pays does not rest on estimates. The controller keeps account of what drafting has
+saved and cost in the answer, in times that were measured, and never risks more in one step than the
+account holds: a short answer must not lose what another one won.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -36,13 +37,29 @@ that says too much for several rows would never be put right."""
 PROBE_NODES = 3
 
 # The account, in plain steps: what a step without drafts costs.
-FIRST_CREDIT = 0.2
+FIRST_CREDIT = 0.18
 """What an answer may lose before drafting has saved anything in it."""
 MOST_CREDIT = 2.0
+MOST_DEBT = 1.0
+"""A step that cost more than the account held leaves a debt, which has to be saved first."""
+ENOUGH_MISSED = 1.5
+"""What nodes must have been worth together that could not be risked, before an answer may lose its
+first credit once more: two that were right, as a rule."""
+MOST_SLOW = 2.0
+"""A step that took longer than so many times what was expected was disturbed by something else."""
+WIDER = 2
+"""No planned step is more than so many times as wide as the widest one that was measured."""
+FIRST_STEPS = 2
+"""Steps of a loaded model that are plain in any case: what they take is what all others are
+measured by."""
 ALLOWANCE = 0.01
 """What drafting may cost for nothing, per decided token."""
 MEMORY = 64.0
 """Steps after which an old one counts for 1/e in the rate of late."""
+
+AROUND_SHARE = 1 / 16
+MOST_AROUND = 0.2
+"""In plain steps; what took longer was disturbed by something else."""
 
 _KEEP = 1.0 - 1.0 / MEMORY
 
@@ -89,6 +106,8 @@ class Controller:
         self._asked: tuple[str, ...] = ()
         self._context = 0
         self._credit = FIRST_CREDIT
+        self._missed = 0.0  # what nodes would have saved that could not be risked
+        self._around = 0.0  # what drafting costs a step besides asking, in seconds of late
         self._plain_steps = 0  # in a row, although there was something to verify
         # Of late, decayed: tokens, and plain steps they took. It starts with plain decoding.
         self._tokens = self._time = MEMORY / 8
@@ -101,12 +120,13 @@ class Controller:
 
     def begin(self) -> None:
         """An answer starts, with an account of its own (of several at once, they share one)."""
-        self._credit = min(self._credit, FIRST_CREDIT)
+        self._credit = min(max(self._credit, 0.0), FIRST_CREDIT)
+        self._missed = 0.0
 
     def ask(self, room: int) -> list[int]:
         """Indices of the drafters to ask in a step that can hold `room` nodes."""
         asked = []
-        if room > 0:
+        if room > 0 and (self._cost is None or self._cost.plain_steps >= FIRST_STEPS):
             worth, may_spend = self._worth, self._credit > 0
             for index, account in enumerate(self._accounts):
                 if account.is_due(worth, may_spend):
@@ -147,6 +167,7 @@ class Controller:
         likely = [kept(p, len(by)) for p, by in zip(merged.likely, merged.by, strict=True)]
         order, reach, drawn = likeliest(merged, likely, min(room, MAX_NODES))
         price, most = self._worth / plain, plain * (1.0 + self._credit)
+        widest = WIDER * self._cost.widest - 1 if self._cost.plain_steps else MAX_NODES
         best = wanted = 0
         tokens = best_tokens = 1.0
         best_value = wanted_value = 1.0 - self._worth
@@ -157,7 +178,7 @@ class Controller:
             if value > wanted_value:
                 wanted, wanted_value = count, value
             # Drawn nodes are all kept: their number was decided when their drafter was asked.
-            if (value > best_value and cost <= most) or count <= drawn:
+            if (value > best_value and cost <= most and count <= widest) or count <= drawn:
                 best, best_tokens, best_value = count, tokens, value
         reason = _reason(len(order), best, wanted)
         self._plain_steps = 0 if best else self._plain_steps + bool(order)
@@ -194,12 +215,13 @@ class Controller:
         decision: Decision,
         verify_s: float,
         draft_s: Mapping[str, float],
+        around_s: float = 0.0,
     ) -> None:
         """Take in what a step decided.
 
         merged: all that was proposed: what was not verified teaches as well, as far as the decided
         tokens go. tokens: these, in order. verify_s: seconds of the target's step. draft_s: seconds
-        of each drafter that was asked, by name.
+        of each drafter that was asked, by name. around_s: seconds of drafting besides.
         """
         path = self._walk(merged, tokens, decision.nodes)
         if self._cost is None:
@@ -208,16 +230,26 @@ class Controller:
         plain, rows = seconds[0], len(decision.nodes) + 1
         if rows > len(seconds):  # a fixed number beyond what is ever planned
             return
-        step = seconds[rows - 1] / plain
+        step = _charged(rows, seconds, verify_s)
+        self._around += AROUND_SHARE * (min(around_s, MOST_AROUND * plain) - self._around)
         costs = {self._index[name]: spent / plain for name, spent in draft_s.items()}
         spent = step + settle(self._accounts, merged, decision.nodes, path, step - 1.0, costs)
+        spent += self._around / plain
         self._tokens = self._tokens * _KEEP + len(tokens)
         self._time = self._time * _KEEP + spent
-        saved = len(tokens) * (1.0 + ALLOWANCE) - spent
+        self._credit = self._after(len(tokens) * (1.0 + ALLOWANCE) - spent, rows > 1)
         if decision.wanted:
-            saved += _not_risked(merged, decision, path, len(tokens), seconds)
-        self._credit = min(max(self._credit + saved, 0.0), MOST_CREDIT)
+            self._missed += _not_risked(merged, decision, path, len(tokens), seconds)
+            self._missed = max(self._missed, 0.0)
+            if self._missed >= ENOUGH_MISSED:
+                self._missed, self._credit = 0.0, max(self._credit, FIRST_CREDIT)
         self._cost.learn(rows, decision.context_length, verify_s)
+
+    def _after(self, saved: float, drafted: bool) -> float:
+        """The account after a step. Plain steps leave no debt: what they cost besides cannot be
+        saved by not drafting."""
+        least = -MOST_DEBT if drafted else min(self._credit, 0.0)
+        return min(max(self._credit + saved, least), MOST_CREDIT)
 
     def _walk(self, merged: Merged, tokens: Sequence[int], kept: Sequence[int]) -> list[int]:
         """Count who was right along the decided tokens; returns the nodes that were."""
@@ -281,13 +313,21 @@ def _not_risked(
     seconds: Sequence[float],
 ) -> float:
     """Plain steps that nodes would have saved which were wanted and could not be risked, as far as
-    so many decided tokens tell. This is how drafting earns its credit back."""
+    so many decided tokens tell."""
     parents = {0, *path[: tokens - 1]}  # what follows the last token is not decided
     missed = frozenset(decision.wanted).difference(decision.nodes)
     judged = [node for node in missed if merged.parent[node] in parents]
     kept = len(decision.nodes)
     cost = (seconds[kept + len(judged)] - seconds[kept]) / seconds[0]
     return sum([node in path for node in judged]) - cost
+
+
+def _charged(rows: int, seconds: Sequence[float], verify_s: float) -> float:
+    """What a step cost, in plain steps: as measured, if that can be."""
+    expected = seconds[rows - 1]
+    if rows == 1 or not 0 < verify_s < math.inf:
+        return expected / seconds[0]
+    return min(verify_s, MOST_SLOW * expected) / seconds[0]
 
 
 def _reason(offered: int, kept: int, wanted: int) -> str:

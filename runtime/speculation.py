@@ -224,6 +224,7 @@ class Speculation:
 
     def observe(self, proposal: Proposal, verdict: Verdict) -> None:
         """Tell drafters and controller what was decided."""
+        started = clock.now()
         shared = self.drafting
         top = top_ids(verdict.output, shared.top) if shared.top else None
         rows = list(verdict.states)
@@ -233,12 +234,14 @@ class Speculation:
             for drafter in self._drafters:
                 drafter.observe(observation)
             if proposal.offered is not None and proposal.decision is not None:
+                around = proposal.draft_s - sum(proposal.draft_s_by.values())
                 shared.controller.learn(
                     proposal.offered,
                     verdict.decided,
                     proposal.decision,
                     verdict.verify_s,
                     proposal.draft_s_by,
+                    around + clock.now() - started,
                 )
 
 
