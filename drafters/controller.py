@@ -163,6 +163,9 @@ class Controller:
         self._context = context_length
         seconds = self._cost.seconds(context_length)
         plain = seconds[0]
+        if len(merged) == 1:
+            reason, asked = _reason(0, 0, 0), self._asked
+            return Decision((), asked, 0, 1.0, plain, plain, reason, context_length)
         kept = self._promises.kept
         likely = [kept(p, len(by)) for p, by in zip(merged.likely, merged.by, strict=True)]
         order, reach, drawn = likeliest(merged, likely, min(room, MAX_NODES))
@@ -223,7 +226,7 @@ class Controller:
         tokens go. tokens: these, in order. verify_s: seconds of the target's step. draft_s: seconds
         of each drafter that was asked, by name. around_s: seconds of drafting besides.
         """
-        path = self._walk(merged, tokens, decision.nodes)
+        path = self._walk(merged, tokens, decision.nodes) if len(merged) > 1 else []
         if self._cost is None:
             return
         seconds = self._cost.seconds(decision.context_length)
@@ -232,9 +235,10 @@ class Controller:
             return
         step = _charged(rows, seconds, verify_s)
         self._around += AROUND_SHARE * (min(around_s, MOST_AROUND * plain) - self._around)
-        costs = {self._index[name]: spent / plain for name, spent in draft_s.items()}
-        spent = step + settle(self._accounts, merged, decision.nodes, path, step - 1.0, costs)
-        spent += self._around / plain
+        spent = step + self._around / plain
+        if draft_s or path:
+            costs = {self._index[name]: asking / plain for name, asking in draft_s.items()}
+            spent += settle(self._accounts, merged, decision.nodes, path, step - 1.0, costs)
         self._tokens = self._tokens * _KEEP + len(tokens)
         self._time = self._time * _KEEP + spent
         self._credit = self._after(len(tokens) * (1.0 + ALLOWANCE) - spent, rows > 1)

@@ -39,7 +39,7 @@ class StepCost:
     def __init__(self, curve: Curve, most_rows: int) -> None:
         rows = range(1, most_rows + 1)
         self._short = [curve.at(n) for n in rows]
-        self._growth = [curve.at(n, 1) - curve.at(n) for n in rows]
+        self._growth = [curve.at(n, 1) - short for n, short in zip(rows, self._short, strict=True)]
         self._level = 0.0
         self._shape = [0.0] * len(KNOTS)
         self._seen = [0.0] * len(KNOTS)

@@ -80,7 +80,8 @@ Point = tuple[int, int]
 
 @dataclass(frozen=True)
 class Measured:
-    """A curve. steady: whether the rounds agree; where they do not, the machine was busy."""
+    """A curve. steady: whether rounds agree and more rows cost more; where not, the machine
+    was busy."""
 
     curve: Curve
     steady: bool
@@ -124,7 +125,14 @@ def measure_curve_of(
     best = {point: min(seconds) for point, seconds in times.items()}
     near = {n: seconds for (length, n), seconds in best.items() if length == 0}
     growth = {n: (s - near[n]) / length for (length, n), s in best.items() if length}
-    return Measured(Curve.smoothed(near, growth), _is_steady(times))
+    curve = Curve.smoothed(near, growth)
+    return Measured(curve, _is_steady(times) and _is_even(near, curve))
+
+
+def _is_even(best: Mapping[int, float], curve: Curve) -> bool:
+    """Whether the best times rise with the rows as they must. Where one lies far above that of more
+    rows, all rounds were disturbed there, and nothing says which others were."""
+    return all(seconds < STEADY * curve.at(rows) for rows, seconds in best.items())
 
 
 def _is_steady(times: Mapping[Point, Sequence[float]]) -> bool:
@@ -196,12 +204,9 @@ def calibrate(
     if measured.steady:
         path = save_curve(device, bundle, measured.curve)
     else:
-        # What nobody asked for is nothing to complain about.
-        level = logging.INFO if plan is SHORT else logging.WARNING
-        _log.log(
-            level,
-            "the machine is busy: the measured cost of a step is uncertain, and not kept; run "
-            "`quickdraft calibrate` when it is idle",
+        _log.warning(
+            "the machine is busy: the measured cost of a step is uncertain. It is used now and not "
+            "kept, the next start measures again; or run `quickdraft calibrate` when it is idle"
         )
     return Calibrated(measured.curve, device, bundle, path)
 

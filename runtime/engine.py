@@ -108,6 +108,8 @@ class Decoder:
         except Cancelled:
             yield Emission((), (), None, "cancelled")
         finally:
+            if self._speculation is not None:
+                self._speculation.end()
             self._stop_refreshing()
 
     def _start(self, prompt: Sequence[int]) -> None:

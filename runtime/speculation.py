@@ -34,6 +34,9 @@ from quickdraft.runtime.sampling import largest
 UNPLANNED_NODES = 8
 """Nodes per step where nothing is known of what a step costs."""
 
+MOST_BEHIND = 64
+"""Plain steps that drafters may be behind, for as long as nobody asks them."""
+
 _log = logging.getLogger(__name__)
 
 _NOBODY: Mapping[str, float] = MappingProxyType({})
@@ -110,8 +113,20 @@ class _Gathered(NamedTuple):
     fallbacks: int
 
 
+class _Step(NamedTuple):
+    """A plain step that drafters may not know yet. top: row of Observation.top, None without."""
+
+    root: int
+    token: int
+    top: NDArray[np.int64] | None
+
+
 class Speculation:
-    """The drafters of one conversation. Changes when tokens come, never which."""
+    """The drafters of one conversation. Changes when tokens come, never which.
+
+    Where nothing is drafted a drafter hears of plain steps when it is asked next: several at once
+    cost less, and beside the step of a small model every microsecond counts.
+    """
 
     def __init__(self, drafting: Drafting) -> None:
         self.drafting = drafting
@@ -119,6 +134,8 @@ class Speculation:
             self._drafters = [source.new() for source in drafting.sources]
         self._nodes: int | None = None
         self._failed: set[int] = set()
+        self._steps: list[_Step] = []
+        self._told = [0] * len(self._drafters)  # of these steps, by drafter
 
     def begin(self, tokens: Sequence[int], settings: DraftSettings, nodes: int | None) -> None:
         """Start an answer after `tokens`. nodes: to draft per step, None if that is planned."""
@@ -126,9 +143,26 @@ class Speculation:
         if nodes is None and self.drafting.curve is None:
             self._nodes = UNPLANNED_NODES
         with self.drafting.lock:
+            self._catch_up()
             self.drafting.controller.begin()
             for drafter in self._drafters:
                 drafter.begin(tokens, settings)
+
+    def end(self) -> None:
+        """An answer ended, however: tell drafters what they do not know of it."""
+        with self.drafting.lock:
+            self._catch_up()
+
+    def _catch_up(self, drafter: int | None = None) -> None:
+        """Tell a drafter of the plain steps since, or all of them. The lock is held."""
+        for index in range(len(self._drafters)) if drafter is None else (drafter,):
+            steps = self._steps[self._told[index] :]
+            if steps:
+                self._told[index] = len(self._steps)
+                self._drafters[index].observe(_together(steps))
+        if drafter is None and self._steps:
+            self._steps = []
+            self._told = [0] * len(self._drafters)
 
     def read(self, start: int, states: Mapping[int, NDArray[np.float32]], count: int) -> None:
         """Show drafters the target's hidden states at `count` tokens, from number `start` on: of
@@ -166,7 +200,10 @@ class Speculation:
                 budgets = dict.fromkeys(range(len(self._drafters)), room)
         gathered = self._gather(root, budgets)
         with shared.lock:
-            offered = merge(root, gathered.drafts, controller.table.rate)
+            if budgets:
+                offered = merge(root, gathered.drafts, controller.table.rate)
+            else:
+                offered = Merged([root], [-1], [1.0], [()])
             if shared.chains_only and len(offered) > 2:
                 offered = chain_of(offered)
             if planned:
@@ -214,8 +251,11 @@ class Speculation:
         source = self.drafting.sources[index]
         try:
             if source.costly:
+                with self.drafting.lock:
+                    self._catch_up(index)
                 return self._drafters[index].propose(budget)
             with self.drafting.lock:
+                self._catch_up(index)
                 return self._drafters[index].propose(budget)
         except BackendError as error:
             self._failed.add(index)
@@ -227,12 +267,20 @@ class Speculation:
         started = clock.now()
         shared = self.drafting
         top = top_ids(verdict.output, shared.top) if shared.top else None
-        rows = list(verdict.states)
-        states = {k: verdict.output.hidden_states[k][rows] for k in shared.hidden}
-        observation = Observation(verdict.tokens, proposal.tree, verdict.path, top, states)
         with shared.lock:
-            for drafter in self._drafters:
-                drafter.observe(observation)
+            if len(proposal.tree) == 1 and not shared.hidden and len(verdict.tokens) == 1:
+                row = None if top is None else top[0].copy()  # valid until the next step only
+                root = int(proposal.tree.tokens[0])
+                self._steps.append(_Step(root, verdict.tokens[0], row))
+                if len(self._steps) >= MOST_BEHIND:
+                    self._catch_up()
+            else:
+                self._catch_up()
+                rows = list(verdict.states)
+                states = {k: verdict.output.hidden_states[k][rows] for k in shared.hidden}
+                seen = Observation(verdict.tokens, proposal.tree, verdict.path, top, states)
+                for drafter in self._drafters:
+                    drafter.observe(seen)
             if proposal.offered is not None and proposal.decision is not None:
                 around = proposal.draft_s - sum(proposal.draft_s_by.values())
                 shared.controller.learn(
@@ -243,6 +291,17 @@ class Speculation:
                     proposal.draft_s_by,
                     around + clock.now() - started,
                 )
+
+
+def _together(steps: Sequence[_Step]) -> Observation:
+    """Plain steps as if they had been one that verified a chain."""
+    rows = [step.top for step in steps if step.top is not None]
+    return Observation(
+        [step.token for step in steps],
+        Tree.chain([step.root for step in steps]),
+        range(len(steps)),
+        np.array(rows, np.int64) if len(rows) == len(steps) else None,
+    )
 
 
 def is_usable(draft: Draft, source: DrafterSource, root: int, budget: int, vocab_size: int) -> bool:

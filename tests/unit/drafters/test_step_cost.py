@@ -60,3 +60,19 @@ def test_costs_never_fall_with_rows() -> None:
         found = cost.seconds(rng.randrange(4000))
         assert all(a <= b for a, b in pairwise(found))
         assert len(found) == 33
+
+
+@pytest.mark.parametrize("factor", [0.5, 2.0])
+def test_a_wrong_curve_is_put_right_by_its_first_steps(factor: float) -> None:
+    cost = StepCost(CURVE, 33)
+    for rows in (1, 1, 4, 4, 4):
+        cost.learn(rows, 0, factor * CURVE.at(rows))
+    for rows in (1, 2, 4):
+        assert cost.seconds(0)[rows - 1] == pytest.approx(factor * CURVE.at(rows), rel=0.1)
+
+
+def test_one_disturbed_first_step_is_not_believed() -> None:
+    cost = StepCost(CURVE, 33)
+    for factor in (1.0, 5.0, 1.0):
+        cost.learn(1, 0, factor * CURVE.at(1))
+    assert cost.seconds(0)[0] == pytest.approx(CURVE.at(1), rel=0.05)

@@ -88,6 +88,14 @@ def test_a_busy_machine_is_noticed() -> None:
     assert not measure(backend).steady
 
 
+def test_one_point_that_is_always_disturbed_is_noticed() -> None:
+    """All rounds agree, and two rows cost more than four."""
+    backend = Timed(lambda step, rows, context: 1.6 if rows == 2 else 1.0 + 0.05 * rows)
+    measured = measure(backend)
+    assert not measured.steady
+    assert measured.curve.at(2) == pytest.approx(measured.curve.at(4))
+
+
 def test_rounds_that_disagree_are_followed_by_more() -> None:
     """Busy for three rounds, quiet then."""
     backend = Timed(lambda step, rows, context: 1.0 + 0.1 * rows + max(0, 19 - step))
