@@ -32,7 +32,7 @@ class StepCost:
 
     The error of a step (log of measured over expected, limited) moves a level that all numbers of
     rows share and the shape of the curve around its own number of rows. What was never measured is
-    off by as much as single rows are, of which there are always some. widest: rows of the widest
+    off by as much as the next smaller number of rows that was. widest: rows of the widest
     step measured; plain_steps: measured ones of one row.
     """
 
@@ -115,7 +115,7 @@ class StepCost:
     def _bent(self, knot: int) -> float:
         """What the cost of a knot is off by, besides the level."""
         shape = self._shape[knot]
-        return shape if knot == 0 or self._first[knot] else shape + self._shape[0]
+        return shape if knot == 0 or self._first[knot] else shape + self._bent(knot - 1)
 
     def _bend(self, knot: int, by: float) -> None:
         moved = self._shape[knot] * SHAPE_KEPT + by

@@ -74,6 +74,7 @@ class World:
         controller."""
         self.curve, self.kinds, self.mood, self.policy = curve, kinds, mood, policy
         self.slowness = slowness
+        self.around = 0.0  # seconds of drafting besides asking, in every step
         self.rng, self.noise = random.Random(seed), random.Random(seed)
         self.names = [f"d{i}" for i in range(len(kinds))]
         sources = [
@@ -111,7 +112,8 @@ class World:
         tokens = self._verify(merged, kept)
         verify_s = self.curve.at(len(kept) + 1) * self.slowness(self.steps, self.noise)
         if decision is not None:
-            controller.learn(merged, list(range(1, tokens + 1)), decision, verify_s, spent)
+            said = list(range(1, tokens + 1))
+            controller.learn(merged, said, decision, verify_s, spent, self.around)
         self.steps += 1
         reach = reaching(merged, truth)
         expected = 1 + sum(reach[node] for node in kept)
