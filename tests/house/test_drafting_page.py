@@ -26,11 +26,8 @@ def rows(text: str) -> dict[str, list[str]]:
 def options_of(name: str) -> dict[str, tuple[str, str]]:
     """Default and range of each option, as the page writes them."""
     module = importlib.import_module(DRAFTERS[name].split(":")[0])
-    (options,) = (
-        value
-        for key, value in vars(module).items()
-        if key.endswith("Options") and dataclasses.is_dataclass(value)
-    )
+    found = [value for key, value in vars(module).items() if key.endswith("Options")]
+    (options,) = [v for v in found if v.__module__ == module.__name__] or found
     limits: dict[str, tuple[Any, ...]] = options.LIMITS
 
     def shown(field: dataclasses.Field[Any]) -> tuple[str, str]:

@@ -20,6 +20,7 @@ from tiny.process import PROGRAM, call, quickdraft
 from quickdraft.bundle import open_bundle
 from quickdraft.cli import main
 from quickdraft.commands import run as command
+from quickdraft.commands.options import GENERATION
 from quickdraft.runtime.model import Model
 
 # Options on the command line, and what they are in a GenerationConfig.
@@ -90,8 +91,6 @@ BAD: list[tuple[list[str], str]] = [
     (["--acceptance", "lenient"], "--acceptance"),
     (["--acceptance", "judge"], "train draft --kind judge"),
     (["--acceptance", "judge", "--judge-threshold", "1.1"], "judge_threshold is 1.1"),
-    (["--acceptance", "judge", "--judge-threshold", "-0.1"], "judge_threshold is -0.1"),
-    (["--acceptance", "judge", "--judge-threshold", "sure"], "--judge-threshold"),
     (["--judge-threshold", "0.7"], "--judge-threshold 0.7 is for the judge"),
     (["--acceptance", "typical", "--judge-threshold", "0.7"], "give --acceptance judge with it"),
     (["--raw", "--system", "x"], "--system"),
@@ -130,11 +129,8 @@ def test_options_reach_the_model_and_nothing_else_does(
 
 
 def test_every_generation_option_is_tried() -> None:
-    from quickdraft.commands.options import GENERATION
-
     tried = {name for _, expected in OPTIONS for name in expected}
-    elsewhere = {"judge_threshold"}  # needs a bundle with a judge: tests/contract/test_judge.py
-    assert tried | elsewhere == {field for field, *_ in GENERATION} | {"ignore_eos"}
+    assert tried | {"judge_threshold"} == {field for field, *_ in GENERATION} | {"ignore_eos"}
 
 
 @pytest.mark.parametrize(("arguments", "says"), BAD, ids=lambda v: str(v)[:40])
