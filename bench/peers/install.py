@@ -1,14 +1,15 @@
 """Install engines to compare with, each in an environment of its own.
 
     python bench/peers/install.py llama.cpp onnxruntime-genai openvino-genai transformers
-        ctranslate2 [--dir DIR]
+        ctranslate2 optimum [--dir DIR]
 
 DIR/NAME becomes a virtual environment with the engine and what converts models for it, and
 DIR/NAME.json tells `quickdraft bench ... --peers NAME` how to run it. DIR is the folder `peers`
 of quickdraft's cache unless given; give the same to `--peers-dir` then. llama.cpp is compiled for
 this processor, once as a library and once as the server that has its speculative decoding, which
 takes many minutes and a C++ compiler. ctranslate2 is for bench/speech.py and bench/titles.py, which
-are given its interpreter. What is there already is brought up to date.
+are given its interpreter, optimum for bench/adapters.py. What is there already is brought up to
+date.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ HERE = Path(__file__).resolve().parent
 TORCH = ["torch==2.13.0"]
 DECODER = "gguf-decoder"
 CTRANSLATE2 = "ctranslate2"
+OPTIMUM = "optimum"
 LLAMA_CPP = "llama-cpp-python==0.3.36"
 STEPS: dict[str, tuple[list[str], ...]] = {
     # transformers 5 keeps the blocks of a GGUF file and cannot save them; GenAI's builder needs it.
@@ -48,6 +50,7 @@ STEPS: dict[str, tuple[list[str], ...]] = {
         ["--no-deps", "optimum-intel==2.2.0", "optimum==2.3.0", "optimum-onnx==0.1.0"],
     ),
     "transformers": (TORCH, ["transformers==4.57.6"]),
+    OPTIMUM: (TORCH, ["transformers==4.57.6", "optimum-onnx==0.1.0", "onnxruntime==1.32.0"]),
     CTRANSLATE2: (["ctranslate2==4.8.5", "numpy", "setuptools", "tokenizers"],),
 }
 SCRIPTS = {
@@ -121,7 +124,9 @@ def describe(name: str, folder: Path) -> None:
 def main() -> None:
     """Install what is named, and what converts models for it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("peers", nargs="+", choices=[*SCRIPTS, CTRANSLATE2], metavar="PEER")
+    parser.add_argument(
+        "peers", nargs="+", choices=[*SCRIPTS, CTRANSLATE2, OPTIMUM], metavar="PEER"
+    )
     parser.add_argument("--dir", type=Path, default=cache_root() / "peers")
     options = parser.parse_args()
     folder = options.dir.absolute()

@@ -58,12 +58,18 @@ def plain(folder: Path) -> Path:
     return exports.write_optimum(folder, model=exports.graph(past=False))
 
 
+def quantised(folder: Path) -> Path:
+    """As its quantiser names it; the weights do not matter here."""
+    return exports.write_optimum(folder, model_quantized=exports.graph())
+
+
 KINDS = [
     with_past,
     merged,
     pair,
     traced_with_one_token,
     plain,
+    quantised,
     pytest.param(exports.write_openvino, marks=pytest.mark.openvino),
 ]
 

@@ -12,8 +12,10 @@ from quickdraft.types import Progress
 Kind = Literal["onnxruntime-genai", "openvino", "optimum"]
 
 OPTIMUM_MODELS = ("model.onnx", "decoder_model_merged.onnx", "decoder_with_past_model.onnx",
-                  "decoder_model.onnx")  # fmt: skip
-"""Files that make a folder an export of optimum; of several, the first is used."""
+                  "decoder_model.onnx", "model_quantized.onnx",
+                  "decoder_model_merged_quantized.onnx")  # fmt: skip
+"""Files that make a folder an export of optimum; of several, the first is used. The last two are
+what its quantiser writes, to a folder of their own unless told otherwise."""
 
 
 def recognise(folder: Path) -> Kind | None:

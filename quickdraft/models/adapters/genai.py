@@ -10,7 +10,7 @@ from quickdraft.bundle import Bundle
 from quickdraft.errors import AdapterError
 from quickdraft.manifest import Variant
 from quickdraft.models.adapters.folder import ExportFolder, whole
-from quickdraft.models.adapters.graph import Names, data_files, graph_facts
+from quickdraft.models.adapters.graph import Names, data_files, graph_facts, weight_format
 from quickdraft.onnx_io import read_onnx
 from quickdraft.types import ModelSpec, Progress
 
@@ -57,7 +57,7 @@ def adapt_genai(path: Path, progress: Progress | None = None) -> Bundle:
     variant = Variant(
         target_format="onnx",
         flavour="adapted",
-        weight_format="int4" if "MatMulNBits" in graph.ops else "fp32",
+        weight_format=weight_format(graph),
         model=graph_file,
         files=(graph_file, *data_files(folder, graph_file, graph)),
         step=facts.step,

@@ -11,6 +11,7 @@ from quickdraft.models.adapters.folder import ExportFolder
 from quickdraft.onnx_io import OnnxFile, TensorType
 
 _FLOATS = ("float32", "float16")
+_INT8_PRODUCTS = {"MatMulInteger", "DynamicQuantizeMatMul", "QLinearMatMul"}
 
 
 @dataclass(frozen=True)
@@ -151,6 +152,13 @@ def data_files(folder: ExportFolder, file: str, graph: OnnxFile) -> tuple[str, .
         folder.require(str(beside / name), f"which {file} has its weights in")
         for name in graph.data
     )
+
+
+def weight_format(graph: OnnxFile) -> str:
+    """How most weights are stored, by the ops that read them."""
+    if "MatMulNBits" in graph.ops:
+        return "int4"
+    return "int8" if graph.ops & _INT8_PRODUCTS else "fp32"
 
 
 def _list(names: object) -> str:

@@ -11,7 +11,7 @@ from quickdraft.errors import AdapterError
 from quickdraft.manifest import CacheLayout, RecomputedLayout, Variant
 from quickdraft.models.adapters import OPTIMUM_MODELS
 from quickdraft.models.adapters.folder import ExportFolder, whole
-from quickdraft.models.adapters.graph import Names, Past, data_files, graph_facts
+from quickdraft.models.adapters.graph import Names, Past, data_files, graph_facts, weight_format
 from quickdraft.onnx_io import read_onnx
 from quickdraft.types import ModelSpec, Progress
 
@@ -48,7 +48,7 @@ def adapt_optimum(path: Path, progress: Progress | None = None) -> Bundle:
     variant = Variant(
         target_format="onnx",
         flavour="adapted",
-        weight_format="int4" if "MatMulNBits" in graph.ops else "fp32",
+        weight_format=weight_format(graph),
         model=file,
         files=tuple(files),
         step=facts.step,
