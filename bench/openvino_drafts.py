@@ -1,27 +1,31 @@
 """Are drafted answers on OpenVINO the plain ones, and do static graphs stay right for long prompts?
 
     python bench/openvino_drafts.py NAME MODEL FOLDER [--prompts 3] [--tokens 32] [--long 3000]
+        [--flavours dynamic,static]
 
 FOLDER gets a bundle of each flavour, `openvino` (any number of rows) and `openvino-static`, unless
 they are there. Each is asked what `quickdraft verify` asks: greedy and sampled answers to built-in
 prompts, with every drafter by itself and with all of them. Then a text of --long tokens (English
 prose and code of this repository) is continued greedily, plainly and with 8 drafted tokens a step;
 the static answer is also held against the dynamic one, whose graph has no shapes that a long prompt
-could leave. `deviation` is the largest difference of log-probabilities of the 20 likeliest tokens,
-in nats, up to the first token that differs. The result goes to
-bench/results/openvino-drafts-NAME.json.
+could leave. `deviation` is the largest difference of log-probabilities in nats, up to the first
+token that differs: of the 20 likeliest tokens, and between flavours of the chosen one.
+
+The result goes to bench/results/openvino-drafts-NAME.json; flavours that are not asked for keep
+what they have there.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from harness import ROOT, write_result
+from harness import RESULTS, ROOT, write_result
 
 import quickdraft
 from quickdraft.runtime.backends.opening import opened_variant
@@ -89,8 +93,20 @@ def between(plain: Result, other: Result) -> dict[str, Any]:
     }
 
 
-def measure(folder: Path, options: argparse.Namespace) -> tuple[dict[str, Any], Result]:
-    """One bundle: its figures, and its plain answer to the long prompt."""
+def across(dynamic: dict[str, Any], static: dict[str, Any]) -> dict[str, Any]:
+    """Where the plain answers of two flavours to the long prompt part."""
+    pairs = list(zip(dynamic["ids"], static["ids"], strict=True))
+    same = next((i for i, (a, b) in enumerate(pairs) if a != b), len(pairs))
+    chosen = zip(dynamic["logprobs"][:same], static["logprobs"][:same], strict=True)
+    return {
+        "same_tokens": same == len(pairs),
+        "tokens_equal": same,
+        "deviation": max((round(abs(a - b), 6) for a, b in chosen), default=0.0),
+    }
+
+
+def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """The figures of one bundle."""
     with quickdraft.load(
         str(folder), backend="openvino", device="cpu", store=False, threads=options.threads
     ) as model:
@@ -106,11 +122,13 @@ def measure(folder: Path, options: argparse.Namespace) -> tuple[dict[str, Any], 
         figures["long"] = {
             "prompt_tokens": len(plain.prompt_token_ids),
             "text": plain.text,
+            "ids": plain.token_ids,
+            "logprobs": [round(entry.logprob, 6) for entry in plain.logprobs or ()],
             "drafted": drafted.timings.draft_n,
             "accepted": drafted.timings.draft_n_accepted,
             "drafted_and_plain": between(plain, drafted),
         }
-    return figures, plain
+    return figures
 
 
 def main() -> None:
@@ -123,21 +141,25 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--long", type=int, default=3000)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--flavours", default=",".join(FLAVOURS))
     options = parser.parse_args()
-    found, answers = {}, {}
-    for name, emitter in FLAVOURS.items():
-        bundle = make(options.model, options.folder, emitter)
-        found[name], answers[name] = measure(bundle, options)
+    known = RESULTS / f"openvino-drafts-{options.name}.json"
+    found = json.loads(known.read_text())["flavours"] if known.exists() else {}
+    for name in options.flavours.split(","):
+        bundle = make(options.model, options.folder, FLAVOURS[name])
+        setting = {"threads": options.threads, "tokens": options.tokens, "prompts": options.prompts}
+        found[name] = setting | measure(bundle, options)
         print(name, found[name], file=sys.stderr)
-    figures = {
+    figures: dict[str, Any] = {
         "model": options.name,
         "versions": {"quickdraft": quickdraft.__version__, "openvino": version("openvino")},
-        "setting": {"threads": options.threads, "tokens": options.tokens, "long": options.long},
         "flavours": found,
-        "long_static_and_dynamic": between(answers["dynamic"], answers["static"]),
     }
-    print(figures["long_static_and_dynamic"])
-    print(write_result(f"openvino-drafts-{options.name}", figures))
+    if found.keys() == FLAVOURS.keys():
+        long = {name: json.loads(json.dumps(found[name]["long"])) for name in found}
+        figures["long_static_and_dynamic"] = across(**long)
+        print(figures["long_static_and_dynamic"])
+    print(write_result(known.stem, figures))
 
 
 if __name__ == "__main__":
