@@ -5,8 +5,11 @@
 MODEL is a .gguf file or a name of one. FOLDER gets a folder for each kind that is not there yet,
 made with the tool's own command: those of the others from the checkpoint in float32 (`huggingface`,
 made by bench/peers/convert.py), ours by `quickdraft export`. Every one is asked for greedy answers
-in quickdraft, plainly and with drafts, and by the engines that it is for, which tokenise and
-decode by themselves.
+in quickdraft, plainly and with drafts, and by the engines that it is for, from the same tokens of a
+prompt (`same_prompt`: whether their tokenizer gives these), decoded by themselves.
+
+We run a single row with a second one, so that drafted answers are the plain ones (docs/adapters.md).
+`same_ids_single_rows` counts the answers that are those of the engine when we do not, as it does.
 
 Where an answer differs, `gap` is how much less likely we find their token than ours, in nats:
 kernels that round activations to int8 differ by up to 1 in the logits (docs/adapters.md).
@@ -30,6 +33,7 @@ from harness import PEERS, start_peer, write_result
 import quickdraft
 from quickdraft.hashes import cache_root
 from quickdraft.models.resolve import find_checkpoint
+from quickdraft.runtime.backends.adapted import AdaptedBackend
 from quickdraft.runtime.backends.opening import opened_variant
 from quickdraft.runtime.result import Result
 
@@ -133,17 +137,19 @@ class Folders:
 
 @dataclass(frozen=True)
 class Spoken:
-    """Answers of quickdraft to all prompts. ends: tokens that end a text."""
+    """Answers of quickdraft to all prompts. ends: tokens that end a text. alone: plain answers of
+    steps with a single row where that is not how it is run; else none."""
 
     texts: tuple[str, ...]
     plain: tuple[Result, ...]
     drafted: tuple[Result, ...]
     ends: frozenset[int]
     facts: Mapping[str, Any]
+    alone: tuple[Result, ...] = ()
 
-    def ids(self, index: int) -> list[int]:
+    def ids(self, index: int, *, alone: bool = False) -> list[int]:
         """The tokens of a plain answer, less the one that ends it."""
-        ids = list(self.plain[index].token_ids)
+        ids = list((self.alone if alone else self.plain)[index].token_ids)
         return ids[:-1] if ids and ids[-1] in self.ends else ids
 
 
@@ -161,13 +167,15 @@ def ask_quickdraft(name: str, tokens: int, threads: int, **options: Any) -> Spok
             "backend": model.backend.name,
             "kv_cache": model.backend.kv_type,
         }
-        return Spoken(
-            tuple(template.render(message) for message in messages),
-            tuple(model.chat(m, num_draft_tokens=0, logprobs=top, **greedy) for m in messages),
-            tuple(model.chat(m, num_draft_tokens=4, **greedy) for m in messages),
-            frozenset(model.manifest.tokenizer.eos_token_ids),
-            facts,
-        )
+        plain = tuple(model.chat(m, num_draft_tokens=0, logprobs=top, **greedy) for m in messages)
+        drafted = tuple(model.chat(m, num_draft_tokens=4, **greedy) for m in messages)
+        alone: tuple[Result, ...] = ()
+        if isinstance(model.backend, AdaptedBackend) and model.backend.pairs:
+            model.backend.pairs = False
+            alone = tuple(model.chat(m, num_draft_tokens=0, **greedy) for m in messages)
+        texts = tuple(template.render(message) for message in messages)
+        ends = frozenset(model.manifest.tokenizer.eos_token_ids)
+        return Spoken(texts, plain, drafted, ends, facts, alone)
 
 
 def common(ours: Sequence[int], theirs: Sequence[int]) -> int:
@@ -180,11 +188,14 @@ def common(ours: Sequence[int], theirs: Sequence[int]) -> int:
 def held_against(spoken: Spoken, answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Our answers beside those of an engine."""
     found: dict[str, Any] = {"same_prompt": 0, "same_ids": 0, "same_text": 0, "differences": []}
+    found |= {"same_ids_single_rows": 0} if spoken.alone else {}
     for index, (plain, theirs) in enumerate(zip(spoken.plain, answers, strict=True)):
         ours = spoken.ids(index)
         found["same_prompt"] += theirs["prompt"] == list(plain.prompt_token_ids)
         found["same_ids"] += theirs["ids"] == ours
         found["same_text"] += theirs["text"] == plain.text
+        if spoken.alone:
+            found["same_ids_single_rows"] += theirs["ids"] == spoken.ids(index, alone=True)
         if theirs["ids"] != ours:
             place = common(ours, theirs["ids"])
             found["differences"].append(
@@ -226,7 +237,10 @@ def measure(
         python = folders.python(ENVIRONMENTS.get(engine, engine))
         with start_peer("answers_peer.py", python, str(folder), options.threads, engine) as process:
             answers = [
-                process.ask(op="answer", text=text, tokens=options.tokens) for text in spoken.texts
+                process.ask(
+                    op="answer", text=text, prompt=plain.prompt_token_ids, tokens=options.tokens
+                )
+                for text, plain in zip(spoken.texts, spoken.plain, strict=True)
             ]
             versions = process.facts["versions"]
         found["engines"][engine] = {"versions": versions} | held_against(spoken, answers)

@@ -69,7 +69,10 @@ def verified(model: Model, count: int, tokens: int) -> dict[str, Any]:
     found = run_verification(model, prompts, VerificationPlan(tokens, LAW_DRAWS)).to_dict()
     for report in found["drafters"].values():
         del report["laws"]
-    found["greedy_differences"] = sum(not d["sampled"] for d in found["differences"])
+    del found["model"], found["untested"]
+    differences = found.pop("differences")
+    found["largest_deviation"] = max((d["deviation"] for d in differences), default=0.0)
+    found["other_tokens"] = [d for d in differences if not d["same_tokens"]]
     return found
 
 

@@ -5,9 +5,11 @@
 ENGINE is onnxruntime-genai, openvino-genai, optimum-intel or optimum-onnx, and PYTHON that of its
 environment. One request more than those of serve.py:
 
-    {"op": "answer", "text": text, "tokens": most}      {"prompt": [ids], "ids": [...], "text"}
+    {"op": "answer", "text": text, "prompt": [ids], "tokens": most}
+                                                        {"prompt": [ids], "ids": [...], "text"}
 
-`text` has its chat template applied already. An answer ends at an end-of-text token, which `ids`
+`text` has its chat template applied already; the answer's `prompt` is what the engine's tokenizer
+makes of it, and `ids` follow the prompt of the request, whatever that is. An answer ends at an end-of-text token, which `ids`
 does not hold, or after `tokens`. OpenVINO is told to compute in float32, keys and values included,
 and not to round activations, as ours is; else it takes bfloat16 where the processor has it.
 """
@@ -24,7 +26,7 @@ from typing import Any
 
 from serve import serve
 
-Answer = Callable[[str, int], dict[str, Any]]
+Answer = Callable[[str, list[int], int], dict[str, Any]]
 FLOAT32 = {
     "INFERENCE_PRECISION_HINT": "f32",
     "KV_CACHE_PRECISION": "f32",
@@ -43,16 +45,16 @@ def onnxruntime_genai(folder: Path, threads: int) -> Answer:
     tokenizer = og.Tokenizer(model)
     ends = set(map(int, tokenizer.eos_token_ids))
 
-    def answer(text: str, tokens: int) -> dict[str, Any]:
+    def answer(text: str, given: list[int], tokens: int) -> dict[str, Any]:
         prompt = [int(token) for token in tokenizer.encode(text)]
         params = og.GeneratorParams(model)
-        longest = len(prompt) + tokens
+        longest = len(given) + tokens
         params.set_search_options(do_sample=False, max_length=longest, repetition_penalty=1.0)
         generator = og.Generator(model, params)
-        generator.append_tokens(prompt)
+        generator.append_tokens(given)
         while not generator.is_done():
             generator.generate_next_token()
-        ids = [int(token) for token in generator.get_sequence(0)][len(prompt) :]
+        ids = [int(token) for token in generator.get_sequence(0)][len(given) :]
         kept = without_end(ids, ends)
         return {"prompt": prompt, "ids": kept, "text": tokenizer.decode(kept)}
 
@@ -86,14 +88,15 @@ def openvino_genai(folder: Path, threads: int) -> Answer:
     pipeline = genai.LLMPipeline(str(folder), tokenizer, "CPU", **setting)
     ends = read_ends(folder)
 
-    def answer(text: str, tokens: int) -> dict[str, Any]:
+    def answer(text: str, given: list[int], tokens: int) -> dict[str, Any]:
         config = genai.GenerationConfig(max_new_tokens=tokens, do_sample=False)
         config.apply_chat_template, config.stop_token_ids = False, ends
-        inputs = tokenizer.encode(text, add_special_tokens=False)
+        prompt = np.array([given], np.int64)
+        inputs = genai.TokenizedInputs(ov.Tensor(prompt), ov.Tensor(np.ones_like(prompt)))
         result = pipeline.generate(inputs, config)
         ids = without_end([int(token) for token in result.tokens[0]], ends)
-        prompt = np.asarray(inputs.input_ids.data)[0].tolist()
-        return {"prompt": prompt, "ids": ids, "text": decode(ids)}
+        own = tokenizer.encode(text, add_special_tokens=False).input_ids
+        return {"prompt": np.asarray(own.data)[0].tolist(), "ids": ids, "text": decode(ids)}
 
     return answer
 
@@ -125,18 +128,18 @@ def in_transformers(folder: Path, model: Any) -> Answer:
 
     tokenizer, ends = AutoTokenizer.from_pretrained(folder), read_ends(folder)
 
-    def answer(text: str, tokens: int) -> dict[str, Any]:
+    def answer(text: str, given: list[int], tokens: int) -> dict[str, Any]:
         prompt = tokenizer(text, add_special_tokens=False)["input_ids"]
         output = model.generate(
-            torch.tensor([prompt]),
-            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            torch.tensor([given]),
+            attention_mask=torch.ones(1, len(given), dtype=torch.long),
             max_new_tokens=tokens,
             do_sample=False,
             repetition_penalty=1.0,
             eos_token_id=sorted(ends),
             pad_token_id=0,
         )
-        ids = without_end(output[0, len(prompt) :].tolist(), ends)
+        ids = without_end(output[0, len(given) :].tolist(), ends)
         text = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
         return {"prompt": prompt, "ids": ids, "text": text}
 
@@ -171,7 +174,11 @@ def main(folder: str, threads: int, engine: str) -> None:
     make, packages = ENGINES[engine]
     answer = make(Path(folder), threads)
     facts = {"engine": engine, "versions": {name: version(name) for name in packages}}
-    serve(facts, {"answer": lambda request: answer(request["text"], request["tokens"])})
+
+    def asked(request: dict[str, Any]) -> dict[str, Any]:
+        return answer(request["text"], request["prompt"], request["tokens"])
+
+    serve(facts, {"answer": asked})
 
 
 if __name__ == "__main__":
