@@ -8,8 +8,9 @@ made by bench/peers/convert.py), ours by `quickdraft export`. Every one is asked
 in quickdraft, plainly and with drafts, and by the engines that it is for, from the same tokens of a
 prompt (`same_prompt`: whether their tokenizer gives these), decoded by themselves.
 
-We run a single row with a second one, so that drafted answers are the plain ones (docs/adapters.md).
-`same_ids_single_rows` counts the answers that are those of the engine when we do not, as it does.
+We run a single row with a second one, so that drafted answers are the plain ones (see
+docs/adapters.md). `same_ids_single_rows` counts the answers that are those of the engine when we
+run single rows alone, as it does.
 
 Where an answer differs, `gap` is how much less likely we find their token than ours, in nats:
 kernels that round activations to int8 differ by up to 1 in the logits (docs/adapters.md).

@@ -9,9 +9,10 @@ environment. One request more than those of serve.py:
                                                         {"prompt": [ids], "ids": [...], "text"}
 
 `text` has its chat template applied already; the answer's `prompt` is what the engine's tokenizer
-makes of it, and `ids` follow the prompt of the request, whatever that is. An answer ends at an end-of-text token, which `ids`
-does not hold, or after `tokens`. OpenVINO is told to compute in float32, keys and values included,
-and not to round activations, as ours is; else it takes bfloat16 where the processor has it.
+makes of it, and `ids` follow the prompt of the request, whatever that is. An answer ends at an
+end-of-text token, which `ids` does not hold, or after `tokens`. OpenVINO is told to compute in
+float32, keys and values included, and not to round activations, as ours is; else it takes bfloat16
+where the processor has it.
 """
 
 from __future__ import annotations
