@@ -81,6 +81,24 @@ def check_figures(profile: Profile) -> tuple[Figure, Simulation]:
     )
 
 
+def described(profile: Profile, weights: str) -> dict[str, object]:
+    """What a simulated step is timed as, as plain JSON types. weights: format of those at hand,
+    which count where the profile leaves them as they are.
+
+    Raises:
+        DeviceError: as `check_figures`.
+    """
+    bandwidth, simulation = check_figures(profile)
+    static = profile.static
+    return {
+        "weights": profile.run.weights if profile.run.weights in _BITS else weights,
+        "kv_cache": profile.run.kv_cache,
+        "rows": None if static is None else [*static.widths, static.prefill_chunk],
+        "tops": simulation.tops.value,
+        "bandwidth_gb_s": bandwidth.value,
+    }
+
+
 def can_simulate(profile: Profile) -> bool:
     """Whether a profile has the figures."""
     return profile.memory.bandwidth_gb_s is not None and profile.simulation is not None

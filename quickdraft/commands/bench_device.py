@@ -172,6 +172,7 @@ def _report(
 ) -> dict[str, Any]:
     """Everything but starts, energy and memory, as plain JSON types."""
     from quickdraft.commands.device_report import KIND, SCHEMA_VERSION
+    from quickdraft.device_profiles.simulation import described
     from quickdraft.runtime.backends.opening import opened_variant
     from quickdraft.runtime.device_bench import DRAFTED, PLAIN, class_figures, overall, perplexity
     from quickdraft.runtime.device_prompts import LIBRARY, fingerprint
@@ -181,6 +182,10 @@ def _report(
     names = dict.fromkeys(name for name, _, _ in samples.answers)
     classes = {name: class_figures(samples, name) for name in names}
     same = [figures["identical"] for figures in classes.values() if "identical" in figures]
+    weights = opened_variant(model.manifest, model.backend).weight_format
+    timed_as = None
+    if placement.simulated and placement.profile is not None:
+        timed_as = described(placement.profile, weights)
     judged = perplexity(model.backend, model.tokenize(LIBRARY))
     return {
         "kind": KIND,
@@ -190,11 +195,12 @@ def _report(
             "name": placement.device,
             "title": placement.profile.title if placement.profile else placement.device,
             "simulated": placement.simulated,
+            "timed_as": timed_as,
             "why": placement.why,
             "form": None if placement.form is None else placement.form.to_dict(),
         },
         "model": name_only(model.name),
-        "weights": opened_variant(model.manifest, model.backend).weight_format,
+        "weights": weights,
         "backend": model.backend.name,
         "flavour": model.backend.flavour,
         "runs_on": model.backend.device,

@@ -11,21 +11,26 @@ MOST_ROWS = 32
 
 def draw(reports: Sequence[dict[str, Any]]) -> Iterator[tuple[str, bytes]]:
     """Captions and PNG images: speed by class, time to the first token, and the curve of a step."""
-    yield "Tokens per second by class of prompt", _bars(reports, "rate", "tokens per second")
-    yield "Time to the first token", _bars(reports, "ttft_ms", "ms to the first token")
+    for caption, figure, unit in (
+        ("Second and later tokens per second, by class of prompt", "rate", "tokens per second"),
+        ("Time to the first token, by class of prompt", "ttft_ms", "ms to the first token"),
+    ):
+        yield caption, _bars(reports, figure, unit, caption)
     curves = [(_label(report), report["curve"]) for report in reports if report.get("curve")]
     if curves:
-        yield "Cost of a step by its rows", _curves(curves)
+        caption = "Time of a step by its rows, over an empty context"
+        yield caption, _curves(curves, caption)
 
 
 def _label(report: dict[str, Any]) -> str:
     device = report["device"]
-    return f"{device['name']}{' (SIMULATED)' if device['simulated'] else ''}"
+    name = str(device["name"])
+    return f"{name.removeprefix('simulated:')} (SIMULATED)" if device["simulated"] else name
 
 
-def _bars(reports: Sequence[dict[str, Any]], figure: str, unit: str) -> bytes:
+def _bars(reports: Sequence[dict[str, Any]], figure: str, unit: str, caption: str) -> bytes:
     """Bars by class and device, plain beside drafted."""
-    figure_, axes = _axes()
+    figure_, axes = _axes(caption)
     names = list(dict.fromkeys(name for report in reports for name in report["classes"]))
     series = []
     for report in reports:
@@ -43,9 +48,9 @@ def _bars(reports: Sequence[dict[str, Any]], figure: str, unit: str) -> bytes:
     return _png(figure_)
 
 
-def _curves(curves: Sequence[tuple[str, dict[str, Any]]]) -> bytes:
+def _curves(curves: Sequence[tuple[str, dict[str, Any]]], caption: str) -> bytes:
     """Milliseconds of a step by its rows over an empty context."""
-    figure, axes = _axes()
+    figure, axes = _axes(caption)
     for label, curve in curves:
         points = [
             (rows, 1e3 * seconds)
@@ -55,16 +60,18 @@ def _curves(curves: Sequence[tuple[str, dict[str, Any]]]) -> bytes:
         axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=label)
     axes.set_xlabel("rows of a step")
     axes.set_ylabel("ms")
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.15 * axes.get_ylim()[1])
     axes.legend(fontsize=8)
     return _png(figure)
 
 
-def _axes() -> tuple[Any, Any]:
+def _axes(caption: str) -> tuple[Any, Any]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 4.5), layout="constrained")
-    return figure, figure.subplots()
+    axes = figure.subplots()
+    axes.set_title(caption)
+    return figure, axes
 
 
 def _png(figure: Any) -> bytes:

@@ -22,7 +22,11 @@ SAME = ("tokens", "prompts")
 """Reports that differ in these are not about the same work."""
 NOTED = ("model", "weights", "kv_cache", "drafter", "rounds", "version", "threads")
 REQUIRED = ("device", "model", "classes", "overall", "quality", "memory", "energy", *SAME)
-SIMULATED = "SIMULATED: times come from a device's profile, not from a device"
+SIMULATED = (
+    "SIMULATED: steps take the time that a device's profile says, a bound that no real device "
+    "reaches. Texts, their quality and the time of drafting are those of the processor that "
+    "computed them."
+)
 
 Report = dict[str, Any]
 Table = list[list[str]]
@@ -163,16 +167,8 @@ def _facts(report: Report) -> Table:
     told = energy["note"]
     if per_token is not None:
         told = ", ".join(f"{way} {joules:.3f} J" for way, joules in per_token.items()) + " a token"
-    isa = f", {report['isa']}" if report.get("isa") else ""
-    device = None if report["device"]["simulated"] else report.get("runs_on")
-    backend = ":".join(filter(None, (report["backend"], device)))
     overall = {way: found for way, found in report["overall"].items() if found is not None}
-    rows = [
-        ["", ""],
-        ["model", f"{report['model']}, weights {report['weights']}"],
-        ["runs on", f"{backend}, {report['flavour']}{isa}, {report['threads']} threads"],
-        ["why", report["device"]["why"]],
-    ]
+    rows = [["", ""], *_placed(report), ["why", report["device"]["why"]]]
     for way, found in overall.items():
         rows.append([way, f"{found['ttft_ms']:.1f} ms to the first token, {found['rate']:.1f} t/s"])
     rows += [
@@ -183,7 +179,8 @@ def _facts(report: Report) -> Table:
         ],
         [
             "memory",
-            f"{human_size(memory['needed'])} of {budget} for {memory['context']} tokens; peak "
+            f"{human_size(memory['needed'])} of {budget} planned for {memory['context']} tokens; "
+            "largest size of the process here "
             + ("unknown" if memory["peak"] is None else human_size(memory["peak"])),
         ],
         ["energy", told],
@@ -193,6 +190,31 @@ def _facts(report: Report) -> Table:
         ["date", str(report.get("date"))],
     ]  # fmt: skip
     return rows
+
+
+def _placed(report: Report) -> Table:
+    """The model, and where it ran; of a simulated device, what is timed and what computed."""
+    timed = report["device"].get("timed_as")
+    isa = f", {report['isa']}" if report.get("isa") else ""
+    device = None if report["device"]["simulated"] else report.get("runs_on")
+    backend = ":".join(filter(None, (report["backend"], device)))
+    ran = f"{backend}, {report['flavour']}{isa}, {report['threads']} threads"
+    model = f"{report['model']}, weights {_weights(report)}"
+    if timed is None:
+        return [["model", model], ["runs on", ran]]
+    rows = "" if timed["rows"] is None else f"steps of {', '.join(map(str, timed['rows']))} rows, "
+    return [
+        ["model", f"{model}, keys and values {timed['kv_cache']}"],
+        ["timed as", f"{rows}{timed['tops']:g} TOPS, {timed['bandwidth_gb_s']:g} GB/s"],
+        ["computed by", f"{ran}, weights {report['weights']}, keys and values "
+                        f"{report['kv_cache']}"],
+    ]  # fmt: skip
+
+
+def _weights(report: Report) -> str:
+    """The format of the weights that times are of."""
+    timed = report["device"].get("timed_as")
+    return str(report["weights"] if timed is None else timed["weights"])
 
 
 def _speeds(report: Report) -> Table:
@@ -220,8 +242,9 @@ def _speeds(report: Report) -> Table:
 def _speed_notes(report: Report) -> list[str]:
     notes = [
         f"Answers of {report['tokens']} tokens; rounds after a warm-up: {report['rounds']}; t/s: "
-        "1000 over the mean milliseconds of a token after the first. The classes are those of "
-        "MLPerf Client, the prompts are ours."
+        "1000 over the mean milliseconds of a token after the first; ratio: drafted over plain; "
+        "accepted: part of the drafted tokens; same text: whether all drafted answers are the "
+        "plain ones. The classes are those of MLPerf Client, the prompts are ours."
     ]
     for name, count in report.get("skipped", {}).items():
         notes.append(f"{count} of {name} left out: too long for the context of the model.")
@@ -241,7 +264,18 @@ def _starts(report: Report) -> Table:
 
 
 def _overview(reports: Sequence[Report]) -> Table:
-    rows = [["device", "model", "ttft ms", "t/s", "drafted t/s", "needed", "J/token", "perplexity"]]
+    rows = [
+        [
+            "device",
+            "model",
+            "ttft ms",
+            "plain t/s",
+            "drafted t/s",
+            "memory",
+            "J/token",
+            "perplexity",
+        ]
+    ]
     for report in reports:
         plain = report["overall"]["plain"] or {}
         drafted = report["overall"].get("drafted") or {}
@@ -249,7 +283,7 @@ def _overview(reports: Sequence[Report]) -> Table:
         rows.append(
             [
                 title(report),
-                f"{report['model']} ({report['weights']})",
+                f"{report['model']} ({_weights(report)})",
                 _number(plain.get("ttft_ms"), 1),
                 _number(plain.get("rate"), 1),
                 _number(drafted.get("rate"), 1),

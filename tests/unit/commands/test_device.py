@@ -102,9 +102,21 @@ def test_a_report_has_everything(reports: list[Path]) -> None:
         "name": "simulated:apple-m4-ane",
         "title": "Apple M4, Neural Engine",
         "simulated": True,
+        "timed_as": {
+            "weights": "int4",
+            "kv_cache": "f16",
+            "rows": [1, 4, 8, 16, 64],
+            "tops": 38,
+            "bandwidth_gb_s": 120,
+        },
         "why": simulated["device"]["why"],
         "form": simulated["device"]["form"],
     }
+    told = device_report.markdown(simulated)
+    assert "weights int4, keys and values f16 |" in told
+    assert "| timed as | steps of 1, 4, 8, 16, 64 rows, 38 TOPS, 120 GB/s |" in told
+    assert f"| computed by | {simulated['backend']}, " in told
+    assert real["device"]["timed_as"] is None
     for report in (real, simulated):
         form = report["device"]["form"]
         assert form["weights"] == {"value": "fp32", "why": "as the bundle has them"}
@@ -137,7 +149,8 @@ def test_reports_are_compared(reports: list[Path], tmp_path: Path) -> None:
     assert "SIMULATED" in shown
     again = CliRunner().invoke(bench_device, [f"--merge={both}", f"--merge={reports[0]}"])
     rows = again.stdout.split("##")[0].splitlines()
-    assert sum("tiny (fp32)" in row for row in rows) == 3
+    assert sum("tiny (fp32)" in row for row in rows) == 2
+    assert sum("(SIMULATED) | tiny (int4) |" in row for row in rows) == 1
 
 
 @pytest.mark.parametrize(
