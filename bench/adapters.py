@@ -16,12 +16,13 @@ Where an answer differs, `gap` is how much less likely we find their token than 
 kernels that round activations to int8 differ by up to 1 in the logits (docs/adapters.md).
 `as_reference` counts the tokens of each answer that are those of our float32 reading of the same
 blocks (`hotpath`), up to the first other one: what a weight format costs. The result goes to
-bench/results/adapters-NAME.json.
+bench/results/adapters-NAME.json after every kind; those not asked for keep what they have there.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -29,7 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness import PEERS, start_peer, write_result
+from harness import PEERS, RESULTS, start_peer, write_result
 
 import quickdraft
 from quickdraft.hashes import cache_root
@@ -264,20 +265,20 @@ def main() -> None:
         raise SystemExit(f"{options.model} is a bundle; give the .gguf file it was made of")
     folders = Folders(options.folder.absolute(), checkpoint, options.peers_dir.absolute())
     reference = ask_quickdraft(options.model, options.tokens, options.threads, backend="hotpath")
-    found = {}
+    known = RESULTS / f"adapters-{options.name}.json"
+    found = json.loads(known.read_text())["folders"] if known.exists() else {}
     for name in options.kinds.split(","):
-        found[name] = measure(name, folders, options, reference)
+        found[name] = {"tokens": options.tokens} | measure(name, folders, options, reference)
         print(name, found[name], file=sys.stderr)
-    figures = {
-        "model": options.name,
-        "prompts": PROMPTS,
-        "tokens": options.tokens,
-        "threads": options.threads,
-        "versions": {"quickdraft": quickdraft.__version__},
-        "reference": reference.facts | {"answers": [answer.text for answer in reference.plain]},
-        "folders": found,
-    }
-    print(write_result(f"adapters-{options.name}", figures))
+        figures = {
+            "model": options.name,
+            "prompts": PROMPTS,
+            "threads": options.threads,
+            "versions": {"quickdraft": quickdraft.__version__},
+            "reference": reference.facts | {"answers": [answer.text for answer in reference.plain]},
+            "folders": found,
+        }
+        print(write_result(known.stem, figures))
 
 
 if __name__ == "__main__":

@@ -198,7 +198,8 @@ def _placed(report: Report) -> Table:
     isa = f", {report['isa']}" if report.get("isa") else ""
     device = None if report["device"]["simulated"] else report.get("runs_on")
     backend = ":".join(filter(None, (report["backend"], device)))
-    ran = f"{backend}, {report['flavour']}{isa}, {report['threads']} threads"
+    flavour = "" if report["flavour"] == report["backend"] else f", {report['flavour']}"
+    ran = f"{backend}{flavour}{isa}, {report['threads']} threads"
     model = f"{report['model']}, weights {_weights(report)}"
     if timed is None:
         return [["model", model], ["runs on", ran]]
