@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tiny.native import Kernels, Matrix, isas, needs_native, record_bytes
 from tiny.random_blocks import KINDS, random_tensor
@@ -199,6 +199,7 @@ def test_values_without_a_format_become_floats() -> None:
 
 @pytest.mark.parametrize(("form", "name"), [("int4", "w4"), ("int8", "w8")])
 @given(seed=st.integers(0, 2**32 - 1), exponent=st.integers(-30, 12))
+@example(seed=85585759, exponent=-22)
 def test_own_blocks_have_scales_that_kernels_hold(
     form: str, name: str, seed: int, exponent: int
 ) -> None:
@@ -208,10 +209,12 @@ def test_own_blocks_have_scales_that_kernels_hold(
     assert isinstance(blocked, Blocked)
     assert kernel_format(blocked) == name
     largest = np.abs(values).reshape(3, 2, 32).max(-1)
-    # The largest value may be cut by 15 % of 8 steps; float16 knows no step below 2**-24.
-    steps = np.maximum(largest / (1 << (blocked.bits - 1)), 2.0**-24)
+    # The largest value may be cut by 15 % of 8 steps; float16 knows no step below 2**-24, and near
+    # that rounds a step by up to 2**-25, which the largest code multiplies.
+    codes = 1 << (blocked.bits - 1)
+    steps = np.maximum(largest / codes, 2.0**-24)
     error = np.abs(blocked.to_dense() - values).reshape(3, 2, 32).max(-1)
-    assert (error <= 1.8 * steps).all()
+    assert (error <= 1.8 * steps + codes * 2.0**-25).all()
 
 
 @pytest.mark.parametrize("form", ["int4", "int8"])
