@@ -54,13 +54,16 @@ def load(
     """
     started = time.perf_counter()
     from quickdraft.models.placed import bundle_on
+    from quickdraft.runtime.beside import Beside
     from quickdraft.runtime.drafting import DraftingSetup
     from quickdraft.runtime.model import Model
+    from quickdraft.runtime.prediction import Prefill
 
     placement = _place(device, backend, kv_cache, prefill)
     find, name = partial(_find, placement, progress, offline), str(path_or_name)
     drafting = DraftingSetup(drafter, drafter_options or {}, store, find)
-    placement, bundle = bundle_on(placement, name, weights, kv_cache, progress, offline)
+    beside = Beside(Prefill.parse(prefill), drafting)
+    placement, bundle = bundle_on(placement, name, weights, kv_cache, progress, offline, beside)
     model = Model.open(
         bundle.folder,
         manifest=bundle.manifest,
