@@ -204,11 +204,12 @@ def answer_prompts(
 
 @dataclass(frozen=True)
 class _Question:
-    """A prompt as it is asked. See together.Asked."""
+    """A prompt as it is asked. See together.Asked. seed: of its config."""
 
     prompt: Prompt
     ids: list[int]
     config: GenerationConfig
+    seed: int
 
 
 class _Work:
@@ -256,7 +257,8 @@ class _Work:
             if ids is None:
                 self.told = replace(self.told, skipped=self.told.skipped + 1)
                 continue
-            yield _Question(prompt, ids, self._options.config(*_draw(prompt, self._options)))
+            temperature, seed = _draw(prompt, self._options)
+            yield _Question(prompt, ids, self._options.config(temperature, seed), seed)
 
     def one_by_one(self) -> Iterator[Answer]:
         """Answers with drafts."""
@@ -288,10 +290,9 @@ class _Work:
 
 def _answer_of(question: _Question, tokens: Sequence[int], finish: str) -> Answer:
     """As it is written."""
-    prompt, config = question.prompt, question.config
+    prompt, drawn = question.prompt, (question.config.temperature, question.seed)
     about = (str(prompt.sound.resolve()), prompt.start) if prompt.sound else ()
-    known = prompt.id, question.ids, tokens, config.temperature, config.seed
-    return Answer(*known, finish, *about)
+    return Answer(prompt.id, question.ids, tokens, *drawn, finish, *about)
 
 
 def _heard(model: Model, path: Path, start: int) -> Source:
