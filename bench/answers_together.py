@@ -10,6 +10,7 @@ token for token. Figures go to bench/results/together-NAME.json.
 from __future__ import annotations
 
 import argparse
+import itertools
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,31 +42,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
     batches = [int(part) for part in options.batches.split(",")]
     found: dict[str, dict[str, Any]] = {}
     first: dict[str, list[int]] = {}
-    with (
-        load(options.model, threads=options.threads, store=False) as drafting,
-        load(options.model, threads=options.threads, drafter="none") as plain,
-        tempfile.TemporaryDirectory() as folder,
-    ):
-        for turn in range(options.rounds):
-            for batch in batches:
-                model = drafting if batch == 1 else plain
-                out = Path(folder) / f"{turn}-{batch}.jsonl"
+    facts: dict[str, Any] = {"threads": options.threads}
+    with tempfile.TemporaryDirectory() as folder:
+        for turn, batch in itertools.product(range(options.rounds), batches):
+            # Opened anew: drafters remember the answers of the round before.
+            drafter = "auto" if batch == 1 else "none"
+            out = Path(folder) / f"{turn}-{batch}.jsonl"
+            with load(
+                options.model, threads=options.threads, drafter=drafter, store=False
+            ) as model:
+                facts["model"] = model.manifest.source.name
                 with AnswersWriter(out, chosen.header(model)) as writer:
                     told = answer_prompts(model, prompts, chosen, writer, batch=batch)
-                answers = {each.id: list(each.answer) for each in read_answers(out)[1]}
-                first = first or answers
-                figures = {
-                    "tokens": told.tokens,
-                    "steps": told.steps,
-                    "tokens_per_s": round(told.tokens / told.seconds, 1),
-                    "answers": len(answers),
-                    "same": sum(answers[name] == said for name, said in first.items()),
-                }
-                best = found.setdefault(str(batch), figures)
-                if figures["tokens_per_s"] > best["tokens_per_s"]:
-                    found[str(batch)] = figures
+            answers = {each.id: list(each.answer) for each in read_answers(out)[1]}
+            first = first or answers
+            figures = {
+                "tokens": told.tokens,
+                "steps": told.steps,
+                "tokens_per_s": round(told.tokens / told.seconds, 1),
+                "answers": len(answers),
+                "same": sum(answers[name] == said for name, said in first.items()),
+            }
+            best = found.setdefault(str(batch), figures)
+            if figures["tokens_per_s"] > best["tokens_per_s"]:
+                found[str(batch)] = figures
     setting = {"prompts": options.limit, "tokens": options.tokens, "rounds": options.rounds}
-    facts = {"model": plain.name.rpartition("/")[2], "threads": options.threads}
     RESULTS.mkdir(exist_ok=True)
     file = RESULTS / f"together-{options.name}.json"
     write_document(file, circumstances() | facts | {"setting": setting, "batches": found})
