@@ -1,4 +1,5 @@
-"""Does a model fit? Weights, keys and values of a context, and room to compute in."""
+"""Does a model fit? Weights, keys and values of a context, and room to compute in; the same of the
+parts that run beside it."""
 
 from __future__ import annotations
 
@@ -16,6 +17,8 @@ CHUNK = 512
 COPIES = 16
 """Rows of the hidden width that a step keeps at once, the gated MLP's four to five times wider ones
 counted as such: an estimate, above what was measured on models of 135M and 1.5B parameters."""
+LOGITS = 16
+"""Rows of logits that it keeps."""
 
 _BYTES = {"f32": 4, "f16": 2, "int8": 1}
 _SCALE_BYTES = 4
@@ -34,7 +37,9 @@ class Footprint:
     weights: bytes of one copy. kv_type: of keys and values. graphs: that each hold a copy of the
     weights, and `graph` bytes of their own. slots: of cache that graphs set aside for themselves
     until their first step; 0 for none. once: other bytes. scores: bytes that a step works in for
-    each token of the context.
+    each token of the context. parts: bytes of what runs beside the target and is in none of its
+    files. kv_parts: bytes of a token in all caches but the target's. working: bytes that sessions
+    beside the target's compute in.
     """
 
     weights: int
@@ -44,6 +49,9 @@ class Footprint:
     slots: int = 0
     once: int = 0
     scores: int = 0
+    parts: int = 0
+    kv_parts: int = 0
+    working: int = 0
 
     @property
     def held(self) -> int:
@@ -54,8 +62,9 @@ class Footprint:
 @dataclass(frozen=True)
 class MemoryPlan:
     """All in bytes but `context`, in tokens, and `graphs`, which each hold the weights. weights: of
-    all copies. kv: of the context, stored as `kv_type`. budget: what there is, None where the
-    system does not say."""
+    all copies. kv: of the context, stored as `kv_type`. parts: weights beside the target's.
+    kv_parts_per_token: in caches beside the target's, of parts and of a refresh. budget: what there
+    is, None where the system does not say."""
 
     weights: int
     kv_per_token: int
@@ -64,6 +73,8 @@ class MemoryPlan:
     budget: int | None
     graphs: int = 1
     kv_type: str = "f16"
+    parts: int = 0
+    kv_parts_per_token: int = 0
 
     @property
     def kv(self) -> int:
@@ -71,9 +82,19 @@ class MemoryPlan:
         return self.context * self.kv_per_token
 
     @property
+    def kv_parts(self) -> int:
+        """The same in caches beside the target's."""
+        return self.context * self.kv_parts_per_token
+
+    @property
     def needed(self) -> int:
         """All of it."""
-        return self.weights + self.kv + self.workspace
+        return self._fixed + self.kv + self.kv_parts
+
+    @property
+    def _fixed(self) -> int:
+        """What does not grow with the context."""
+        return self.weights + self.parts + self.workspace
 
     @property
     def fits(self) -> bool:
@@ -85,7 +106,8 @@ class MemoryPlan:
         """Tokens that fit beside the weights; 0 if not even these do, None where nobody knows."""
         if self.budget is None:
             return None
-        return max(self.budget - self.weights - self.workspace, 0) // self.kv_per_token
+        per_token = self.kv_per_token + self.kv_parts_per_token
+        return max(self.budget - self._fixed, 0) // per_token
 
     def check(self, model: str, device: str) -> None:
         """Refuse a model that cannot fit.
@@ -104,11 +126,15 @@ class MemoryPlan:
         copies = f" ({self.graphs} graphs with a copy each)" if self.graphs > 1 else ""
         if copies:
             shorter += ", or export with fewer --widths"
-        parts = (
+        parts = [
             f"weights {_mib(self.weights)}{copies}",
             f"keys and values of {self.context} tokens {_mib(self.kv)}",
             f"workspace {_mib(self.workspace)}",
-        )
+        ]
+        if self.parts or self.kv_parts:
+            parts.append(f"predictors and drafts {_mib(self.parts)}")
+            parts.append(f"keys and values beside the model's {_mib(self.kv_parts)}")
+            shorter += ", or leave out --prefill or drafters that are parts of the bundle"
         raise DeviceError(
             f"{model} does not fit on {device}: {' + '.join(parts)} = {_mib(self.needed)}, and it "
             f"may take {_mib(self.budget or 0)}; {shorter}"
@@ -124,6 +150,9 @@ class MemoryPlan:
             "context": self.context,
             "kv": self.kv,
             "workspace": self.workspace,
+            "parts": self.parts,
+            "kv_parts_per_token": self.kv_parts_per_token,
+            "kv_parts": self.kv_parts,
             "needed": self.needed,
             "budget": self.budget,
             "fits": self.fits,
@@ -143,13 +172,27 @@ def plan_memory(
         raise DeviceError(
             f"context is {context}; this model holds 1 to {spec.context_length} tokens"
         )
-    rows = min(CHUNK, spec.context_length)
-    workspace = 4 * (rows * spec.hidden_size * COPIES + spec.vocab_size * 16)
+    workspace = workspace_of(spec) + footprint.working
     kv_type = footprint.kv_type
     per_token = kv_bytes_per_token(spec, kv_type)
     workspace += footprint.slots * per_token + footprint.scores * context
-    held, graphs = footprint.held, footprint.graphs
-    return MemoryPlan(held, per_token, context, workspace, budget, graphs, kv_type)
+    return MemoryPlan(
+        weights=footprint.held,
+        kv_per_token=per_token,
+        context=context,
+        workspace=workspace,
+        budget=budget,
+        graphs=footprint.graphs,
+        kv_type=kv_type,
+        parts=footprint.parts,
+        kv_parts_per_token=footprint.kv_parts,
+    )
+
+
+def workspace_of(spec: ModelSpec) -> int:
+    """Bytes that one session computes in."""
+    rows = min(CHUNK, spec.context_length)
+    return 4 * (rows * spec.hidden_size * COPIES + spec.vocab_size * LOGITS)
 
 
 def _mib(count: int) -> str:

@@ -12,7 +12,9 @@ from quickdraft.types import Progress
 
 if TYPE_CHECKING:
     from quickdraft.manifest import Manifest
+    from quickdraft.runtime.beside import Beside
     from quickdraft.runtime.devices import Placement
+    from quickdraft.runtime.drafting import DraftingSetup
     from quickdraft.runtime.model import Model
 
 
@@ -43,9 +45,9 @@ def load(
     name of the drafter, by name of the option. store: whether drafters may keep what they learn.
     backend: `auto`, or a name of the registry, after which `:` may name a device of its own.
     weights: `auto`, `gguf`, `fp32`, `fp16`, `int8`, `int4`, `int4-g128` or `int4-channel`;
-    kv_cache: `f32`, `f16` or `int8`; None leaves both to the profile of the device. prefill: how
-    answers prefill where nothing else is said, see GenerationConfig; what it needs is loaded at
-    once. offline: use only what is there. progress: called with stage, what is done, total or 0.
+    kv_cache: `f32`, `f16` or `int8`; None leaves both to the device's profile. prefill: of answers
+    that do not say, see GenerationConfig; what it needs is loaded at once. offline: use only what
+    is there. progress: called with stage, what is done, total or 0.
 
     Raises:
         InputError: the name, device or an option cannot be used; a subclass says which and why.
@@ -57,10 +59,11 @@ def load(
     from quickdraft.runtime.drafting import DraftingSetup
     from quickdraft.runtime.model import Model
 
-    placement = _place(device, backend, kv_cache, prefill)
-    find, name = partial(_find, placement, progress, offline), str(path_or_name)
+    placement, name = _place(device, backend, kv_cache, prefill), str(path_or_name)
+    find = partial(_find, placement, progress, offline)
     drafting = DraftingSetup(drafter, drafter_options or {}, store, find)
-    placement, bundle = bundle_on(placement, name, weights, kv_cache, progress, offline)
+    how = weights, kv_cache, progress, offline, _beside(prefill, drafting)
+    placement, bundle = bundle_on(placement, name, *how)
     model = Model.open(
         bundle.folder,
         manifest=bundle.manifest,
@@ -73,8 +76,7 @@ def load(
     )
     model.placement = placement.settled(model.backend).opened(model)
     _use_prefill(model, prefill)
-    # What the user waited for: fetching, exporting and verifying count as well.
-    model.load_ms = 1e3 * (time.perf_counter() - started)
+    model.load_ms = 1e3 * (time.perf_counter() - started)  # fetching and exporting count as well
     return model
 
 
@@ -92,6 +94,14 @@ def _place(device: str, backend: str, kv_cache: str | None, prefill: str) -> Pla
         check_kv_type(kv_cache)
     Prefill.parse(prefill)
     return place(device, backend)
+
+
+def _beside(prefill: str, drafting: DraftingSetup) -> Beside:
+    """What runs beside the target, and so needs memory."""
+    from quickdraft.runtime.beside import Beside
+    from quickdraft.runtime.prediction import Prefill
+
+    return Beside(Prefill.parse(prefill), drafting)
 
 
 def _use_prefill(model: Model, prefill: str) -> None:

@@ -1,7 +1,8 @@
 """The target answers training prompts, so that drafts can learn what it would say.
 
 Sequence-level distillation as in FastDraft (Zafrir et al., arXiv 2411.11055): one answer a prompt,
-greedy or at one of a few temperatures. Drafted answers are the target's own, so drafting is on.
+greedy or at one of a few temperatures. Drafted answers are the target's own, so drafting is on;
+where several prompts are answered at once (together.py) it is not needed.
 What a prompt is answered with depends on the seed and its id alone, not on which others there are
 or what was answered before. Prompts come in an order drawn at random, so that a file that was cut
 short is still a mix of all kinds.
@@ -12,14 +13,14 @@ from __future__ import annotations
 import gzip
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quickdraft import strict_json
 from quickdraft.answers import Answer, AnswersHeader, AnswersWriter
-from quickdraft.errors import InputError, OptionError
+from quickdraft.errors import Cancelled, InputError, OptionError
 from quickdraft.kvcache.memory import Source
 from quickdraft.runtime.audio.mel import HOP, log_mel
 from quickdraft.runtime.audio.sound import open_sound
@@ -27,6 +28,7 @@ from quickdraft.runtime.backends.base import CancelToken
 from quickdraft.runtime.backends.opening import opened_variant
 from quickdraft.runtime.generation import GenerationConfig
 from quickdraft.runtime.sources import opening_of
+from quickdraft.runtime.together import Together
 
 if TYPE_CHECKING:
     from quickdraft.runtime.model import Model
@@ -178,51 +180,119 @@ def answer_prompts(
     minutes: float | None = None,
     cancel: CancelToken | None = None,
     progress: Callable[[Answered], None] = lambda answered: None,
+    batch: int = 1,
 ) -> Answered:
     """Answer the prompts that have no answer yet, in order, each written when it is whole.
 
-    minutes: begin no answer after this time. cancel: drops the answer that runs. progress: told
-    after every answer.
+    minutes: begin no answer after this time. cancel: drops the answers that run. progress: told
+    after every answer. batch: how many run at once; more than one are decoded plainly, and come in
+    the order in which they end.
 
     Raises:
+        OptionError: the model cannot answer so many at once.
         BackendError, StorageError: an answer failed, or could not be written. Those before it are
             in the file.
     """
-    started = time.monotonic()
-    done = sum(prompt.id in writer.done for prompt in prompts)
-    told = Answered(total=len(prompts), done=done)
-    session = model.session()  # prompts share the beginning of the chat template
-    for prompt in prompts:
-        if prompt.id in writer.done:
-            continue
-        if cancel is not None and cancel.cancelled:
-            break
-        if minutes is not None and time.monotonic() - started >= 60 * minutes:
-            break
-        ids = [] if prompt.sound else _ids(model, prompt, options)
-        if ids is None:
-            told = replace(told, skipped=told.skipped + 1)
-            continue
-        temperature, seed = _draw(prompt, options)
-        config = options.config(temperature, seed)
-        asked = _heard(model, prompt.sound, prompt.start) if prompt.sound else ids
-        result = model.generate(asked, config, session=session, cancel=cancel)
-        if result.finish_reason == "cancelled":
-            break
-        tokens = result.token_ids
-        about = (str(prompt.sound.resolve()), prompt.start) if prompt.sound else ()
-        end = result.finish_reason
-        writer.add(Answer(prompt.id, ids, tokens, temperature, seed, end, *about))
-        told = replace(
+    work = _Work(model, prompts, options, writer, minutes, cancel)
+    answers = work.together(batch) if batch != 1 else work.one_by_one()
+    for answer in answers:
+        writer.add(answer)
+        work.count(answer)
+        progress(work.told)
+    return replace(work.told, seconds=work.seconds)
+
+
+@dataclass(frozen=True)
+class _Question:
+    """A prompt as it is asked. See together.Asked. seed: of its config."""
+
+    prompt: Prompt
+    ids: list[int]
+    config: GenerationConfig
+    seed: int
+
+
+class _Work:
+    """What is left to answer, and how far it is."""
+
+    def __init__(
+        self,
+        model: Model,
+        prompts: Sequence[Prompt],
+        options: AnswerOptions,
+        writer: AnswersWriter,
+        minutes: float | None,
+        cancel: CancelToken | None,
+    ) -> None:
+        self._model, self._options = model, options
+        self._minutes, self._cancel = minutes, cancel
+        self._started = time.monotonic()
+        self._left = [prompt for prompt in prompts if prompt.id not in writer.done]
+        self.told = Answered(total=len(prompts), done=len(prompts) - len(self._left))
+
+    @property
+    def seconds(self) -> float:
+        """Since it began."""
+        return time.monotonic() - self._started
+
+    def count(self, answer: Answer) -> None:
+        """Take note of an answer that was written."""
+        told = self.told
+        self.told = replace(
             told,
             done=told.done + 1,
             answers=told.answers + 1,
-            tokens=told.tokens + len(tokens),
-            steps=told.steps + len(result.steps),
-            seconds=time.monotonic() - started,
+            tokens=told.tokens + len(answer.answer),
+            seconds=self.seconds,
         )
-        progress(told)
-    return replace(told, seconds=time.monotonic() - started)
+
+    def _questions(self) -> Iterator[_Question]:
+        """Those that can be asked, until time is over or somebody stops it."""
+        for prompt in self._left:
+            if self._cancel is not None and self._cancel.cancelled:
+                return
+            if self._minutes is not None and self.seconds >= 60 * self._minutes:
+                return
+            ids = [] if prompt.sound else _ids(self._model, prompt, self._options)
+            if ids is None:
+                self.told = replace(self.told, skipped=self.told.skipped + 1)
+                continue
+            temperature, seed = _draw(prompt, self._options)
+            yield _Question(prompt, ids, self._options.config(temperature, seed), seed)
+
+    def one_by_one(self) -> Iterator[Answer]:
+        """Answers with drafts."""
+        session = self._model.session()  # prompts share the beginning of the chat template
+        for question in self._questions():
+            prompt = question.prompt
+            heard = _heard(self._model, prompt.sound, prompt.start) if prompt.sound else None
+            asked = question.ids if heard is None else heard
+            result = self._model.generate(
+                asked, question.config, session=session, cancel=self._cancel
+            )
+            if result.finish_reason == "cancelled":
+                return
+            self.told = replace(self.told, steps=self.told.steps + len(result.steps))
+            yield _answer_of(question, result.token_ids, result.finish_reason)
+
+    def together(self, batch: int) -> Iterator[Answer]:
+        """Answers of several prompts at a time."""
+        model = self._model
+        eos_ids = model.tokenizer.eos_token_ids
+        together = Together[_Question](model.backend, eos_ids, batch, self._cancel)
+        try:
+            for told in together.run(self._questions()):
+                self.told = replace(self.told, steps=together.steps)
+                yield _answer_of(told.asked, told.tokens, told.finish)
+        except Cancelled:
+            return
+
+
+def _answer_of(question: _Question, tokens: Sequence[int], finish: str) -> Answer:
+    """As it is written."""
+    prompt, drawn = question.prompt, (question.config.temperature, question.seed)
+    about = (str(prompt.sound.resolve()), prompt.start) if prompt.sound else ()
+    return Answer(prompt.id, question.ids, tokens, *drawn, finish, *about)
 
 
 def _heard(model: Model, path: Path, start: int) -> Source:

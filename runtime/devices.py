@@ -21,6 +21,7 @@ from quickdraft.runtime.backends import hotpath, ort_session, providers
 from quickdraft.runtime.backends.base import Backend
 from quickdraft.runtime.backends.opening import backend_for, parts, variant_for
 from quickdraft.runtime.backends.simulated import PREFIX
+from quickdraft.runtime.beside import NOTHING, Beside, with_parts
 from quickdraft.runtime.device_plan import longest_context, memory_budget, planned
 from quickdraft.runtime.footprint import footprint
 from quickdraft.runtime.forms import Form, form_of, kv_to_open, of_profile
@@ -149,8 +150,15 @@ class Placement:
             return self
         return replace(self, form=self.form.opened(backend.name, backend.kv_type, found[0]))
 
-    def plan(self, manifest: Manifest, kv_cache: str | None, context: int | None) -> MemoryPlan:
-        """What a bundle takes here. context: in tokens; None for the least that is of use.
+    def plan(
+        self,
+        manifest: Manifest,
+        kv_cache: str | None,
+        context: int | None,
+        beside: Beside = NOTHING,
+    ) -> MemoryPlan:
+        """What a bundle takes here. context: in tokens; None for the least that is of use. beside:
+        what runs beside the target, which on a simulated device counts nothing.
 
         Raises:
             DeviceError: the context is not one of the model.
@@ -158,21 +166,25 @@ class Placement:
         """
         spec = manifest.model
         name, device = (AUTO, "") if self.simulated else split_device(self.backend)
-        variant = variant_for(manifest, backend_for(manifest, name, device), device)
+        backend = backend_for(manifest, name, device)
+        variant = variant_for(manifest, backend, device)
         held = footprint(manifest, variant, kv_cache)
+        held = with_parts(held, manifest, variant, beside, backend)
         longest = longest_context(self.profile if self.simulated else None, spec)
         tokens = min(LEAST_CONTEXT, longest) if context is None else context
         if self.simulated and self.profile is not None:
             return planned(self.profile, manifest, tokens, here=False)
         return plan_memory(spec, held, tokens, memory_budget(self.profile))
 
-    def check_memory(self, manifest: Manifest, kv_cache: str | None, name: str) -> None:
-        """Refuse a model that cannot fit, before it is loaded.
+    def check_memory(
+        self, manifest: Manifest, kv_cache: str | None, name: str, beside: Beside = NOTHING
+    ) -> None:
+        """Refuse a model that cannot fit, before it is loaded. beside: what runs beside it.
 
         Raises:
             DeviceError: it cannot; the message has the figures.
         """
-        self.plan(manifest, kv_cache, None).check(name, self.device)
+        self.plan(manifest, kv_cache, None, beside).check(name, self.device)
 
 
 def place(device: str = AUTO, backend: str = AUTO) -> Placement:
@@ -371,15 +383,3 @@ def _coreml_problem(device: str) -> str | None:
     if found is None and find_spec("coremltools") is None:
         return str(MissingExtra("coremltools", "coreml"))
     return found
-
-
-def plan_for(model: Model, context: int | None) -> MemoryPlan:
-    """What a loaded model takes for a context of so many tokens, None for the longest there is.
-
-    Raises:
-        DeviceError: the context is not one of the model, or of the device.
-    """
-    placement = model.placement or Placement(model.backend.name, "")
-    if context is None:
-        context = longest_context(placement.profile if placement.simulated else None, model.spec)
-    return placement.plan(model.manifest, model.backend.kv_type, context)

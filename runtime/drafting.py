@@ -75,9 +75,12 @@ class DraftingSetup:
             names += AUTO if name == _AUTO else (name,)
         return tuple(names)
 
-    def names_in(self, manifest: Manifest, backend: str) -> tuple[str, ...]:
+    def names_in(
+        self, manifest: Manifest, backend: str, parts_open: bool = False
+    ) -> tuple[str, ...]:
         """The drafters for the target of a bundle on a backend: `auto` begins with the drafts that
         are in it under the names of their kinds, without those that are named beside `auto`.
+        parts_open: whether parts will be opened even though there is no `open_head` yet.
 
         Raises:
             OptionError: an option is for a drafter that is not among them.
@@ -87,7 +90,7 @@ class DraftingSetup:
             named = self._asked
             better = [name if name in named else _OF_SOURCES.get(name, name) for name in names]
             names = tuple(dict.fromkeys(better))
-        if _AUTO in self._asked and self.open_head is not None:
+        if _AUTO in self._asked and (parts_open or self.open_head is not None):
             there = {variant.name for variant in parts(manifest, backend, "drafter")}
             own = [kind for kind in DRAFTERS if there & {kind, f"{kind}-1"} and kind not in names]
             names = (*own, *names)

@@ -40,7 +40,7 @@ def footprint(manifest: Manifest, variant: Variant, kv_cache: str | None = None)
     """
     spec = manifest.model
     weights, graphs, more = _graphs(manifest, variant)
-    found = Footprint(weights, _kv_type(variant, kv_cache), graphs, more)
+    found = Footprint(weights, kv_type_of(variant, kv_cache), graphs, more)
     if variant.target_format == "openvino":
         found = _beside_graphs(found, spec, tuple(variant.widths), variant.capacity)
     if spec.source is None:
@@ -86,8 +86,8 @@ def footprint_by_profile(profile: Profile, manifest: Manifest, files: int) -> Fo
     return _beside_graphs(found, manifest.model, rows, slots)
 
 
-def _kv_type(variant: Variant, kv_cache: str | None) -> str:
-    """How a variant holds keys and values."""
+def kv_type_of(variant: Variant, kv_cache: str | None) -> str:
+    """How a variant holds keys and values. kv_cache: what was asked for, None if nothing."""
     if isinstance(variant.cache, FixedStateLayout):
         return "f32" if len(variant.cache.keys) > 1 else "f16"
     if variant.flavour == "hotpath":

@@ -31,6 +31,7 @@ from quickdraft.runtime.generation import GenerationConfig
 from quickdraft.runtime.heads import BackendHead, open_head
 from quickdraft.runtime.judge import JudgeOfBundle
 from quickdraft.runtime.model_defaults import not_followed
+from quickdraft.runtime.model_memory import check_prefill
 from quickdraft.runtime.prediction import Prediction, Prefill
 from quickdraft.runtime.result import Chunk, Result
 from quickdraft.runtime.session import Session
@@ -87,6 +88,7 @@ class Model:
         self.placement: Placement | None = None
         self.open_bundle: BundleOpener | None = None
         self.open_head: Callable[[str], BackendHead] | None = None
+        self.drafting_setup: DraftingSetup | None = None
         self.drafting = drafting or Drafting((), backend)
         self.prediction = prediction or Prediction(backend)
         self.judge = JudgeOfBundle(Path(), manifest, backend, None)  # `open` knows the folder
@@ -139,7 +141,7 @@ class Model:
                 degraded=opened.degraded,
             )
             model.judge = JudgeOfBundle(folder, manifest, model.backend, threads)
-            setup = drafting or DraftingSetup()
+            setup = model.drafting_setup = drafting or DraftingSetup()
             model.open_bundle = setup.open_bundle
             model.open_head = partial(open_head, folder, manifest, model.backend, threads)
             if setup.names:
@@ -179,10 +181,13 @@ class Model:
 
         Raises:
             OptionError: see GenerationConfig, or the bundle has no such predictor.
+            DeviceError: there is no room for what it needs; the message has the figures.
             BackendError: what it needs cannot be loaded.
         """
+        chosen = Prefill.parse(prefill)
+        check_prefill(self, chosen)
         self.generation_config = self.generation_config.replace(prefill=prefill)
-        self.prediction.prepare(Prefill.parse(prefill))
+        self.prediction.prepare(chosen)
 
     def open_drafting(self, setup: DraftingSetup) -> Drafting:
         """Open other drafters for this model, to be closed by the caller; see `session`.

@@ -3,7 +3,9 @@
 Decoding waits for memory and prefill for arithmetic, so the two get in each other's way little: a
 thread of its own runs the target over the prompt and over what was said since, into a second cache,
 and takes no turns with the steps of the answer. When that cache lacks a few rows only, it takes the
-place of the first one, and the next step of the answer computes those few as well.
+place of the first one, and the next step of the answer computes those few as well, with all
+threads. How many are few depends on what a row costs: a thread that chases an answer to its last
+row is slower than that step.
 """
 
 from __future__ import annotations
@@ -23,8 +25,18 @@ from quickdraft.runtime.prediction import Prediction
 from quickdraft.runtime.told_states import ToldStates
 
 FEW = 8
-"""Rows that a step of the answer may compute besides its own. While the thread computes the last
-rows that are missing, the answer goes on by a step or two: fewer would be chased for ever."""
+"""Rows that a step of the answer may always compute besides its own. While the thread computes the
+last rows that are missing, the answer goes on by a step or two: fewer would be chased for ever."""
+MANY = 256
+"""The most that it may,"""
+WAIT = 0.04
+"""and about as many seconds as it may take for them: so much later than without a refresh one token
+of the answer comes."""
+LEAST, MOST = 64, 256
+"""Rows of a step of the thread, where there are so many: fewer would cost more each, and after more
+it would know too late what is few."""
+SPEEDUP = 2
+"""How much faster a row is with all threads than with half of them, which the thread has."""
 
 _log = logging.getLogger(__name__)
 
@@ -54,7 +66,8 @@ class Refresh:
         self.backend: Backend | None = None
         self._prediction = prediction
         self._tokens = list(tokens)  # grows at its end only, so the thread may read it meanwhile
-        self._chunk = chunk
+        self._chunk = min(chunk, MOST)
+        self._few = FEW
         self._cancel = CancelToken()
         self._started = time.perf_counter()
         self._seconds = 0.0
@@ -97,9 +110,11 @@ class Refresh:
             backend = self._prediction.second()
             self.backend = backend
             while tokens := self._next():
-                tree = Tree.chain(tokens)
+                tree, began = Tree.chain(tokens), time.perf_counter()
                 last = np.array([len(tree) - 1], np.int64)
                 output = backend.step(tree, self.cache, last, self._cancel, full_logits=False)
+                if backend.flavour == "hotpath":  # others compile or pad for the rows of a step
+                    self._few = few_rows((time.perf_counter() - began) / len(tree))
                 if self._hidden:
                     self._told.add(self.cache.length, output.hidden_states, self._hidden)
                 self.cache.commit(range(len(tree)))
@@ -109,4 +124,14 @@ class Refresh:
     def _next(self) -> list[int]:
         """Tokens whose rows come next; none when the rest is left to the answer."""
         at, missing = self.cache.length, len(self._tokens) - 1 - self.cache.length
-        return self._tokens[at : at + min(self._chunk, missing)] if missing > FEW else []
+        if missing <= self._few:
+            return []
+        rows = min(max(missing - self._few, LEAST), missing, self._chunk)
+        return self._tokens[at : at + rows]
+
+
+def few_rows(seconds: float) -> int:
+    """How many missing rows are few where one takes so long with half of the threads."""
+    if seconds * MANY <= SPEEDUP * WAIT:
+        return MANY
+    return max(int(SPEEDUP * WAIT / seconds), FEW)

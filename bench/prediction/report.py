@@ -74,16 +74,18 @@ def _refresh(result: Result) -> Iterator[str]:
     refresh = result["refresh"]
     for length in map(str, refresh["lengths"]):
         total = f"{refresh['tokens']} tokens, ms"
-        head = [f"{length} tokens", "first token, ms", total, "of exact", "exact from token"]
+        head = [f"{length} tokens", "first token, ms", total, "of exact", "longest wait, ms"]
+        head.append("exact from token")
         rows = [[*head, "exact after"]]
         exact = refresh["ways"][EXACT][length]["total_ms"]
         for name, by_length in refresh["ways"].items():
             found = by_length[length]
             times = [f"{found['ttft_ms']:.1f}", f"{found['total_ms']:.1f}"]
             begin = found.get("exact_from")
-            cells = [_shown(found["total_ms"] / exact), "" if begin is None else str(begin)]
+            cells = [_shown(found["total_ms"] / exact), _shown(found.get("longest_ms"), ".1f")]
+            cells.append("" if begin is None else str(begin))
             rows.append([name, *times, *cells, "yes" if found["exact_after"] else "no"])
-        yield table(rows, frozenset({1, 2, 3, 4}))
+        yield table(rows, frozenset({1, 2, 3, 4, 5}))
 
 
 def _shown(value: float | None, form: str = ".3f") -> str:

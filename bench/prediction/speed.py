@@ -10,6 +10,7 @@ from prediction.ways import EXACT, Way
 
 from quickdraft.drafters.tree import Tree
 from quickdraft.runtime.benchmark import random_tokens
+from quickdraft.runtime.clock import now
 from quickdraft.runtime.engine_process import EngineProcess
 
 Progress = Callable[[str, int, int], None]
@@ -71,9 +72,9 @@ def _first_token(way: Way, ids: Sequence[int]) -> float:
 def measure_refresh(
     ways: Sequence[Way], lengths: Sequence[int], tokens: int, rounds: int, progress: Progress
 ) -> dict[str, Any]:
-    """Milliseconds to the first and to the last of `tokens`, exact and refreshed in turns, and
-    whether the cache is exact afterwards: the next step over it has the bits it has over a cache
-    that read the same text plainly."""
+    """Milliseconds to the first and to the last of `tokens`, exact and refreshed in turns, the
+    longest that one of them waited, and whether the cache is exact afterwards: the next step over
+    it has the bits it has over a cache that read the same text plainly."""
     exact = ways[0]
     kinds = {EXACT: (exact, exact.prefill)}
     for way in ways:
@@ -88,7 +89,7 @@ def measure_refresh(
             for name, (way, prefill) in kinds.items():
                 point = _answer(way, prefill, ids[:count], tokens)
                 best = found[name].setdefault(str(count), point)
-                for key in ("ttft_ms", "total_ms"):
+                for key in ("ttft_ms", "total_ms", "longest_ms"):
                     best[key] = min(best[key], point[key])
                 best["exact_after"] &= point["exact_after"]
             progress("refresh", turn * len(lengths) + number + 1, total)
@@ -97,11 +98,15 @@ def measure_refresh(
 
 def _answer(way: Way, prefill: str, ids: Sequence[int], tokens: int) -> dict[str, Any]:
     session = way.model.session()
-    result = way.answer(ids, session, prefill=prefill, max_new_tokens=tokens, ignore_eos=True)
+    moments: list[float] = []
+    options = {"prefill": prefill, "max_new_tokens": tokens, "ignore_eos": True}
+    result = way.answer(ids, session, callback=lambda text: moments.append(now()), **options)
     times = result.timings
+    waits = np.diff(moments)
     point = {
         "ttft_ms": round(times.ttft_ms, 3),
         "total_ms": round(times.ttft_ms + times.predicted_ms, 3),
+        "longest_ms": round(1e3 * float(waits.max(initial=0.0)), 3),
         "exact_after": session.cache.predicted == 0 and _is_exact(way, session),
     }
     if result.prediction is not None:

@@ -238,7 +238,7 @@ def _energy(samples: Samples, meter: str, counted: bool) -> dict[str, Any]:
 def _memory(model: Model, context: int | None) -> dict[str, Any]:
     """The plan for a context, and the largest size of this process so far."""
     from quickdraft.device_profiles import machine
-    from quickdraft.runtime.devices import plan_for
+    from quickdraft.runtime.model_memory import plan_for
 
     plan = plan_for(model, context)
     return {"peak": machine.peak_memory(), **plan.to_dict()}

@@ -16,6 +16,8 @@ from quickdraft.errors import OptionError
 if TYPE_CHECKING:
     from quickdraft.device_profiles.memory_plan import MemoryPlan
     from quickdraft.device_profiles.profile import Profile
+    from quickdraft.manifest import Manifest
+    from quickdraft.runtime.beside import Beside
     from quickdraft.runtime.devices import Placement
 
 
@@ -65,18 +67,22 @@ def list_devices(as_json: bool) -> None:
 @click.argument("name", default="auto")
 @click.option("--model", help="Also plan its memory there; it is fetched if need be.")
 @click.option("--context", type=int, help="Tokens that the plan holds; the model's own limit else.")
+@click.option("--prefill", metavar="KIND", help="Plan for that prefill too, on this processor.")
 @common_options
-def show_device(name: str, model: str | None, context: int | None, as_json: bool) -> None:
+def show_device(
+    name: str, model: str | None, context: int | None, prefill: str | None, as_json: bool
+) -> None:
     """Print what is known of a device.
 
     NAME is what --device takes: auto (the default), cpu, gpu, npu, a name of `device list`, or a
     file of your own. A device that is not here is shown as well. Exits with 2 if the model does not
     fit.
     """
-    if context is not None and model is None:
-        raise OptionError("--context is of a plan; give --model with it")
+    for option, given in (("--context", context), ("--prefill", prefill)):
+        if given is not None and model is None:
+            raise OptionError(f"{option} is of a plan; give --model with it")
     profile, why, here = _profile(name)
-    plan = None if model is None else _plan(profile, here, model, context)
+    plan = None if model is None else _plan(profile, here, model, context, prefill)
     if as_json:
         print_json(
             {
@@ -109,19 +115,45 @@ def _profile(name: str) -> tuple[Profile | None, str, bool]:
     return profile, f"not this machine, which is {here}", False
 
 
-def _plan(profile: Profile | None, here: bool, model: str, context: int | None) -> MemoryPlan:
+def _plan(
+    profile: Profile | None, here: bool, model: str, context: int | None, prefill: str | None
+) -> MemoryPlan:
     from quickdraft.commands.progress import Bars
     from quickdraft.models.resolve import resolve
+    from quickdraft.runtime.beside import NOTHING, Beside
     from quickdraft.runtime.device_plan import longest_context, planned
     from quickdraft.runtime.devices import Placement
+    from quickdraft.runtime.prediction import Prefill
 
+    beside = NOTHING if prefill is None else Beside(Prefill.parse(prefill))
     with Bars(transient=True) as bars:
         manifest = resolve(model, progress=bars).manifest
     wanted = None if profile is None or (here and profile.kind == "cpu") else profile
     tokens = longest_context(wanted, manifest.model) if context is None else context
     if wanted is None:
-        return Placement("auto", "", profile).plan(manifest, None, tokens)
+        _check_predictor(manifest, beside)
+        return Placement("auto", "", profile).plan(manifest, None, tokens, beside)
+    if prefill is not None:
+        raise OptionError(
+            f"--prefill is {prefill}, and {wanted.name} is not this processor, for which alone "
+            "parts are planned; leave it out"
+        )
     return planned(wanted, manifest, tokens, here=here)
+
+
+def _check_predictor(manifest: Manifest, beside: Beside) -> None:
+    """Refuse to plan a prefill that the bundle has no predictor for.
+
+    Raises:
+        OptionError: it has none, or none of that name.
+    """
+    from quickdraft.runtime.backends.opening import backend_for
+
+    if beside.prefill.predicts and not beside.parts(manifest, backend_for(manifest, "auto")):
+        raise OptionError(
+            f"--prefill is {beside.prefill}, and the bundle has no such predictor; "
+            "`quickdraft show` lists what it has"
+        )
 
 
 def _states(profile: Profile | None) -> dict[str, str | None]:
@@ -145,6 +177,9 @@ def _lines(profile: Profile | None, why: str, plan: MemoryPlan | None) -> Iterat
         yield "weights", human_size(facts["weights"]) + copies
         yield "keys, values", f"{human_size(plan.kv)} for {plan.context} tokens, {plan.kv_type}"
         yield "workspace", human_size(plan.workspace)
+        if plan.parts or plan.kv_parts:
+            beside = f"{human_size(plan.parts)}, keys and values {human_size(plan.kv_parts)}"
+            yield "beside it", beside
         budget = "unknown" if plan.budget is None else human_size(plan.budget)
         yield "needed", f"{human_size(plan.needed)} of {budget}"
 

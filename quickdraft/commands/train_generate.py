@@ -51,6 +51,10 @@ def _temperatures(ctx: click.Context, param: click.Parameter, value: str) -> tup
     help="Begin no answer after that.",
 )  # fmt: skip
 @click.option("--seed", default=0, show_default=True)
+@click.option(
+    "--batch", default=1, show_default=True, metavar="N",
+    help="Answer so many prompts at once, without drafts; for decoders on the hot path.",
+)  # fmt: skip
 @click.option("--raw", is_flag=True, help="Continue prompts as they are, without chat template.")
 @loading_options()
 @common_options
@@ -60,6 +64,7 @@ def generate(
     out: Path,
     limit: int | None,
     minutes: float | None,
+    batch: int,
     loading: dict[str, Any],
     as_json: bool,
     **options: Any,
@@ -68,13 +73,16 @@ def generate(
 
     One line of OUT is one answer. Prompts come in an order drawn at random; which answer each gets
     depends on the seed and its id alone. Ctrl-C, or whatever else ends this, loses at most the
-    answer that runs: the same command goes on where it stopped.
+    answers that run: the same command goes on where it stopped.
     """
     from quickdraft.runtime.answering import AnswerOptions, read_prompts, shuffled, windows_of
 
     chosen = AnswerOptions(**options)
     asked = shuffled(read_prompts(prompts), chosen.seed)[:limit]
     loading.setdefault("store", False)  # nobody wants these drafted in a conversation
+    if batch != 1:
+        _check_batch(batch, loading)
+        loading["drafter"] = "none"
     with open_model(model, **loading) as loaded:
         asked = shuffled(windows_of(asked, loaded), chosen.seed)
         if chosen.max_new_tokens >= loaded.spec.context_length:
@@ -82,7 +90,7 @@ def generate(
                 f"max_new_tokens is {chosen.max_new_tokens} and the model holds "
                 f"{loaded.spec.context_length} tokens; lower it"
             )
-        told, interrupted = _answer(loaded, asked, chosen, out, minutes, as_json)
+        told, interrupted = _answer(loaded, asked, chosen, out, minutes, batch, as_json)
     if as_json:
         print_json(_as_object(told, out, interrupted))
     else:
@@ -91,12 +99,24 @@ def generate(
         raise click.exceptions.Exit(130)
 
 
+def _check_batch(batch: int, loading: dict[str, Any]) -> None:
+    """Refuse what says nothing where several prompts are answered at once."""
+    for option, plain in (("drafter", "none"), ("prefill", "exact"), ("drafter_options", None)):
+        if loading.get(option, plain) != plain:
+            raise OptionError(
+                f"--batch is {batch}, and several prompts at once are decoded plainly after an "
+                f"exact prefill; leave out --{option.removesuffix('s').replace('_', '-')} or "
+                "--batch"
+            )
+
+
 def _answer(
     model: Model,
     asked: list[Prompt],
     options: AnswerOptions,
     out: Path,
     minutes: float | None,
+    batch: int,
     quiet: bool,
 ) -> tuple[Answered, bool]:
     """Answer what is left, and whether that was interrupted."""
@@ -117,6 +137,7 @@ def _answer(
             writer,
             minutes=minutes,
             cancel=cancel,
+            batch=batch,
             progress=lambda now: status(_line(now, minutes)),
         )
         return told, cancel.cancelled

@@ -12,6 +12,7 @@ from quickdraft.models.resolve import Preferred, resolve
 from quickdraft.types import Progress
 
 if TYPE_CHECKING:
+    from quickdraft.runtime.beside import Beside
     from quickdraft.runtime.devices import Placement
 
 
@@ -30,9 +31,10 @@ def bundle_on(
     kv_cache: str | None = None,
     progress: Progress | None = None,
     offline: bool = False,
+    beside: Beside | None = None,
 ) -> tuple[Placement, Bundle]:
     """The place with the form that a model takes there, and the bundle. weights, kv_cache: what the
-    user asked for, None if nothing.
+    user asked for, None if nothing. beside: what will run beside the target.
 
     Raises as `resolve`; and
         DeviceError: the model cannot fit.
@@ -49,5 +51,7 @@ def bundle_on(
         offline=offline,
     )
     placed = replace(placement, form=form)
-    placed.check_memory(bundle.manifest, placed.kv_to_open(bundle.manifest), name)
+    kv_type = placed.kv_to_open(bundle.manifest)
+    given = () if beside is None else (beside,)
+    placed.check_memory(bundle.manifest, kv_type, name, *given)
     return placed, bundle

@@ -158,10 +158,12 @@ class GrowingBackend(Protocol):
         staged: int,
         cancel: CancelToken | None = None,
         *,
+        rows: NDArray[np.int64] | None = None,
         full_logits: bool = True,
     ) -> StepOutput:
-        """Run the nodes of a tree from number `staged` on; their logits, one row each. Those before
-        are what the cache has staged: earlier steps ran them, over the same committed rows or over
+        """Run the nodes of a tree from number `staged` on; their logits, one row each, or of those
+        of them that `rows` names, counted from the first that is run. Nodes before `staged` are
+        what the cache has staged: earlier steps ran them, over the same committed rows or over
         the first of these, with what `KvCache.keep` committed since.
 
         Raises as Backend.step; after that nothing is staged.

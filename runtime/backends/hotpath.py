@@ -132,10 +132,11 @@ class HotpathBackend:
         staged: int,
         cancel: CancelToken | None = None,
         *,
+        rows: NDArray[np.int64] | None = None,
         full_logits: bool = True,
     ) -> StepOutput:
         """See GrowingBackend.grow."""
-        return self._step(tree, cache, staged, _Wanted(None, full_logits), cancel)
+        return self._step(tree, cache, staged, _Wanted(rows, full_logits), cancel)
 
     def _step(
         self, tree: Tree, cache: KvCache, staged: int, wanted: _Wanted, cancel: CancelToken | None
@@ -282,7 +283,7 @@ class _Frame:
         if wanted.rows is not None:
             self._rows[:] = wanted.rows
         if self._ancestors.size:
-            paths = ancestors(tree)[staged:]
+            paths = ancestors(tree, staged)
             self._ancestors[:, : paths.shape[1]] = paths
             self._ancestors[:, paths.shape[1] :] = -1
             np.add(tree.depth[staged:], length, out=self._positions)

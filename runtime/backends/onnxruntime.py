@@ -169,10 +169,11 @@ class OnnxRuntimeBackend:
         staged: int,
         cancel: CancelToken | None = None,
         *,
+        rows: NDArray[np.int64] | None = None,
         full_logits: bool = True,
     ) -> StepOutput:
         """See GrowingBackend.grow; logits are always full."""
-        return self._step(tree, cache, staged, None, cancel)
+        return self._step(tree, cache, staged, rows, cancel)
 
     def _step(
         self,

@@ -118,10 +118,11 @@ class ReferenceBackend:
         staged: int,
         cancel: CancelToken | None = None,
         *,
+        rows: NDArray[np.int64] | None = None,
         full_logits: bool = True,
     ) -> StepOutput:
         """See GrowingBackend.grow; logits are always full."""
-        return self._run(tree, cache, staged, None, cancel)
+        return self._run(tree, cache, staged, rows, cancel)
 
     def _run(
         self,

@@ -98,15 +98,22 @@ def distances(tree: Tree, length: int, slots: int) -> NDArray[np.int64]:
     return places - rows[:, None]
 
 
-def ancestors(tree: Tree) -> NDArray[np.int32]:
-    """int32 [n, largest depth + 1]: the node on the way to node i at each depth, itself last, then
-    -1."""
-    depth = tree.depth
-    found = np.full((len(tree), int(depth.max()) + 1), -1, np.int32)
-    for node, (parent, at) in enumerate(zip(tree.parent.tolist(), depth.tolist(), strict=True)):
-        if at:
-            found[node, :at] = found[parent, :at]
-        found[node, at] = node
+def ancestors(tree: Tree, first: int = 0) -> NDArray[np.int32]:
+    """int32 [n - first, largest depth + 1]: the node on the way to each node from number `first` on
+    at each depth, itself last, then -1."""
+    depth, parents = tree.depth.tolist(), tree.parent.tolist()
+    found = np.full((len(tree) - first, max(depth) + 1), -1, np.int32)
+    for row, node in enumerate(range(first, len(tree))):
+        parent, at = parents[node], depth[node]
+        if parent >= first:
+            found[row, :at] = found[parent - first, :at]
+        else:  # of an earlier step, whose rows are not here
+            path = []
+            while parent >= 0:
+                path.append(parent)
+                parent = parents[parent]
+            found[row, :at] = path[::-1]
+        found[row, at] = node
     return found
 
 

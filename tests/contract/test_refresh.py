@@ -34,11 +34,12 @@ from tiny.toy_predictor import toy_prediction
 from quickdraft.drafters.tree import Tree
 from quickdraft.errors import BackendError
 from quickdraft.kvcache.blocked import BlockedCache
+from quickdraft.runtime import refresh
 from quickdraft.runtime.backends.base import Backend, CancelToken
 from quickdraft.runtime.engine import Decoder
 from quickdraft.runtime.generation import GenerationConfig
 from quickdraft.runtime.plan import Plan
-from quickdraft.runtime.refresh import FEW
+from quickdraft.runtime.refresh import FEW, MANY, SPEEDUP, WAIT, few_rows
 from quickdraft.runtime.session import Session
 
 
@@ -296,3 +297,36 @@ def test_the_swap_of_the_hot_path(family: str, kv_cache: str, open_after: int) -
     two, one = (hotpath_models.backend(family, "int8", kv_cache, threads) for threads in (2, 1))
     assert two.guarantee == "bit_identical"
     check_swap(two, one, open_after)
+
+
+def test_how_many_rows_are_few() -> None:
+    assert few_rows(0.0) == few_rows(1e-5) == MANY
+    assert few_rows(1.0) == FEW
+    for seconds in (3e-4, 6e-4, 6e-3):
+        rows = few_rows(seconds)
+        assert FEW <= rows <= MANY
+        assert rows in (FEW, MANY) or rows * seconds <= SPEEDUP * WAIT < (rows + 1) * seconds
+
+
+@pytest.mark.native
+def test_the_hot_path_hands_over_what_is_cheap(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refresh, "few_rows", lambda seconds: 100)
+    backend = hotpath_models.backend("llama", "int8", "f16", 2)
+    prompt = np.random.default_rng(3).integers(0, 320, 180).tolist()
+    session = Session(backend, None, toy_prediction(backend, second=lambda: backend))
+    config = GenerationConfig(max_new_tokens=40, prefill=WRONG, prefill_chunk_size=32)
+    run = Decoder(backend, session, Plan(config)).run(prompt)
+    said = [*next(run).tokens, *next(run).tokens]
+    settle()
+    assert session.refreshed is not None
+    missing = len(prompt) + len(said) - 1 - session.refreshed.length
+    assert missing > FEW
+    said += [token for emission in run for token in emission.tokens]
+    plain = backend.new_cache()
+    for token in [*prompt, *said][:-1]:
+        backend.step(Tree.chain([token]), plain)
+        plain.commit([0])
+    assert session.cache.predicted == 0
+    assert isinstance(session.cache, BlockedCache)
+    assert isinstance(plain, BlockedCache)
+    assert hotpath_models.same_rows(session.cache, plain)

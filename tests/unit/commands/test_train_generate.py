@@ -74,6 +74,44 @@ def test_an_answer_depends_on_its_prompt_and_the_seed_alone(
     assert all(every[answer.id] != answer for answer in other)
 
 
+def test_several_prompts_at_once_get_the_answers_that_each_gets_alone(
+    tiny_bundle: Path, prompts: Path, tmp_path: Path
+) -> None:
+    alone, out = tmp_path / "alone.jsonl", tmp_path / "together.jsonl"
+    generate(tiny_bundle, prompts, alone, "--drafter", "none")
+    told = generate(tiny_bundle, prompts, out, "--batch", 5)
+    assert (told["code"], told["complete"], told["answers"]) == (0, True, 24)
+    assert told["steps"] < told["tokens"] / 3
+    headers = [read_answers(file)[0] for file in (alone, out)]
+    assert headers[0] == headers[1]
+    lines = [sorted(file.read_bytes().splitlines()) for file in (alone, out)]
+    assert lines[0] == lines[1]
+    # Whatever was answered before it was killed, the rest is the same.
+    part = tmp_path / "part.jsonl"
+    part.write_bytes(b"".join(out.read_bytes().splitlines(True)[:9]) + b'{"torn')
+    told = generate(tiny_bundle, prompts, part, "--batch", 3)
+    assert (told["complete"], told["answers"]) == (True, 16)
+    assert sorted(part.read_bytes().splitlines()) == lines[0]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--batch", 0),
+        ("--batch", 65),
+        ("--batch", 4, "--drafter", "auto"),
+        ("--batch", 4, "--prefill", "predicted"),
+        ("--batch", 4, "--drafter-option", "prompt_lookup.max_tokens=4"),
+    ],
+)
+def test_what_says_nothing_together_is_refused(
+    tiny_bundle: Path, prompts: Path, tmp_path: Path, options: tuple[object, ...]
+) -> None:
+    told = generate(tiny_bundle, prompts, tmp_path / "a.jsonl", *options)
+    assert told["code"] == 2
+    assert "batch is" in told["error"]["message"]
+
+
 def test_killed_at_any_moment_it_reaches_the_same_file(
     tiny_bundle: Path, prompts: Path, tmp_path: Path
 ) -> None:
