@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from quickdraft.errors import DeviceError
+from quickdraft.hotpath_attention import bands
 from quickdraft.types import ModelSpec
 
 LEAST_CONTEXT = 512
@@ -25,9 +26,10 @@ _SCALE_BYTES = 4
 
 
 def kv_bytes_per_token(spec: ModelSpec, kv_type: str) -> int:
-    """Bytes of the keys and values of one token over all layers; int8 ones have a scale a head."""
-    scale = _SCALE_BYTES if kv_type == "int8" else 0
-    return 2 * sum(spec.num_kv_heads) * (spec.head_dim * _BYTES[kv_type] + scale)
+    """Bytes of the keys and values of one token over all layers; int8 values have a scale a head,
+    keys a scale a band."""
+    scales = _SCALE_BYTES * (len(bands(spec.head_dim)) + 1) if kv_type == "int8" else 0
+    return sum(spec.num_kv_heads) * (2 * spec.head_dim * _BYTES[kv_type] + scales)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quickdraft.errors import OptionError
+from quickdraft.hotpath_attention import bands, kv_head_bytes
 from quickdraft.kvcache.growing import GrowingCache, Slots
 from quickdraft.kvcache.pages import Buffer, Pages
 from quickdraft.types import ModelSpec
@@ -30,7 +31,8 @@ _DTYPES: Mapping[str, type[np.generic]] = {"f32": np.float32, "f16": np.float16,
 @dataclass(frozen=True)
 class _Layer:
     """Views of one layer. keys: [capacity / 16, kv_heads, head_dim, 16]; values: [capacity,
-    kv_heads, head_dim]; scales: float32, without head_dim, int8 only."""
+    kv_heads, head_dim]; scales: float32, int8 only, with bands instead of head_dim for keys and
+    without head_dim for values."""
 
     keys: NDArray[Any]
     values: NDArray[Any]
@@ -90,8 +92,7 @@ class BlockedCache(GrowingCache):
     @property
     def _head_bytes(self) -> int:
         """Bytes of one slot of one KV head, key and value."""
-        scales = 8 if self.kv_type == "int8" else 0
-        return 2 * self._spec.head_dim * np.dtype(_DTYPES[self.kv_type]).itemsize + scales
+        return kv_head_bytes(KV_TYPES[self.kv_type], self._spec.head_dim)
 
     @property
     def nbytes(self) -> int:
@@ -122,7 +123,8 @@ class BlockedCache(GrowingCache):
         for heads in self._spec.num_kv_heads:
             blocks = capacity // BLOCK
             keys = take((blocks, heads, width, BLOCK), dtype)
-            key_scales = take((blocks, heads, BLOCK), np.float32) if scaled else None
+            scales = (blocks, heads, len(bands(width)), BLOCK)
+            key_scales = take(scales, np.float32) if scaled else None
             values = take((capacity, heads, width), dtype)
             value_scales = take((capacity, heads), np.float32) if scaled else None
             found.append(_Layer(keys, values, key_scales, value_scales))
@@ -159,7 +161,8 @@ class BlockedCache(GrowingCache):
         layer = self._layers(self.buffer, self._capacity)[index]
         keys, values = layer.keys.astype(np.float32), layer.values.astype(np.float32)
         if layer.key_scales is not None and layer.value_scales is not None:
-            keys *= layer.key_scales[:, :, None, :]
+            for band, columns in enumerate(bands(self._spec.head_dim)):
+                keys[:, :, columns] *= layer.key_scales[:, :, band, None]
             values *= layer.value_scales[..., None]
         return np.moveaxis(keys, 3, 1).reshape(values.shape), values
 
@@ -170,7 +173,7 @@ class BlockedCache(GrowingCache):
         for layer in self._layers(self.buffer, self._capacity):
             stored = [np.moveaxis(layer.keys, 3, 1), layer.values]
             if layer.key_scales is not None and layer.value_scales is not None:
-                stored += [np.moveaxis(layer.key_scales, 2, 1), layer.value_scales]
+                stored += [np.moveaxis(layer.key_scales, 3, 1), layer.value_scales]
             found += [a.reshape(self._capacity, *a.shape[-2:])[: self._length] for a in stored[:2]]
             found += [a.reshape(self._capacity, -1)[: self._length] for a in stored[2:]]
         return found
@@ -181,7 +184,11 @@ class BlockedCache(GrowingCache):
         at = np.asarray(slots, np.int64)
         block, lane = at // BLOCK, at % BLOCK
         if layer.key_scales is not None and layer.value_scales is not None:
-            keys, layer.key_scales[block, :, lane] = _quantise(keys)
+            codes = np.empty(np.shape(keys), np.int8)
+            for band, columns in enumerate(bands(self._spec.head_dim)):
+                codes[..., columns], scales = _quantise(keys[..., columns])
+                layer.key_scales[block, :, band, lane] = scales
+            keys = codes
             values, layer.value_scales[at] = _quantise(values)
         layer.keys[block, :, :, lane] = keys
         layer.values[at] = values
@@ -195,7 +202,7 @@ def move_rows(cache: BlockedCache, source: Slots, target: Slots) -> None:
         layer.keys[to_block, :, :, to_lane] = layer.keys[block, :, :, lane]
         layer.values[target] = layer.values[source]
         if layer.key_scales is not None and layer.value_scales is not None:
-            layer.key_scales[to_block, :, to_lane] = layer.key_scales[block, :, lane]
+            layer.key_scales[to_block, :, :, to_lane] = layer.key_scales[block, :, :, lane]
             layer.value_scales[target] = layer.value_scales[source]
 
 

@@ -21,6 +21,8 @@ SLOTS = 16
 """Slots whose keys lie side by side."""
 KV_TYPES = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(np.int8))
 """By the number in `past[1]`."""
+BAND = 16
+"""Columns of each half of a head whose keys share a scale in a cache of int8."""
 _LARGEST_CODE = np.float32(127)
 
 
@@ -98,7 +100,8 @@ class Step:
 @dataclass(frozen=True)
 class LayerCache:
     """Views of one layer: keys [blocks, 16, kv_heads, head_dim], values [capacity, kv_heads,
-    head_dim], and the float32 scales of int8: [blocks, 16, kv_heads] and [capacity, kv_heads]."""
+    head_dim], and the float32 scales of int8: [blocks, 16, kv_heads, bands] and [capacity,
+    kv_heads]."""
 
     keys: NDArray[Any]
     values: NDArray[Any]
@@ -113,7 +116,9 @@ class LayerCache:
                 self.keys[block, lane] = key.astype(self.keys.dtype)
                 self.values[slot] = value.astype(self.values.dtype)
             return
-        self.keys[block, lane], self.key_scales[block, lane] = _int8(key)
+        for band, columns in enumerate(bands(key.shape[-1])):
+            codes, self.key_scales[block, lane, :, band] = _int8(key[:, columns])
+            self.keys[block, lane][:, columns] = codes
         self.values[slot], self.value_scales[slot] = _int8(value)
 
     def read(self, slots: Ints) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -123,16 +128,24 @@ class LayerCache:
         values = self.values[slots].astype(np.float64)
         if self.key_scales is None or self.value_scales is None:
             return keys, values
-        return (
-            keys * self.key_scales[blocks, lanes][..., None],
-            values * self.value_scales[slots][..., None],
-        )
+        for band, columns in enumerate(bands(keys.shape[-1])):
+            keys[..., columns] *= self.key_scales[blocks, lanes][..., band, None]
+        return keys, values * self.value_scales[slots][..., None]
+
+
+def bands(head_dim: int) -> list[Ints]:
+    """The columns of each band of a key: those of 16 places in the first half of a head and in the
+    second, which rotate against each other. The last band may be smaller."""
+    half = (head_dim + 1) // 2
+    band = np.arange(head_dim) % half // BAND
+    return [np.flatnonzero(band == number) for number in range(-(-half // BAND))]
 
 
 def kv_head_bytes(kind: int, head_dim: int) -> int:
     """Bytes of one slot of one KV head pair in a cache of type `kind`."""
     dtype = KV_TYPES[kind]
-    return 2 * head_dim * dtype.itemsize + (8 if dtype == np.int8 else 0)
+    scales = 4 * (len(bands(head_dim)) + 1) if dtype == np.int8 else 0
+    return 2 * head_dim * dtype.itemsize + scales
 
 
 def layer_cache(cache: Bytes, how: Attention | KvWrite, past: Ints) -> LayerCache:
@@ -149,11 +162,13 @@ def layer_cache(cache: Bytes, how: Attention | KvWrite, past: Ints) -> LayerCach
         return taken
 
     scaled, single = dtype == np.int8, np.dtype(np.float32)
-    blocks = capacity // SLOTS
+    blocks, key_scales, value_scales = capacity // SLOTS, None, None
     keys = take((blocks, heads, dim, SLOTS), dtype).transpose(0, 3, 1, 2)
-    key_scales = take((blocks, heads, SLOTS), single).transpose(0, 2, 1) if scaled else None
+    if scaled:
+        key_scales = take((blocks, heads, len(bands(dim)), SLOTS), single).transpose(0, 3, 1, 2)
     values = take((capacity, heads, dim), dtype)
-    value_scales = take((capacity, heads), single) if scaled else None
+    if scaled:
+        value_scales = take((capacity, heads), single)
     return LayerCache(keys, values, key_scales, value_scales)
 
 
@@ -262,7 +277,7 @@ def _relative(relative: Floats | None, reach: int, offsets: Ints) -> Floats | No
 
 
 def _int8(x: Floats) -> tuple[NDArray[np.int8], Floats]:
-    """Codes of each head [heads, head_dim] and scales [heads]; not finite: zeros and NaN."""
+    """Codes of each row [heads, columns] and scales [heads]; not finite: zeros and NaN."""
     finite = np.isfinite(x).all(axis=-1, keepdims=True)
     known = np.where(finite, x, np.float32(0))
     largest = np.abs(known).max(axis=-1, keepdims=True) / _LARGEST_CODE

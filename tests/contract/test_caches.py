@@ -268,6 +268,20 @@ def test_int8_keeps_a_scale_per_slot_and_head() -> None:
     assert (value[:20] == -key[:20]).all()
 
 
+@pytest.mark.parametrize(("width", "large"), [(128, [63, 127]), (128, [0, 64]), (35, [16, 34])])
+def test_a_large_column_of_a_key_blurs_its_band_only(width: int, large: list[int]) -> None:
+    cache = BlockedCache(replace(SPEC, head_dim=width), "int8")
+    rows = np.random.default_rng(0).normal(size=(20, 2, width)).astype(np.float32)
+    rows[..., large] *= 300
+    cache.write(0, range(20), rows, rows)
+    error = np.abs(cache.layer(0)[0][:20] - rows).max(axis=(0, 1))
+    half = (width + 1) // 2
+    same_band = np.arange(width) % half // 16 == large[0] // 16
+    assert large[1] % half == large[0]
+    assert (error[~same_band] <= 5 / 254).all()
+    assert error[same_band].max() > 1
+
+
 def test_bits_of_rows_tell_caches_apart() -> None:
     for kv_type in KV_TYPES:
         a, b = BlockedCache(SPEC, kv_type), BlockedCache(SPEC, kv_type, capacity=64)

@@ -20,7 +20,7 @@ from quickdraft import hotpath_attention as twin
 pytestmark = needs_native
 
 HEADS = ((1, 1), (3, 3), (4, 2), (9, 3), (7, 1), (50, 1))
-HEAD_DIMS = (2, 16, 20, 64, 96)
+HEAD_DIMS = (2, 16, 20, 33, 64, 70, 96)
 LENGTHS = st.one_of(st.integers(0, 40), st.integers(250, 262), st.integers(505, 530))
 quick = settings(max_examples=40, deadline=None)
 

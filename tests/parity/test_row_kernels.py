@@ -85,7 +85,7 @@ def test_embedding_gives_every_value_to_the_last_bit(isa: str, format: str) -> N
 @quick
 @given(st.sampled_from(KV_TYPES), st.integers(0, 30), st.data())
 def test_move_rows(kind: str, past: int, data: st.DataObject) -> None:
-    layers = [Cache(kind, 64, heads, 20) for heads in (2, 1)]
+    layers = [Cache(kind, 64, heads, 40) for heads in (2, 1)]
     sizes = [layer.data.size for layer in layers]
     seed = data.draw(SEEDS)
     buffer = np.random.default_rng(seed).integers(0, 256, sum(sizes), np.uint8)

@@ -17,14 +17,15 @@ template <class Stored>
 struct KvView {
   static constexpr bool kScaled = sizeof(Stored) == 1;
 
-  int64_t heads, dim;
+  int64_t heads, dim, bands;
   Stored* keys;
   float* key_scales;
   Stored* values;
   float* value_scales;
 
-  explicit KvView(const KvLayer& layer) : heads(layer.kv_heads), dim(layer.head_dim) {
-    const int64_t scales = kScaled ? layer.capacity * heads : 0;
+  explicit KvView(const KvLayer& layer)
+      : heads(layer.kv_heads), dim(layer.head_dim), bands(key_bands(dim)) {
+    const int64_t scales = kScaled ? layer.capacity * heads * bands : 0;
     const int64_t stored = layer.capacity * heads * dim;
     keys = reinterpret_cast<Stored*>(layer.base);
     float* after_keys = reinterpret_cast<float*>(keys + stored);
@@ -35,8 +36,8 @@ struct KvView {
 
   KeyGroups<Stored> key_groups(int64_t group, int64_t head) const {
     const int64_t at = group * heads + head;
-    return {keys + at * dim * 16, heads * dim * 16, dim, kScaled ? key_scales + at * 16 : nullptr,
-            heads * 16};
+    return {keys + at * dim * 16, heads * dim * 16, dim,
+            kScaled ? key_scales + at * bands * 16 : nullptr, heads * bands * 16};
   }
   ValueRows<Stored> value_rows(int64_t slot, int64_t head) const {
     return {values + (slot * heads + head) * dim, heads * dim};

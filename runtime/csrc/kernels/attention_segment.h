@@ -243,9 +243,12 @@ class TileAttention {
   // those of these positions are asked for while earlier ones are multiplied. Many queries multiply
   // longer than they wait: they do not ask.
   void ask_keys(int64_t begin, int64_t end) const {
-    for (int64_t p = begin; p < end; p += 16)
-      prefetch_bytes(cache_.key_groups((start_ + p) / 16, head_).first,
-                     static_cast<size_t>(16 * sizes_.dim) * sizeof(Stored));
+    for (int64_t p = begin; p < end; p += 16) {
+      const KeyGroups<Stored> keys = cache_.key_groups((start_ + p) / 16, head_);
+      prefetch_bytes(keys.first, static_cast<size_t>(16 * sizes_.dim) * sizeof(Stored));
+      if constexpr (KvView<Stored>::kScaled)
+        prefetch_bytes(keys.scales, static_cast<size_t>(16 * cache_.bands) * sizeof(float));
+    }
   }
   void ask_values(int64_t begin, int64_t end) const {
     for (int64_t p = begin; p < end; ++p)

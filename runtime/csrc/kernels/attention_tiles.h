@@ -6,6 +6,8 @@
 
 #include <cstdint>
 
+#include "kernels/inline.h"
+#include "kernels/kernels.h"
 #include "kernels/norm.h"
 
 namespace qd::QD_ISA {
@@ -35,7 +37,7 @@ struct KeyGroups {
   Stored* first;
   int64_t stride;
   int64_t dim;
-  float* scales;  // 16 per group, or null
+  float* scales;  // [bands][16] per group, or null
   int64_t scale_stride;
 
   KeyGroups from(int64_t group) const {
@@ -53,17 +55,13 @@ struct ValueRows {
   ValueRows from(int64_t column) const { return {first + column, stride}; }
 };
 
-// scores[i][16 g + lane] = queries[i] . key, times the key's scale, for Q queries and G groups.
+// s[i][g] += products of columns begin .. end - 1 of Q queries and G groups. Inlined by force, so
+// that the sums stay in registers.
 template <int Q, int G, class Stored>
-inline void score_tile(const FloatRows& queries, const KeyGroups<Stored>& keys,
-                       const FloatRows& scores) {
-  V s[Q][G];
-#pragma GCC unroll 8
-  for (int i = 0; i < Q; ++i)
-#pragma GCC unroll 4
-    for (int g = 0; g < G; ++g) s[i][g] = zero();
-  const Stored* column = keys.first;
-  for (int64_t d = 0; d < keys.dim; ++d, column += 16) {
+QD_INLINE void score_columns(const FloatRows& queries, const KeyGroups<Stored>& keys, int64_t begin,
+                             int64_t end, V (&s)[Q][G]) {
+  const Stored* column = keys.first + begin * 16;
+  for (int64_t d = begin; d < end; ++d, column += 16) {
     V k[G];
 #pragma GCC unroll 4
     for (int g = 0; g < G; ++g) k[g] = load_stored(column + g * keys.stride);
@@ -74,13 +72,47 @@ inline void score_tile(const FloatRows& queries, const KeyGroups<Stored>& keys,
       for (int g = 0; g < G; ++g) s[i][g] = fma(q, k[g], s[i][g]);
     }
   }
+}
+
+template <int Q, int G>
+QD_INLINE void clear(V (&s)[Q][G]) {
 #pragma GCC unroll 8
   for (int i = 0; i < Q; ++i)
 #pragma GCC unroll 4
+    for (int g = 0; g < G; ++g) s[i][g] = zero();
+}
+
+// scores[i][16 g + lane] = queries[i] . key, for Q queries and G groups. With scales: the sum over
+// bands, in ascending order, of their products times their scale.
+template <int Q, int G, class Stored>
+inline void score_tile(const FloatRows& queries, const KeyGroups<Stored>& keys,
+                       const FloatRows& scores) {
+  V s[Q][G];
+  if (!keys.scales) {
+    clear(s);
+    score_columns(queries, keys, 0, keys.dim, s);
+#pragma GCC unroll 8
+    for (int i = 0; i < Q; ++i)
+#pragma GCC unroll 4
+      for (int g = 0; g < G; ++g) store(scores.row(i) + 16 * g, s[i][g]);
+    return;
+  }
+  const int64_t half = (keys.dim + 1) / 2, bands = key_bands(keys.dim);
+  for (int64_t b = 0; b < bands; ++b) {
+    const int64_t begin = b * kBandColumns, end = begin + kBandColumns;
+    clear(s);
+    score_columns(queries, keys, begin, end < half ? end : half, s);
+    score_columns(queries, keys, half + begin, half + end < keys.dim ? half + end : keys.dim, s);
+#pragma GCC unroll 4
     for (int g = 0; g < G; ++g) {
-      if (keys.scales) s[i][g] = mul(s[i][g], load(keys.scales + g * keys.scale_stride));
-      store(scores.row(i) + 16 * g, s[i][g]);
+      const V scale = load(keys.scales + g * keys.scale_stride + 16 * b);
+#pragma GCC unroll 8
+      for (int i = 0; i < Q; ++i) {
+        float* score = scores.row(i) + 16 * g;
+        store(score, fma(s[i][g], scale, b == 0 ? zero() : load(score)));
+      }
     }
+  }
 }
 
 // sums[i][16 j + lane] += weights[i][p] * values[p][16 j + lane], p < count ascending, for Q

@@ -125,9 +125,9 @@ struct RopeTableArgs {
 
 // One layer of the KV cache inside the one buffer that holds all layers. capacity: slots, a
 // multiple of 16. Keys lie [capacity / 16][kv_heads][head_dim][16] (16 slots side by side), then,
-// for int8, their scales float32 [capacity / 16][kv_heads][16]; then values
+// for int8, their scales float32 [capacity / 16][kv_heads][bands][16]; then values
 // [capacity][kv_heads][head_dim], then, for int8, their scales float32 [capacity][kv_heads]. int8:
-// value = scale * code, scale per slot and head.
+// value = scale * code, a scale per slot, head and, for keys, band.
 struct KvLayer {
   KvType type = KvType::kF32;
   int64_t capacity = 0;
@@ -135,6 +135,13 @@ struct KvLayer {
   int64_t head_dim = 0;
   uint8_t* base = nullptr;
 };
+
+// A band of a key: 16 columns of the first half of a head and the 16 in the same places of the
+// second, which rotate against the first. The last band may be smaller.
+constexpr int64_t kBandColumns = 16;  // of each half
+inline int64_t key_bands(int64_t head_dim) {
+  return ((head_dim + 1) / 2 + kBandColumns - 1) / kBandColumns;
+}
 
 // Rotates k (if rope is not null), then writes k and v of row i to slot past + i.
 struct KvWriteArgs {

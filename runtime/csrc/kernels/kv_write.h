@@ -17,32 +17,35 @@ inline void narrow(float* p, V v) { store(p, v); }
 inline void narrow(uint16_t* p, V v) { store_half(p, v); }
 inline void narrow(int8_t* p, V v) { store_i8(p, v); }
 
-// The scale of an int8 row: its largest magnitude is code 127. NaN for a row that is not finite, so
-// that whoever sees this row gets NaN, as with the wider types.
-inline float int8_scale(const float* x, int64_t dim) {
-  V largest = zero(), poison = zero();
-  for (int64_t d = 0; d < dim; d += 16) {
-    const V v = load_columns(x + d, static_cast<int>(dim - d < 16 ? dim - d : 16));
-    largest = max(largest, abs(v));
-    poison = fma(v, zero(), poison);
+// What the scale of int8 values follows from.
+class Largest {
+ public:
+  void add(const float* x, int64_t count) {
+    for (int64_t d = 0; d < count; d += 16) {
+      const V v = load_columns(x + d, static_cast<int>(count - d < 16 ? count - d : 16));
+      largest_ = max(largest_, abs(v));
+      poison_ = fma(v, zero(), poison_);
+    }
   }
-  const bool finite = sum(poison) == 0;
-  return finite ? max_of(largest) / 127.0f : std::numeric_limits<float>::quiet_NaN();
-}
+  // The largest magnitude is code 127. NaN where a value is not finite, so that whoever sees this
+  // row gets NaN, as with the wider types.
+  float scale() const {
+    const bool finite = sum(poison_) == 0;
+    return finite ? max_of(largest_) / 127.0f : std::numeric_limits<float>::quiet_NaN();
+  }
 
-// Writes x [dim] in the type of the cache, value d to target[d * stride]. Returns the scale of
-// int8.
+ private:
+  V largest_ = zero(), poison_ = zero();
+};
+
+// Writes x [count] in the type of the cache, value d to target[d * stride]. scale: of int8.
 template <class Stored>
-inline float write_head(const float* x, int64_t dim, Stored* target, int64_t stride) {
-  float scale = 1;
-  V divisor = set1(1);
-  if constexpr (sizeof(Stored) == 1) {
-    scale = int8_scale(x, dim);
-    if (scale > 0) divisor = set1(scale);
-  }
+inline void write_columns(const float* x, int64_t count, float scale, Stored* target,
+                          int64_t stride) {
+  const V divisor = set1(scale > 0 ? scale : 1);
   const bool poisoned = scale != scale;
-  for (int64_t d = 0; d < dim; d += 16) {
-    const int n = static_cast<int>(dim - d < 16 ? dim - d : 16);
+  for (int64_t d = 0; d < count; d += 16) {
+    const int n = static_cast<int>(count - d < 16 ? count - d : 16);
     V v = load_columns(x + d, n);
     if constexpr (sizeof(Stored) == 1) {
       // Clamped because the quotient may exceed 127 where the scale is subnormal.
@@ -56,7 +59,25 @@ inline float write_head(const float* x, int64_t dim, Stored* target, int64_t str
     else
       for (int i = 0; i < n; ++i) target[(d + i) * stride] = narrowed[i];
   }
-  return scale;
+}
+
+// Writes a key [dim] to one lane of a group of 16 slots.
+template <class Stored>
+inline void write_key(const float* x, const KeyGroups<Stored>& group, int64_t lane) {
+  if (!group.scales) return write_columns(x, group.dim, 1, group.first + lane, 16);
+  const int64_t half = (group.dim + 1) / 2, bands = key_bands(group.dim);
+  for (int64_t b = 0; b < bands; ++b) {
+    const int64_t begin = b * kBandColumns, second = half + begin;
+    const int64_t end = begin + kBandColumns < half ? begin + kBandColumns : half;
+    const int64_t last = half + end < group.dim ? half + end : group.dim;
+    Largest largest;
+    largest.add(x + begin, end - begin);
+    largest.add(x + second, last - second);
+    const float scale = largest.scale();
+    write_columns(x + begin, end - begin, scale, group.first + begin * 16 + lane, 16);
+    write_columns(x + second, last - second, scale, group.first + second * 16 + lane, 16);
+    group.scales[b * 16 + lane] = scale;
+  }
 }
 
 template <class Stored>
@@ -86,15 +107,15 @@ class KvWriter {
         rotate_head(key, dim, cosines, cosines + args_.pairs, args_.pairs, rotated);
         key = rotated;
       }
-      const KeyGroups<Stored> group = cache_.key_groups(slot / 16, h);
-      const float key_scale = write_head(key, dim, group.first + lane, 16);
-      const ValueRows<Stored> values = cache_.value_rows(slot, h);
+      write_key(key, cache_.key_groups(slot / 16, h), lane);
       const float* value = args_.v + row * args_.v_stride + h * dim;
-      const float value_scale = write_head(value, dim, values.first, 1);
+      float scale = 1;
       if constexpr (KvView<Stored>::kScaled) {
-        group.scales[lane] = key_scale;
-        *cache_.value_scale(slot, h) = value_scale;
+        Largest largest;
+        largest.add(value, dim);
+        *cache_.value_scale(slot, h) = scale = largest.scale();
       }
+      write_columns(value, dim, scale, cache_.value_rows(slot, h).first, 1);
     }
   }
 

@@ -20,6 +20,8 @@ def test_bytes_of_keys_and_values() -> None:
     assert kv_bytes_per_token(SPEC, "f32") == 2 * 4 * 16 * 4
     assert kv_bytes_per_token(SPEC, "f16") == 2 * 4 * 16 * 2
     assert kv_bytes_per_token(SPEC, "int8") == 2 * 4 * (16 + 4)
+    wide = replace(SPEC, head_dim=128)
+    assert kv_bytes_per_token(wide, "int8") == 4 * (2 * 128 + 4 * 5)
 
 
 def test_a_plan_adds_up_and_says_what_fits() -> None:

@@ -69,14 +69,17 @@ def test_bytes_of_records() -> None:
 
 def test_bytes_of_kv_heads() -> None:
     for number, name in enumerate(KV_TYPES):
-        assert kv_head_bytes(name, 80) == hotpath_attention.kv_head_bytes(number, 80)
+        for dim in (1, 2, 31, 32, 33, 34, 64, 80, 128):
+            assert kv_head_bytes(name, dim) == hotpath_attention.kv_head_bytes(number, dim)
+    assert kv_head_bytes("int8", 32) == 2 * 32 + 4 * 2
+    assert kv_head_bytes("int8", 33) == 2 * 33 + 4 * 3
     for number, dim in ((-1, 64), (3, 64), (0, 0), (1, -64), (0, 2**62)):
         assert library().qd_kv_head_bytes(number, dim) == 0
 
 
 class TestMoveRows:
     def layers(self, kind: str = "f16") -> tuple[list[Cache], np.ndarray]:
-        layers = [Cache(kind, 32, heads, 24) for heads in (1, 3, 2)]
+        layers = [Cache(kind, 32, heads, 40) for heads in (1, 3, 2)]
         size = sum(layer.data.size for layer in layers)
         return layers, np.random.default_rng(0).integers(0, 256, size, np.uint8)
 
@@ -85,7 +88,7 @@ class TestMoveRows:
         layers, data = self.layers(KV_TYPES[kind])
         expected, before = data.copy(), 0
         for layer in layers:
-            how = hotpath_attention.Attention(1, layer.kv_heads, 24, 1.0, kv_heads_before=before)
+            how = hotpath_attention.Attention(1, layer.kv_heads, 40, 1.0, kv_heads_before=before)
             view = hotpath_attention.layer_cache(expected, how, np.array([0, kind, 32]))
             parts = [view.values, view.value_scales] if kind == 2 else [view.values]
             for part in parts:
