@@ -7,37 +7,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny.models import write_tiny_model
+from tiny.bundle_backends import GROWING, write_for_growing
 
 import quickdraft
 from quickdraft.drafters.tree import Tree
 from quickdraft.errors import BackendError
 from quickdraft.runtime.backends.base import Backend, GrowingBackend
 from quickdraft.runtime.model import Model
-from quickdraft.runtime.native import library_path
-
-BACKENDS = [
-    "reference",
-    "onnxruntime",
-    pytest.param(
-        "hotpath",
-        marks=[
-            pytest.mark.native,
-            pytest.mark.skipif(library_path() is None, reason="needs the native library"),
-        ],
-    ),
-]
 
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("growing") / "model"
-    formats = ("onnx", "reference", *(("hotpath",) if library_path() is not None else ()))
-    write_tiny_model(folder, formats=formats)
-    return folder
+    return write_for_growing(tmp_path_factory.mktemp("growing") / "model")
 
 
-@pytest.fixture(params=BACKENDS)
+@pytest.fixture(params=GROWING)
 def model(bundle: Path, request: pytest.FixtureRequest) -> Iterator[Model]:
     with quickdraft.load(bundle, backend=request.param, drafter="none", offline=True) as model:
         yield model
