@@ -77,10 +77,25 @@ def physical_cores() -> int | None:
 
 
 def usable_processors() -> int | None:
-    """Hardware threads this process may run on."""
+    """Hardware threads this process may run on, no more than a container's share of time fills: who
+    waits for work on more is stopped by the system in the midst of a step."""
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count()
+        allowed: int | None = len(os.sched_getaffinity(0))
+    else:
+        allowed = os.cpu_count()
+    share = _container_share()
+    return min(allowed, share) if allowed and share else allowed
+
+
+def _container_share() -> int | None:
+    """Processors that the control group's limit is worth, rounded up."""
+    words = _read("/sys/fs/cgroup/cpu.max").split()
+    if not words:  # version 1
+        names = ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+        words = [_read(f"/sys/fs/cgroup/cpu/{name}").strip() for name in names]
+    if len(words) != 2 or not all(word.isdigit() for word in words) or int(words[1]) == 0:
+        return None  # "max", or -1: no limit
+    return max(1, -(-int(words[0]) // int(words[1])))
 
 
 def memory() -> tuple[int | None, int | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -124,6 +125,28 @@ def test_cores_are_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert machine.physical_cores() == 2
     assert machine.cpu_name() == "Some Processor"
     assert machine.cpu_features() == ["sse4_2", "avx2", "avx512_vnni"]
+
+
+@pytest.mark.parametrize(
+    ("files", "processors"),
+    [
+        ({"cpu.max": "200000 100000\n"}, 2),
+        ({"cpu.max": "150000 100000\n"}, 2),
+        ({"cpu.max": "10000 100000\n"}, 1),
+        ({"cpu.max": "max 100000\n"}, 64),
+        ({"cpu.max": "200000 0\n"}, 64),
+        ({"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 64),
+        ({}, 64),
+    ],
+)
+def test_a_container_may_use_its_share(
+    files: dict[str, str], processors: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(64), raising=False)
+    read = {f"/sys/fs/cgroup/{name}": text for name, text in files.items()}
+    monkeypatch.setattr(machine, "_read", lambda path: read.get(path, ""))
+    assert machine.usable_processors() == processors
 
 
 def test_memory_is_read_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
