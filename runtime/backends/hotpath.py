@@ -93,8 +93,7 @@ class HotpathBackend:
         self._layout = variant.cache
         self._encoder: HotpathEncoder | None = None
         if encoder is not None:
-            beside = session_options(threads)
-            self._encoder = HotpathEncoder(folder, spec, encoder, self.kv_type, beside)
+            self._encoder = HotpathEncoder(folder, spec, encoder, self.kv_type, options)
         self._states: weakref.WeakKeyDictionary[BlockedCache, _State] = weakref.WeakKeyDictionary()
         self._lock = threading.Lock()
 
@@ -308,7 +307,7 @@ def session_options(threads: int | None) -> Any:
         )
     library = native.load()
     library.isa()  # a wrong QUICKDRAFT_ISA is named here, not among the problems of onnxruntime
-    threads = threads or default_threads()
+    threads = default_threads() if threads is None else threads
     options = ort_session.options(None if threads is None else 1)
     if threads is not None:
         options.add_session_config_entry(THREADS_KEY, str(threads))

@@ -69,6 +69,13 @@ def test_a_library_that_onnxruntime_does_not_take(monkeypatch: pytest.MonkeyPatc
 
 
 @native_only
+@pytest.mark.parametrize("threads", [0, -1, 1025])
+def test_threads_that_cannot_be(threads: int) -> None:
+    with pytest.raises(BackendError, match=r"quickdraft\.threads must be .* from 1 to 1024"):
+        hotpath.session_options(threads)
+
+
+@native_only
 def test_where_nothing_is_wrong_there_is_no_problem() -> None:
     assert hotpath.problem() is None
     assert opened().isa == native.isa()

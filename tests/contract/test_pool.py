@@ -11,6 +11,7 @@ import pytest
 
 CSRC = Path(__file__).resolve().parents[2] / "runtime" / "csrc"
 COMPILER = shutil.which("c++")
+CI = "CI" in os.environ  # nothing is left out there
 
 pytestmark = [
     pytest.mark.native,
@@ -26,11 +27,11 @@ def test_every_index_is_run_once(name: str, flags: list[str], tmp_path: Path) ->
     sources += [CSRC / "kernels" / "pool.cpp"] if name == "pool" else []
     command = [COMPILER, "-std=c++17", *flags, "-pthread", f"-I{CSRC}", *sources, "-o", program]
     built = subprocess.run([str(part) for part in command], capture_output=True, text=True)
-    if "cannot find -ltsan" in built.stderr or "libtsan" in built.stderr:
+    if "tsan" in built.stderr and not CI:
         pytest.skip("the compiler has no thread sanitizer")
     assert built.returncode == 0, built.stderr
     clean = {key: value for key, value in os.environ.items() if key != "LD_PRELOAD"}
     done = subprocess.run([str(program)], capture_output=True, text=True, env=clean, timeout=120)
-    if "unexpected memory mapping" in done.stderr:
+    if "unexpected memory mapping" in done.stderr and not CI:
         pytest.skip("the thread sanitizer does not start on this kernel")
     assert done.returncode == 0, done.stdout + done.stderr
